@@ -1,0 +1,212 @@
+"""What a training step sees: pure functions from (seed, epoch, segment) to samples.
+
+Nothing here remembers anything: the same numbers give the same samples on any machine, in any order, after any restart.
+
+Shape letters: N frames of a sample (1 or 5), K references (5), H W crop, S side of the mouth square, C feature dimension.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from lawdnet.audio.base import windows
+from lawdnet.data.manifest import SegmentRef
+from lawdnet.data.schema import FEATURES, from_rows, read_segment
+from lawdnet.face.geometry import stage_size
+from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES, Float32, UInt8
+
+GROUP_SEGMENTS = 8
+"""Segments whose samples are mixed into the same batches; each is read from storage once per epoch."""
+MIN_SHIFT = 5
+"""Frames between a negative's sound and its picture, at least: one or two still look in sync."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSpec:
+    """What a stage wants of each sample."""
+
+    mouth_px: int
+    num_frames: int
+    """1, or 5 for the middle frames of a clip."""
+    batch_size: int
+    samples_per_segment: int
+    audio: str
+    """Feature that the generator hears."""
+    sync: str | None
+    """Feature that the sync network hears, where the stage has one."""
+    contrast: bool = False
+    """Half of the samples get sound that does not belong to them (sync network training)."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of a segment that sampling reads."""
+        return ["segment_id", "frames_jpeg", *sorted({FEATURES + name for name in (self.audio, self.sync) if name})]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One group of segments of one epoch and the batches it gives: what travels to a sampling worker."""
+
+    epoch: int
+    first_step: int
+    """Step within the epoch of the first batch that is wanted."""
+    skip: int
+    """Batches of the group that were already seen."""
+    segments: tuple[SegmentRef, ...]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The frames of one sample: `frames` are shown, `references` (N rows of K) help, `clip` starts at `clip_start`."""
+
+    clip_start: int
+    frames: tuple[int, ...]
+    references: tuple[tuple[int, ...], ...]
+    sync_start: int
+    """First of the nine rows that the sync network hears; equal to `clip_start` where sound and picture belong together."""
+
+
+def batches_per_group(segments: int, spec: SampleSpec) -> int:
+    """Full batches that a group gives; the last one is topped up from the same segments."""
+    return -(-segments * spec.samples_per_segment // spec.batch_size)
+
+
+def rank_segments(segments: Sequence[SegmentRef], *, seed: int, epoch: int, rank: int, world: int) -> list[SegmentRef]:
+    """This rank's segments in this epoch's order; every rank gets as many.
+
+    Where the number does not divide, the first of the order are used a second time rather than the last not at all.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(len(segments))
+    share = -(-len(order) // world)
+    order = np.resize(order, share * world)
+    return [segments[i] for i in order[rank::world]]
+
+
+def steps_per_epoch(num_segments: int, world: int, spec: SampleSpec) -> int:
+    """Steps of every rank in an epoch."""
+    share = -(-num_segments // world)
+    full, rest = divmod(share, GROUP_SEGMENTS)
+    return full * batches_per_group(GROUP_SEGMENTS, spec) + (batches_per_group(rest, spec) if rest else 0)
+
+
+def plan_epoch(
+    segments: Sequence[SegmentRef], spec: SampleSpec, *, seed: int, epoch: int, rank: int, world: int, start: int = 0
+) -> Iterator[Work]:
+    """The work of one rank in one epoch from step `start` on."""
+    mine = rank_segments(segments, seed=seed, epoch=epoch, rank=rank, world=world)
+    step = 0
+    for begin in range(0, len(mine), GROUP_SEGMENTS):
+        group = tuple(mine[begin : begin + GROUP_SEGMENTS])
+        size = batches_per_group(len(group), spec)
+        if step + size > start:
+            skip = max(0, start - step)
+            yield Work(epoch, step + skip, skip, group)
+        step += size
+
+
+def draw(rng: np.random.Generator, num_frames: int, spec: SampleSpec) -> Draw:
+    """Chooses the frames of one sample from a segment of `num_frames` frames.
+
+    References come from five different other clips, for each shown frame anew (LawDNet 2024).
+    """
+    clips = num_frames // CLIP_FRAMES
+    clip = int(rng.integers(clips))
+    start = clip * CLIP_FRAMES
+    middle = (CLIP_FRAMES - 5) // 2
+    frames = range(start + middle, start + middle + 5) if spec.num_frames == 5 else [start + int(rng.integers(CLIP_FRAMES))]
+    others = np.delete(np.arange(clips), clip)
+    references = tuple(
+        tuple(int(c) * CLIP_FRAMES + int(rng.integers(CLIP_FRAMES)) for c in rng.choice(others, NUM_REFERENCES, False))
+        for _ in frames
+    )
+    sync_start = start
+    if spec.contrast and rng.random() < 0.5:
+        starts = np.arange(num_frames - CLIP_FRAMES + 1)
+        sync_start = int(rng.choice(starts[np.abs(starts - start) >= MIN_SHIFT]))
+    return Draw(start, tuple(frames), references, sync_start)
+
+
+def decode_jpeg(data: bytes, height: int, width: int, *, stored_width: int) -> UInt8:
+    """A stored crop as RGB of height × width; decodes at a half, quarter or eighth where that is still large enough."""
+    flags = cv2.IMREAD_COLOR
+    for reduction, flag in (
+        (8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2)
+    ):  # fmt: skip
+        if stored_width // reduction >= width:
+            flags = flag
+            break
+    image_HW3 = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if image_HW3.shape[:2] != (height, width):
+        shrinks = image_HW3.shape[1] > width
+        image_HW3 = cv2.resize(image_HW3, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.cvtColor(image_HW3, cv2.COLOR_BGR2RGB)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A segment in memory."""
+
+    ref: SegmentRef
+    frames_jpeg: pa.ListScalar
+    audio_TC5: Float32
+    sync_TC: Float32 | None
+
+
+def _load(ref: SegmentRef, spec: SampleSpec) -> _Loaded:
+    table = read_segment(Path(ref.path), ref.row_group, spec.columns)
+    sync = from_rows(table[FEATURES + spec.sync]) if spec.sync else None
+    return _Loaded(ref, table["frames_jpeg"][0].values, windows(from_rows(table[FEATURES + spec.audio])), sync)
+
+
+def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec, stored_width: int) -> dict[str, np.ndarray]:
+    """Pictures and sound of one sample.
+
+    Returns:
+        source N×H×W×3 and reference N×K×H×W×3 uint8, audio N×C×5, and with a sync feature sync_audio C×9 and
+        matched (1 where that sound belongs to the picture).
+    """
+    height, width = stage_size(spec.mouth_px)
+
+    def picture(frame: int) -> UInt8:
+        return decode_jpeg(loaded.frames_jpeg[frame].as_py(), height, width, stored_width=stored_width)
+
+    frames = list(chosen.frames)
+    sample: dict[str, np.ndarray] = {"source": np.stack([picture(f) for f in frames]), "audio": loaded.audio_TC5[frames]}
+    if not spec.contrast:  # the sync network looks at the mouth alone
+        sample["reference"] = np.stack([[picture(f) for f in row] for row in chosen.references])
+    if loaded.sync_TC is not None:
+        heard = loaded.sync_TC[chosen.sync_start : chosen.sync_start + CLIP_FRAMES]
+        sample["sync_audio"] = np.ascontiguousarray(heard.T)
+        sample["matched"] = np.float32(chosen.sync_start == chosen.clip_start)
+    return sample
+
+
+def draw_batches(work: Work, spec: SampleSpec, *, seed: int, stored_width: int) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of one group: sample j comes from segment j mod the group's size, so each batch is mixed.
+
+    Yields:
+        the arrays of `make_sample` stacked along a new first axis B, with `epoch` and `step`.
+    """
+    loaded = [_load(ref, spec) for ref in work.segments]
+    size = len(loaded)
+    for index in range(work.skip, batches_per_group(size, spec)):
+        samples = []
+        for slot in range(index * spec.batch_size, (index + 1) * spec.batch_size):
+            segment = loaded[slot % size]
+            key = zlib.crc32(segment.ref.segment_id.encode())
+            rng = np.random.default_rng([seed, work.epoch, key, slot // size])
+            samples.append(make_sample(segment, draw(rng, segment.ref.num_frames, spec), spec, stored_width))
+        yield {
+            **{name: np.stack([sample[name] for sample in samples]) for name in samples[0]},
+            "epoch": np.int64(work.epoch),
+            "step": np.int64(work.first_step + index - work.skip),
+        }
+
+

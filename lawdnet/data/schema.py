@@ -1,0 +1,133 @@
+"""The columns of a dataset: the one place where a segment's bytes are laid out (docs/format.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lawdnet.types import NUM_LANDMARKS, Float32, Segment
+
+POINTS = 2 * NUM_LANDMARKS
+FEATURES = "features_"
+SCORE = "score_"
+
+VIDEO_SCHEMA = pa.schema(
+    {
+        "video_id": pa.string(),
+        "path": pa.string(),
+        "status": pa.string(),  # accepted | rejected | failed
+        "reason": pa.string(),
+        "detail": pa.string(),
+        "split": pa.string(),
+        "landmarks": pa.string(),
+        "segments": pa.int64(),
+        "frames": pa.int64(),
+        "frames_used": pa.int64(),
+        "seconds": pa.float64(),
+        "bytes": pa.int64(),
+        "sha256": pa.string(),
+    }
+)
+
+
+def rows_type(width: int) -> pa.DataType:
+    """T rows of `width` float32."""
+    return pa.list_(pa.list_(pa.float32(), width))
+
+
+def segment_schema(feature_dims: Mapping[str, int], scores: Sequence[str]) -> pa.Schema:
+    """Columns of segments/*.parquet for these extractors (name → C) and scores."""
+    return pa.schema(
+        {
+            "segment_id": pa.string(),
+            "video_id": pa.string(),
+            "index": pa.int32(),
+            "start_frame": pa.int64(),
+            "split": pa.string(),
+            "num_frames": pa.int32(),
+            "frames_jpeg": pa.list_(pa.binary()),
+            "landmarks": rows_type(POINTS),
+            "matrices": rows_type(9),
+            **{FEATURES + name: rows_type(dim) for name, dim in feature_dims.items()},
+            **{SCORE + name: pa.float32() for name in scores},
+        }
+    )
+
+
+def _to_rows(values_TC: Float32) -> pa.Array:
+    """T×C float32 as one list<fixed list> value, without a Python object per number."""
+    length, width = values_TC.shape
+    flat = pa.array(np.ascontiguousarray(values_TC, np.float32).reshape(-1))
+    rows = pa.FixedSizeListArray.from_arrays(flat, width)
+    return pa.ListArray.from_arrays(pa.array([0, length], pa.int32()), rows)
+
+
+def from_rows(column: pa.ChunkedArray | pa.Array, row: int = 0) -> Float32:
+    """T×C float32 of one cell written by `_to_rows`."""
+    rows = column[row].values
+    return rows.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), rows.type.list_size)
+
+
+def segment_to_table(segment: Segment) -> pa.Table:
+    """One row in the columns of `segment_schema`."""
+    frames = segment.num_frames
+    columns: dict[str, Any] = {
+        "segment_id": [segment.segment_id],
+        "video_id": [segment.video_id],
+        "index": [segment.index],
+        "start_frame": [segment.start_frame],
+        "split": [segment.split],
+        "num_frames": [frames],
+        "frames_jpeg": [list(segment.frames_jpeg)],
+        "landmarks": _to_rows(segment.landmarks_T68x2.reshape(frames, POINTS)),
+        "matrices": _to_rows(segment.matrix_T33.reshape(frames, 9)),
+        **{FEATURES + name: _to_rows(rows_TC) for name, rows_TC in segment.features.items()},
+        **{SCORE + name: [value] for name, value in segment.scores.items()},
+    }
+    dims = {name: rows_TC.shape[1] for name, rows_TC in segment.features.items()}
+    return pa.table(columns, schema=segment_schema(dims, list(segment.scores)))
+
+
+def table_to_segment(table: pa.Table, row: int = 0) -> Segment:
+    """The inverse of `segment_to_table`."""
+    cell = {name: table[name][row].as_py() for name in ("segment_id", "video_id", "index", "start_frame", "split")}
+    names = table.column_names
+    return Segment(
+        **cell,
+        frames_jpeg=tuple(table["frames_jpeg"][row].as_py()),
+        landmarks_T68x2=from_rows(table["landmarks"], row).reshape(-1, NUM_LANDMARKS, 2),
+        matrix_T33=from_rows(table["matrices"], row).reshape(-1, 3, 3),
+        features={n.removeprefix(FEATURES): from_rows(table[n], row) for n in names if n.startswith(FEATURES)},
+        scores={n.removeprefix(SCORE): table[n][row].as_py() for n in names if n.startswith(SCORE)},
+    )
+
+
+def write_segments(path: Path, segments: Iterator[Segment]) -> int:
+    """Writes one row group per segment, so that a reader takes one segment's bytes at a time; returns their number.
+
+    Nothing is written for no segments. The caller gives a temporary name and renames.
+    """
+    count = 0
+    writer: pq.ParquetWriter | None = None
+    try:
+        for segment in segments:
+            table = segment_to_table(segment)
+            # JPEG does not shrink further; the rest is small and does
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer.write_table(table)
+            count += 1
+    finally:
+        if writer:
+            writer.close()
+    return count
+
+
+def read_segment(path: Path, row_group: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """One segment's row, only the named columns."""
+    with pq.ParquetFile(path) as file:
+        return file.read_row_group(row_group, columns=columns)

@@ -1,0 +1,97 @@
+"""Checkpoints as folders: where a run keeps them, what lies in one, and how a network comes back.
+
+    RUN/run.json                          configuration, dataset, lineage
+    RUN/STAGE/epoch_0003/state.pt         tensors and plain containers only
+    RUN/STAGE/epoch_0003/meta.json        what the tensors are
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lawdnet.models.generator import Generator, GeneratorConfig
+from lawdnet.models.syncnet import SyncNet, SyncNetConfig
+
+STATE = "state.pt"
+META = "meta.json"
+RUN = "run.json"
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Raises:
+        ValueError: no checkpoint, or a damaged one.
+    """
+    try:
+        meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: no checkpoint ({META} is missing)") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / META}: damaged ({error})") from None
+    return meta
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Tensors and plain containers of a checkpoint; a file that wants more is refused.
+
+    Raises:
+        ValueError: missing, damaged, or a file that would execute code.
+    """
+    try:
+        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: no checkpoint ({STATE} is missing)") from None
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(f"{folder / STATE}: cannot be read ({str(error).splitlines()[0]})") from None
+    return state
+
+
+def stage_checkpoints(stage_folder: Path) -> list[Path]:
+    """Complete checkpoints of a stage, oldest first."""
+    return sorted(p for p in stage_folder.glob("epoch_*") if (p / META).is_file() and (p / STATE).is_file())
+
+
+def find_checkpoint(path: Path, kind: str = "gan") -> Path:
+    """The newest checkpoint of the furthest stage of that kind under a run, a stage folder, or the folder itself.
+
+    Raises:
+        ValueError: there is none; the message says what was looked for.
+    """
+    if (path / META).is_file():
+        return path
+    if not path.exists():
+        raise ValueError(f"{path}: no such run or checkpoint")
+    folders = stage_checkpoints(path) or [c for stage in sorted(path.iterdir()) for c in stage_checkpoints(stage)]
+    found = [(meta["stage_index"], meta["epoch"], folder) for folder in folders
+             if (meta := read_meta(folder))["kind"] == kind]  # fmt: skip
+    if not found:
+        raise ValueError(f"{path}: no {kind} checkpoint here or one folder down; train with `lawdnet train`")
+    return max(found)[2]
+
+
+def load_generator(folder: Path) -> tuple[Generator, dict[str, Any]]:
+    """The generator of a checkpoint in evaluation mode, and the checkpoint's meta."""
+    meta = read_meta(folder)
+    generator = Generator(GeneratorConfig(**meta["generator"]))
+    _load(generator, read_state(folder), "generator", folder)
+    return generator.eval(), meta
+
+
+def load_syncnet(folder: Path) -> SyncNet:
+    """The sync network of a checkpoint in evaluation mode."""
+    syncnet = SyncNet(SyncNetConfig(**read_meta(folder)["syncnet"]))
+    _load(syncnet, read_state(folder), "syncnet", folder)
+    return syncnet.eval()
+
+
+def _load(network: nn.Module, state: dict[str, Any], name: str, folder: Path) -> None:
+    try:
+        network.load_state_dict(state["networks"][name])
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{folder}: holds no {name} of the shape its {META} says ({error})") from None

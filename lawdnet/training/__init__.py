@@ -1,0 +1,1 @@
+"""Training without ray: stages as rows of numbers, their steps, and the loop that runs them."""

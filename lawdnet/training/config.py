@@ -1,0 +1,164 @@
+"""The resolved configuration of a run: stages, networks, features and the few knobs they share."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from lawdnet.data.sampling import SampleSpec
+from lawdnet.training.stages import PRESETS, Stage, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides the weights of a run, beside the dataset."""
+
+    preset: str = "full"
+    stages: tuple[Stage, ...]
+    """In the order in which they run."""
+    seed: int = 456
+    audio_feature: str = "mel"
+    """What the generator hears."""
+    sync_feature: str = "mel"
+    """What the sync network hears."""
+    base_channels: int = 64
+    """Width of the generator's first layer; 64 is the published network."""
+    sync_channels: int = 64
+    disc_channels: int = 64
+    disc_max_channels: int = 256
+    key_points: int = 5
+    warp_grid: int = 60
+    perceptual_weights: str = ""
+    """Path of torchvision's VGG19 weights; empty leaves the perceptual loss out."""
+    pixel_loss: str = "l2"
+    precision: str = "auto"
+    """fp32, bf16, or auto: bf16 on a GPU that has it."""
+    grad_clip: float = 1.0
+    """Largest norm of a network's gradient; 0 switches clipping off."""
+    sample_every: int = 1
+    """Epochs between two pictures in `samples/`."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"precision: {self.precision!r} is none of auto, fp32, bf16")
+        if self.pixel_loss not in ("l1", "l2"):
+            raise ValueError(f"pixel_loss: {self.pixel_loss!r} is neither l1 nor l2")
+        names = [stage.name for stage in self.stages]
+        for position, stage in enumerate(self.stages):
+            if stage.init_from in names[position:]:
+                raise ValueError(f"stages: {stage.name} starts from {stage.init_from}, which must come before it")
+
+    def stage(self, name: str) -> Stage:
+        """The row of that name.
+
+        Raises:
+            ValueError: there is none; the message lists the names.
+        """
+        for row in self.stages:
+            if row.name == name:
+                return row
+        raise ValueError(f"stages: unknown {name!r}; there are {', '.join(s.name for s in self.stages)}")
+
+    def sample_spec(self, stage: Stage) -> SampleSpec:
+        """What the sampler draws for a stage."""
+        hears_sync = stage.kind == "syncnet" or stage.weights.sync > 0
+        return SampleSpec(
+            mouth_px=stage.mouth_px,
+            num_frames=stage.num_frames,
+            batch_size=stage.batch_size,
+            samples_per_segment=stage.samples_per_segment,
+            audio=self.audio_feature,
+            sync=self.sync_feature if hears_sync else None,
+            contrast=stage.kind == "syncnet",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`."""
+        stages = tuple(Stage(**{**row, "weights": Weights(**row["weights"])}) for row in values["stages"])
+        return cls(**{**values, "stages": stages})
+
+
+_SMALL_NETWORKS: dict[str, Any] = {
+    "base_channels": 16, "sync_channels": 16, "disc_channels": 16, "disc_max_channels": 64, "warp_grid": 20,
+    "pixel_loss": "l1",
+}  # fmt: skip
+
+
+def make_config(preset: str = "full", stages: Sequence[str] | None = None, settings: Iterable[str] = ()) -> TrainConfig:
+    """A preset with some of its stages and with `key=value` settings.
+
+    A key is a field of `TrainConfig`, or `STAGE.field`, `STAGE.weights.field` for a field of one stage; `stages.field`
+    sets it in all of them.
+
+    Raises:
+        ValueError: unknown preset, stage or key (the message lists the valid ones), or a value that does not fit.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset: unknown {preset!r}; there are {', '.join(PRESETS)}")
+    rows = PRESETS[preset]
+    config = TrainConfig(preset=preset, stages=rows, **(_SMALL_NETWORKS if preset == "small" else {}))
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        if not sign:
+            raise ValueError(f"--set {setting!r}: write key=value")
+        config = _set(config, key.strip(), yaml.safe_load(text))
+    if stages:
+        chosen = {config.stage(name).name for name in stages}
+        config = replace(config, stages=tuple(row for row in config.stages if row.name in chosen))
+    return config
+
+
+def valid_keys(config: TrainConfig) -> list[str]:
+    """Every key that `--set` takes."""
+    top = [f.name for f in dataclasses.fields(config) if f.name not in ("preset", "stages")]
+    row = [f.name for f in dataclasses.fields(Stage) if f.name not in ("name", "kind", "weights")]
+    row += [f"weights.{f.name}" for f in dataclasses.fields(Weights)]
+    return top + [f"{name}.{key}" for name in ("stages", *(s.name for s in config.stages)) for key in row]
+
+
+def _set(config: TrainConfig, key: str, value: Any) -> TrainConfig:
+    keys = valid_keys(config)
+    if key not in keys:
+        close = difflib.get_close_matches(key, keys, 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        stage_keys = [k.removeprefix("stages.") for k in keys if k.startswith("stages.")]
+        top = [k for k in keys if "." not in k]
+        listing = f"{', '.join(top)}, and for a stage or `stages`: {', '.join(stage_keys)}"
+        raise ValueError(f"--set: unknown key {key!r}{hint}; valid are {listing}")
+    target, _, rest = key.partition(".")
+    if not rest:
+        return replace(config, **{key: _fit(key, getattr(config, key), value)})
+    rows = tuple(_set_row(s, key, rest, value) if target in ("stages", s.name) else s for s in config.stages)
+    return replace(config, stages=rows)
+
+
+def _set_row(stage: Stage, key: str, rest: str, value: Any) -> Stage:
+    if rest.startswith("weights."):
+        name = rest.removeprefix("weights.")
+        weights = replace(stage.weights, **{name: _fit(key, getattr(stage.weights, name), value)})
+        return replace(stage, weights=weights)
+    return replace(stage, **{rest: _fit(key, getattr(stage, rest), value)})
+
+
+def _fit(key: str, old: Any, value: Any) -> Any:
+    """The value as the field's type; YAML reads 1e-4 as text and 1 as a whole number."""
+    if isinstance(old, float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"--set {key}: {value!r} is no number") from None
+    if old is not None and type(value) is not type(old):
+        raise ValueError(f"--set {key}: {value!r} is no {type(old).__name__}")
+    return value
+
+

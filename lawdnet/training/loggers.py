@@ -1,0 +1,51 @@
+"""Where numbers go while a run trains. The jsonl file is always written; its lines are what reports draw."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+
+class MetricLogger(Protocol):
+    """A place for numbers."""
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """One line of numbers."""
+        ...
+
+
+class JsonlLogger:
+    """Appends a JSON object per call to a file; a line is written at once, so a crash loses none."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Adds the wall clock time and writes."""
+        with self.path.open("a", encoding="utf8") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **metrics}) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, float]]:
+    """All complete lines; a last one cut short by a crash is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def write_pictures(path: Path, rows_R3HW: Tensor) -> None:
+    """Pictures in [0, 1] below each other as one PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet_HW3 = rows_R3HW.permute(0, 2, 3, 1).flatten(0, 1).float().cpu().numpy()
+    cv2.imwrite(str(path), cv2.cvtColor(np.rint(sheet_HW3 * 255).astype(np.uint8), cv2.COLOR_RGB2BGR))

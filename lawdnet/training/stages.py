@@ -1,0 +1,100 @@
+"""The five stages as rows of numbers, in two presets: the published one and a small one that a laptop trains in minutes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Factors of the generator's losses; 0 leaves a loss out."""
+
+    pixel: float = 1.0
+    """Mean squared error over the picture (LawDNet 2024), or mean absolute error where `pixel_loss` says so."""
+    mouth: float = 0.0
+    """Mean absolute error inside the masked rectangle."""
+    perceptual: float = 10.0
+    """VGG19 features; needs `perceptual_weights`."""
+    gan: float = 1.0
+    """Image discriminator (LSGAN)."""
+    clip_gan: float = 0.0
+    """Discriminator over five frames (LSGAN)."""
+    sync: float = 0.0
+    """Squared distance of the sync network's score from 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One row: everything that tells a stage from another."""
+
+    name: str
+    kind: Literal["gan", "syncnet"] = "gan"
+    mouth_px: int
+    """Side of the mouth square; crops are 13/8 × 5/4 of it."""
+    num_frames: int = 1
+    init_from: str | None = None
+    """Stage whose generator this one starts from."""
+    batch_size: int
+    """Per worker."""
+    samples_per_segment: int
+    """Samples drawn from each segment in an epoch."""
+    epochs_constant: int
+    epochs_decay: int
+    lr: float = 1e-4
+    weights: Weights = field(default_factory=Weights)
+
+    def __post_init__(self) -> None:
+        if self.mouth_px % 32:
+            raise ValueError(f"{self.name}.mouth_px: {self.mouth_px} is no multiple of 32")
+        if self.num_frames not in (1, 5):
+            raise ValueError(f"{self.name}.num_frames: {self.num_frames} is neither 1 nor 5")
+        for name in ("batch_size", "samples_per_segment"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{self.name}.{name}: must be at least 1")
+        if min(self.epochs_constant, self.epochs_decay) < 0 or not self.epochs:
+            raise ValueError(f"{self.name}: epochs_constant + epochs_decay must be at least 1")
+        if not self.lr > 0:
+            raise ValueError(f"{self.name}.lr: must be positive")
+
+    @property
+    def epochs(self) -> int:
+        """All of them."""
+        return self.epochs_constant + self.epochs_decay
+
+    def lr_factor(self, epoch: int) -> float:
+        """Share of `lr` in this absolute epoch (from 0): 1 while constant, then linearly towards 0, never below it."""
+        return max(0.0, 1.0 - max(0, epoch + 1 - self.epochs_constant) / (self.epochs_decay + 1))
+
+
+_CLIP = Weights(clip_gan=1.0, sync=0.1)
+
+FULL = (
+    Stage(name="syncnet", kind="syncnet", mouth_px=256, num_frames=5, batch_size=16, samples_per_segment=32,
+          epochs_constant=20, epochs_decay=20),
+    Stage(name="frame_64", mouth_px=64, batch_size=16, samples_per_segment=32, epochs_constant=5, epochs_decay=5),
+    Stage(name="frame_128", mouth_px=128, init_from="frame_64", batch_size=8, samples_per_segment=100,
+          epochs_constant=5, epochs_decay=5),
+    Stage(name="frame_256", mouth_px=256, init_from="frame_128", batch_size=4, samples_per_segment=20,
+          epochs_constant=5, epochs_decay=5),
+    Stage(name="clip_256", mouth_px=288, num_frames=5, init_from="frame_256", batch_size=1, samples_per_segment=3,
+          epochs_constant=85, epochs_decay=85, weights=_CLIP),
+)  # fmt: skip
+
+_SMALL = Weights(pixel=4.0, mouth=8.0, perceptual=0.0, gan=0.1)
+
+SMALL = (
+    Stage(name="syncnet", kind="syncnet", mouth_px=64, num_frames=5, batch_size=16, samples_per_segment=16,
+          epochs_constant=4, epochs_decay=2, lr=5e-4),
+    Stage(name="frame_64", mouth_px=32, batch_size=16, samples_per_segment=64, epochs_constant=6, epochs_decay=0,
+          lr=1e-3, weights=_SMALL),
+    Stage(name="frame_128", mouth_px=64, init_from="frame_64", batch_size=16, samples_per_segment=32,
+          epochs_constant=2, epochs_decay=0, lr=5e-4, weights=_SMALL),
+    Stage(name="frame_256", mouth_px=96, init_from="frame_128", batch_size=8, samples_per_segment=16,
+          epochs_constant=1, epochs_decay=0, lr=3e-4, weights=_SMALL),
+    Stage(name="clip_256", mouth_px=96, num_frames=5, init_from="frame_256", batch_size=2, samples_per_segment=4,
+          epochs_constant=1, epochs_decay=1, lr=1e-4, weights=replace(_SMALL, clip_gan=0.1, sync=0.1)),
+)  # fmt: skip
+
+PRESETS = {"full": FULL, "small": SMALL}
+STAGE_NAMES = tuple(stage.name for stage in FULL)

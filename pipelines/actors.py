@@ -1,0 +1,68 @@
+"""The stateful workers of the dataset graph: models load once, then videos go through."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from lawdnet.audio.base import make_extractor
+from lawdnet.data.config import BuildConfig
+from lawdnet.data.manifest import BUILD, SEGMENTS, atomic, write_json
+from lawdnet.data.schema import write_segments
+from lawdnet.data.segments import Tally, file_sha256, video_id, video_segments
+from lawdnet.landmarks.base import make_source
+from lawdnet.types import Rejected, RejectReason
+
+log = logging.getLogger(__name__)
+
+
+def row_path(root: Path, key: str) -> Path:
+    """Where the outcome of an input is kept between builds."""
+    return root / BUILD / f"{key}.json"
+
+
+class VideoBuilder:
+    """One video in, its segment file and one row out; whatever happens, there is a row."""
+
+    def __init__(self, config: BuildConfig, root: str) -> None:
+        cv2.setNumThreads(1)  # Ray counts one CPU for this actor
+        self.config, self.root = config, Path(root)
+        self.extractors = {name: make_extractor(name) for name in config.features}
+        self.source = make_source("openface" if config.landmarks == "auto" else config.landmarks)
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Builds one item and stores its outcome, so that the next build skips it."""
+        began = time.perf_counter()
+        path, tally = Path(item["source"]), Tally()
+        row: dict[str, Any] = {**EMPTY_ROW, "path": item["path"], "split": item["split"], "landmarks": self.source.name}
+        try:
+            row |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            row |= self._build(path, row["sha256"], item["split"], tally)
+        except Rejected as error:
+            row |= {"status": "rejected", "reason": str(error.reason), "detail": error.detail}
+        except Exception as error:  # an unforeseen input must not take the others with it
+            log.exception("%s: failed", item["path"])
+            detail = f"{type(error).__name__}: {error}"
+            row |= {"status": "failed", "reason": str(RejectReason.INTERNAL_ERROR), "detail": detail}
+        row |= {"frames": tally.frames, "seconds": round(time.perf_counter() - began, 3)}
+        write_json(row_path(self.root, item["key"]), {"mtime_ns": item["mtime_ns"], "row": row})
+        return {"key": item["key"]}
+
+    def _build(self, path: Path, sha256: str, split: str, tally: Tally) -> dict[str, Any]:
+        name = video_id(path, sha256)
+        segments = video_segments(
+            path, name=name, split=split, source=self.source, extractors=self.extractors, config=self.config, tally=tally
+        )
+        with atomic(self.root / SEGMENTS / f"{name}.parquet") as temporary:
+            count = write_segments(temporary, segments)
+        detail = tally.describe()
+        return {"video_id": name, "status": "accepted", "detail": detail, "segments": count, "frames_used": tally.used}
+
+
+EMPTY_ROW: dict[str, Any] = {
+    "video_id": "", "reason": "", "detail": "", "segments": 0, "frames_used": 0, "bytes": 0, "sha256": ""
+}  # fmt: skip

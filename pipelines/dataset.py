@@ -1,0 +1,169 @@
+"""The dataset graph: a folder of videos → one actor call per video → segment files, videos.parquet, dataset.json.
+
+Every input leaves a small file in DATASET/.build when it is done. A build that is killed and started again lists the
+inputs, skips those, and ends with the same rows: the outputs depend on the inputs and the configuration alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy
+
+from lawdnet.audio.base import make_extractor
+from lawdnet.data.config import BuildConfig
+from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset, manifest, write_json, write_videos
+from lawdnet.types import RejectReason
+from pipelines import resources
+from pipelines.actors import EMPTY_ROW, VideoBuilder, row_path
+
+log = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp"}
+STATE = "build.json"
+
+Row = dict[str, Any]
+Progress = Callable[[Row, int, int], None]
+"""Called with an input's row, the number of inputs done, and of all."""
+
+
+def list_inputs(source: Path, config: BuildConfig) -> list[Row]:
+    """The videos under `source`, sorted by path, each with the key its outcome is stored under and its split.
+
+    The split depends on the path alone; the path with the smallest hash is always held out, so that a handful of
+    videos has one too.
+
+    Raises:
+        ValueError: no such folder, or no video in it.
+    """
+    if not source.exists():
+        raise ValueError(f"{source}: no such file or folder")
+    folder = source if source.is_dir() else source.parent
+    found = sorted(source.rglob("*")) if source.is_dir() else [source]
+    paths = [p for p in found if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file() and not p.name.startswith(".")]
+    if not paths:
+        raise ValueError(f"{source}: no video here (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
+    names = [p.relative_to(folder).as_posix() for p in paths]
+    draws = [int(hashlib.sha256(f"split {name}".encode()).hexdigest()[:8], 16) / 2**32 for name in names]
+    held_out = max(config.val_fraction, min(draws)) if config.val_fraction and len(paths) > 1 else -1.0
+    return [
+        {
+            "path": name,
+            "source": str(path.resolve()),
+            "key": hashlib.sha256(name.encode()).hexdigest()[:16],
+            "mtime_ns": path.stat().st_mtime_ns,
+            "split": "val" if draw <= held_out else "train",
+        }
+        for path, name, draw in zip(paths, names, draws, strict=True)
+    ]
+
+
+def build(source: Path, root: Path, config: BuildConfig, on_row: Progress | None = None) -> Dataset:
+    """Builds, or completes, a dataset.
+
+    Args:
+        source: folder of videos (or one video); never changed.
+        root: folder of the dataset.
+
+    Raises:
+        ValueError: no input, or `root` was built from another source or with another configuration.
+    """
+    items = list_inputs(source, config)
+    extractors = {name: {"dim": make_extractor(name).feature_dim, "model_sha256": None} for name in config.features}
+    _claim(source, root, config)
+    rows = {item["key"]: row for item in items if (row := _stored(root, item)) is not None}
+    for done, row in enumerate(list(rows.values()), 1):
+        if on_row:
+            on_row(row, done, len(items))
+    todo = [item for item in items if item["key"] not in rows]
+    if todo:
+        _run(todo, root, config, len(items), on_row)
+    return finish(root, config, extractors)
+
+
+def _claim(source: Path, root: Path, config: BuildConfig) -> None:
+    """One folder belongs to one source and one configuration."""
+    path = root / BUILD / STATE
+    wanted = {"source": str(source.resolve()), "config_hash": config.hash(), "config": config.to_dict()}
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    found = json.loads(path.read_text(encoding="utf8"))
+    if found["source"] != wanted["source"]:
+        raise ValueError(f"{root}: was built from {found['source']}; choose another --out, then `lawdnet merge`")
+    if found["config_hash"] != wanted["config_hash"]:
+        old, new = found["config"], wanted["config"]
+        changed = ", ".join(f"{k} {old.get(k)} → {new[k]}" for k in new if old.get(k) != new[k]) or "the format"
+        raise ValueError(f"{root}: was built with other settings ({changed}); choose another --out")
+
+
+def _stored(root: Path, item: Row) -> Row | None:
+    """The outcome of an earlier build, where the source has not changed since."""
+    try:
+        stored = json.loads(row_path(root, item["key"]).read_text(encoding="utf8"))
+        row: Row = stored["row"]
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        return None
+    is_same = stored["mtime_ns"] == item["mtime_ns"] and row["bytes"] == Path(item["source"]).stat().st_size
+    is_there = row["status"] != "accepted" or (root / SEGMENTS / f"{row['video_id']}.parquet").exists()
+    return row if is_same and is_there and row["status"] != "failed" else None
+
+
+def _run(todo: Sequence[Row], root: Path, config: BuildConfig, total: int, on_row: Progress | None) -> None:
+    done = total - len(todo)
+    waiting = {item["key"]: item for item in todo}
+    with resources.cluster():
+        ray.data.DataContext.get_current().max_errored_blocks = -1  # a worker that dies costs its video, not the build
+        workers = max(1, min(resources.cpus(), len(todo)))
+        graph = ray.data.from_items(list(todo), override_num_blocks=len(todo)).map(
+            VideoBuilder,
+            fn_constructor_args=(config, str(root.resolve())),
+            compute=ActorPoolStrategy(min_size=1, max_size=workers, max_tasks_in_flight_per_actor=2),
+            num_cpus=1,
+            max_restarts=3,
+            max_task_retries=2,
+        )
+        for answer in graph.iter_rows():
+            item = waiting.pop(answer["key"])
+            done += 1
+            if on_row:
+                on_row(_read_row(root, item["key"]), done, total)
+    for item in waiting.values():
+        done += 1
+        row = {**EMPTY_ROW, "path": item["path"], "split": item["split"], "landmarks": config.landmarks, "frames": 0}
+        row |= {"status": "failed", "reason": str(RejectReason.INTERNAL_ERROR), "seconds": 0.0}
+        row |= {"detail": "its worker process died three times (out of memory, or a crash in a codec)"}
+        write_json(row_path(root, item["key"]), {"mtime_ns": item["mtime_ns"], "row": row})
+        if on_row:
+            on_row(row, done, total)
+
+
+def _read_row(root: Path, key: str) -> Row:
+    row: Row = json.loads(row_path(root, key).read_text(encoding="utf8"))["row"]
+    return row
+
+
+def finish(root: Path, config: BuildConfig, extractors: dict[str, dict[str, Any]]) -> Dataset:
+    """Writes videos.parquet and dataset.json from the stored outcomes and removes segment files nothing names."""
+    stored = [p for p in (root / BUILD).glob("*.json") if p.name != STATE]
+    rows = sorted((_read_row(root, p.stem) for p in stored), key=lambda row: row["path"])
+    first: dict[str, str] = {}
+    for row in rows:
+        if row["status"] == "accepted" and first.setdefault(row["video_id"], row["path"]) != row["path"]:
+            detail = f"the same bytes and name as {first[row['video_id']]}"
+            row |= {"status": "rejected", "reason": str(RejectReason.DUPLICATE), "detail": detail, "segments": 0}
+            row |= {"frames_used": 0, "video_id": ""}
+    for path in (root / SEGMENTS).glob("*.parquet"):
+        if path.stem not in first:
+            path.unlink()
+    content = hashlib.sha256("\n".join([config.hash(), *sorted(first)]).encode()).hexdigest()[:16]
+    (root / SEGMENTS).mkdir(parents=True, exist_ok=True)
+    write_videos(root, rows)
+    write_json(root / MANIFEST, manifest(config, extractors, rows, content))
+    return Dataset(root)

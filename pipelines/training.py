@@ -1,0 +1,276 @@
+"""Stages on Ray Train: one trainer per stage, each of which resumes under its own name.
+
+RUN/run.json holds what was asked for; RUN/STAGE/ belongs to Ray Train (checkpoints, its snapshot) and to the loggers
+(metrics.jsonl, samples/).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, prepare_model
+from torch import nn
+
+from lawdnet import __version__
+from lawdnet.data.manifest import Dataset, SegmentRef, write_json
+from lawdnet.data.sampling import steps_per_epoch
+from lawdnet.models.saved import META, RUN, STATE, find_checkpoint, load_syncnet, read_meta, stage_checkpoints
+from lawdnet.training import checkpoint
+from lawdnet.training.checkpoint import Lineage
+from lawdnet.training.config import TrainConfig
+from lawdnet.training.loggers import JsonlLogger, read_jsonl, write_pictures
+from lawdnet.training.loop import Loop
+from lawdnet.training.stages import Stage
+from lawdnet.training.steps import GanStep, Step, SyncStep
+from pipelines import resources
+from pipelines.sampling import rank_batches
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+SAMPLES = "samples"
+OnEpoch = Callable[[Stage, dict[str, Any]], None]
+"""Called in the driver with every epoch's mean metrics as they appear."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What a stage's workers are told; everything else they find in the dataset and the run."""
+
+    run: str
+    stage: str
+    config: TrainConfig
+    lineage: Lineage
+    segments: list[SegmentRef]
+    start: str | None
+    syncnet: str | None
+    threads: int
+
+
+def train(
+    dataset: Dataset, run: Path, config: TrainConfig, *, workers: int = 1, gpu: bool = False,
+    on_epoch: OnEpoch | None = None,
+) -> Path:  # fmt: skip
+    """Trains every stage that is not finished yet, each from the one it names; returns the run.
+
+    Raises:
+        ValueError: a parent stage is missing or does not fit, the dataset lacks a feature or a training split, or the
+            run belongs to other settings.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    segments = dataset.segments("train")
+    if not segments:
+        raise ValueError(f"{dataset.root}: no training segments; `lawdnet inspect` shows what was rejected and why")
+    for name in (config.audio_feature, config.sync_feature):
+        dataset.feature_dim(name)
+    _claim(run, dataset, config)
+    with resources.cluster():
+        for stage in config.stages:
+            if _epochs_done(run / stage.name) < stage.epochs:
+                _train_stage(stage, dataset, segments, run, config, workers=workers, gpu=gpu, on_epoch=on_epoch)
+    return run
+
+
+def _claim(run: Path, dataset: Dataset, config: TrainConfig) -> None:
+    """A run belongs to one dataset and one set of stage rows; new stages may join it."""
+    path = run / RUN
+    wanted = {"dataset": str(dataset.root.resolve()), "dataset_hash": dataset.hash, "code_version": __version__}
+    content = {**wanted, "config": config.to_dict()}
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf8"))
+        if found["dataset_hash"] != dataset.hash:
+            raise ValueError(f"{run}: was trained on another dataset ({found['dataset']}); choose another --out")
+        old, new = found["config"], content["config"]
+        changed = [key for key in new if key != "stages" and old.get(key) != new[key]]
+        rows = {row["name"]: row for row in old["stages"]}
+        changed += [row["name"] for row in new["stages"] if rows.get(row["name"], row) != row]
+        if changed:
+            raise ValueError(f"{run}: was started with other settings ({', '.join(changed)}); choose another --out")
+        names = {row["name"] for row in new["stages"]}
+        kept = [row for row in old["stages"] if row["name"] not in names]
+        content["config"]["stages"] = kept + list(new["stages"])
+    write_json(path, content)
+
+
+def _epochs_done(folder: Path) -> int:
+    found = stage_checkpoints(folder) if folder.exists() else []
+    return int(read_meta(found[-1])["epoch"]) if found else 0
+
+
+def _parent(run: Path, stage: Stage) -> Path | None:
+    if stage.init_from is None:
+        return None
+    folder = run / stage.init_from
+    if not stage_checkpoints(folder):
+        raise ValueError(f"{stage.name} starts from {stage.init_from}, which {run} has not trained; add it to --stages")
+    return find_checkpoint(folder)
+
+
+def _train_stage(
+    stage: Stage, dataset: Dataset, segments: list[SegmentRef], run: Path, config: TrainConfig, *, workers: int,
+    gpu: bool, on_epoch: OnEpoch | None,
+) -> None:  # fmt: skip
+    parent = _parent(run, stage)
+    lineage = Lineage(
+        dataset_hash=dataset.hash,
+        crop_width=dataset.crop_width,
+        landmarks=dataset.info["config"]["landmarks"],
+        features=dataset.info["extractors"],
+        parent=parent.relative_to(run).as_posix() if parent else None,
+        parent_hash=hashlib.sha256((parent / STATE).read_bytes()).hexdigest() if parent else None,
+    )
+    if parent:
+        checkpoint.check_parent(parent, stage, config, lineage)
+    has_sync = stage.weights.sync > 0 and stage.kind == "gan" and bool(stage_checkpoints(run / "syncnet"))
+    job = _Job(
+        run=str(run.resolve()), stage=stage.name, config=config, lineage=lineage, segments=segments,
+        start=str(parent.resolve()) if parent else None,
+        syncnet=str(find_checkpoint(run / "syncnet", "syncnet").resolve()) if has_sync else None,
+        threads=max(1, (os.cpu_count() or 1) // workers),
+    )  # fmt: skip
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=_worker_resources(gpu)),
+        run_config=RunConfig(
+            name=stage.name,
+            storage_path=str(run.resolve()),
+            failure_config=FailureConfig(max_failures=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with _followed(run / stage.name / METRICS, lambda row: on_epoch(stage, row) if on_epoch else None):
+        trainer.fit()
+
+
+def _worker_resources(gpu: bool) -> dict[str, float]:
+    return {"CPU": 1, "GPU": 1} if gpu else {"CPU": 1}
+
+
+def _worker(job_config: dict[str, Any]) -> None:
+    """Runs on every rank: puts the stage together from its job and trains."""
+    job: _Job = job_config["job"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    config, stage = job.config, job.config.stage(job.stage)
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(job.threads)
+    torch.manual_seed(config.seed)
+    np.random.seed(config.seed)  # noqa: NPY002
+    step = _make_step(job, stage, device)
+    epoch, first_step = _restore(job, step)
+    torch.manual_seed(config.seed + 1000 * epoch + rank)
+
+    folder = Path(job.run) / stage.name
+    logger = JsonlLogger(folder / METRICS)
+    spec = config.sample_spec(stage)
+    batches = _Batches(job, rank=rank, world=world)
+    loop = Loop(
+        stage=stage, step=step, device=device, batches=batches,
+        steps_per_epoch=steps_per_epoch(len(job.segments), world, spec),
+        report=_Reporter(job, step, stage, logger if rank == 0 else None),
+        log=(lambda metrics: logger.log({"kind": "step", **metrics})) if rank == 0 else (lambda metrics: None),
+        preview=(lambda rows, n: write_pictures(folder / SAMPLES / f"epoch_{n:04d}.png", rows)) if rank == 0 else None,
+    )  # fmt: skip
+    loop.run(epoch, first_step)
+
+
+def _make_step(job: _Job, stage: Stage, device: torch.device) -> Step:
+    config = job.config
+
+    def wrap(network: nn.Module) -> nn.Module:
+        wrapped: nn.Module = prepare_model(network, move_to_device=False)
+        return wrapped
+
+    if stage.kind == "syncnet":
+        return SyncStep(config, stage, device, wrap, audio_dim=job.lineage.features[config.sync_feature]["dim"])
+    syncnet = load_syncnet(Path(job.syncnet)) if job.syncnet else None
+    return GanStep(
+        config, stage, device, wrap, audio_dim=job.lineage.features[config.audio_feature]["dim"], syncnet=syncnet
+    )
+
+
+def _restore(job: _Job, step: Step) -> tuple[int, int]:
+    """From the stage's own newest checkpoint, else from its parent, else from nothing."""
+    latest = ray.train.get_checkpoint()
+    if latest:
+        with latest.as_directory() as folder:
+            return checkpoint.resume(Path(folder), step)
+    if job.start:
+        checkpoint.start_from(Path(job.start), step)
+    return 0, 0
+
+
+class _Batches:
+    """The loop's `batches`: this rank's stream from a position on."""
+
+    def __init__(self, job: _Job, *, rank: int, world: int) -> None:
+        self.job, self.rank, self.world = job, rank, world
+
+    def __call__(self, epoch: int, step: int) -> Iterator[dict[str, np.ndarray]]:
+        stage = self.job.config.stage(self.job.stage)
+        return rank_batches(
+            self.job.segments, self.job.config.sample_spec(stage), seed=self.job.config.seed, rank=self.rank,
+            world=self.world, stored_width=self.job.lineage.crop_width, epochs=stage.epochs, epoch=epoch, step=step,
+        )  # fmt: skip
+
+
+class _Reporter:
+    """The loop's `report`: a checkpoint and a line of metrics per epoch. Every rank calls it: it is a barrier."""
+
+    def __init__(self, job: _Job, step: Step, stage: Stage, logger: JsonlLogger | None) -> None:
+        self.job, self.step, self.stage, self.logger = job, step, stage, logger
+
+    def __call__(self, metrics: dict[str, float], *, epoch: int) -> None:
+        if self.logger is None:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.save(Path(folder), self.step, self.stage, self.job.config, self.job.lineage, epoch=epoch)
+            assert (Path(folder) / META).exists()
+            saved = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"epoch_{epoch:04d}")
+        self.logger.log({"kind": "epoch", "epoch": epoch, **metrics})
+
+
+@contextmanager
+def _followed(path: Path, on_row: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Hands the file's new epoch lines to `on_row` while the block runs."""
+    seen = len(read_jsonl(path)) if path.exists() else 0
+    stop = threading.Event()
+
+    def drain() -> None:
+        nonlocal seen
+        rows = read_jsonl(path) if path.exists() else []
+        for row in rows[seen:]:
+            if row.get("kind") == "epoch":
+                on_row(row)
+        seen = len(rows)
+
+    def follow() -> None:
+        while not stop.wait(0.5):
+            drain()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        drain()
