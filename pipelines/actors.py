@@ -38,7 +38,12 @@ class VideoBuilder:
         """Builds one item and stores its outcome, so that the next build skips it."""
         began = time.perf_counter()
         path, tally = Path(item["source"]), Tally()
-        row: dict[str, Any] = {**EMPTY_ROW, "path": item["path"], "split": item["split"], "landmarks": self.source.name}
+        row: dict[str, Any] = {
+            **EMPTY_ROW,
+            "path": item["path"],
+            "split": item["split"],
+            "landmarks": self.source.name,
+        }
         try:
             row |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
             row |= self._build(path, row["sha256"], item["split"], tally)
@@ -55,12 +60,24 @@ class VideoBuilder:
     def _build(self, path: Path, sha256: str, split: str, tally: Tally) -> dict[str, Any]:
         name = video_id(path, sha256)
         segments = video_segments(
-            path, name=name, split=split, source=self.source, extractors=self.extractors, config=self.config, tally=tally
+            path,
+            name=name,
+            split=split,
+            source=self.source,
+            extractors=self.extractors,
+            config=self.config,
+            tally=tally,
         )
         with atomic(self.root / SEGMENTS / f"{name}.parquet") as temporary:
             count = write_segments(temporary, segments)
         detail = tally.describe()
-        return {"video_id": name, "status": "accepted", "detail": detail, "segments": count, "frames_used": tally.used}
+        return {
+            "video_id": name,
+            "status": "accepted",
+            "detail": detail,
+            "segments": count,
+            "frames_used": tally.used,
+        }
 
 
 EMPTY_ROW: dict[str, Any] = {

@@ -25,12 +25,25 @@ from pipelines.actors import EMPTY_ROW, VideoBuilder, row_path
 
 log = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp"}
+VIDEO_SUFFIXES = {
+    ".mp4",
+    ".mov",
+    ".mkv",
+    ".avi",
+    ".webm",
+    ".m4v",
+    ".ts",
+    ".mpg",
+    ".mpeg",
+    ".flv",
+    ".wmv",
+    ".3gp",
+}
 STATE = "build.json"
 
 Row = dict[str, Any]
 Progress = Callable[[Row, int, int], None]
-"""Called with an input's row, the number of inputs done, and of all."""
+"""Called with an input's row (with `stored` where an earlier build made it), the number of inputs done, and of all."""
 
 
 def list_inputs(source: Path, config: BuildConfig) -> list[Row]:
@@ -80,7 +93,7 @@ def build(source: Path, root: Path, config: BuildConfig, on_row: Progress | None
     rows = {item["key"]: row for item in items if (row := _stored(root, item)) is not None}
     for done, row in enumerate(list(rows.values()), 1):
         if on_row:
-            on_row(row, done, len(items))
+            on_row(row | {"stored": True}, done, len(items))
     todo = [item for item in items if item["key"] not in rows]
     if todo:
         _run(todo, root, config, len(items), on_row)
@@ -136,7 +149,13 @@ def _run(todo: Sequence[Row], root: Path, config: BuildConfig, total: int, on_ro
                 on_row(_read_row(root, item["key"]), done, total)
     for item in waiting.values():
         done += 1
-        row = {**EMPTY_ROW, "path": item["path"], "split": item["split"], "landmarks": config.landmarks, "frames": 0}
+        row = {
+            **EMPTY_ROW,
+            "path": item["path"],
+            "split": item["split"],
+            "landmarks": config.landmarks,
+            "frames": 0,
+        }
         row |= {"status": "failed", "reason": str(RejectReason.INTERNAL_ERROR), "seconds": 0.0}
         row |= {"detail": "its worker process died three times (out of memory, or a crash in a codec)"}
         write_json(row_path(root, item["key"]), {"mtime_ns": item["mtime_ns"], "row": row})
@@ -157,7 +176,12 @@ def finish(root: Path, config: BuildConfig, extractors: dict[str, dict[str, Any]
     for row in rows:
         if row["status"] == "accepted" and first.setdefault(row["video_id"], row["path"]) != row["path"]:
             detail = f"the same bytes and name as {first[row['video_id']]}"
-            row |= {"status": "rejected", "reason": str(RejectReason.DUPLICATE), "detail": detail, "segments": 0}
+            row |= {
+                "status": "rejected",
+                "reason": str(RejectReason.DUPLICATE),
+                "detail": detail,
+                "segments": 0,
+            }
             row |= {"frames_used": 0, "video_id": ""}
     for path in (root / SEGMENTS).glob("*.parquet"):
         if path.stem not in first:

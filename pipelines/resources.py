@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Only paths, small rows and JPEG bytes travel; the default of 30 % of the memory would be reserved for nothing."""
 
-# Ray reads these when its processes start. Failures of a worker show within half a second instead of two.
-_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+_ENVIRONMENT = {
+    # a worker's failure shows within half a second instead of two
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Ray Data's actors make its core print an error that is none (ray-project/ray#53727)
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+"""Ray reads these when its processes start."""
 
 
 @contextmanager
@@ -51,6 +57,9 @@ def quiet_data() -> None:
     context.execution_options.preserve_order = True
     context.target_max_block_size = 16 * 1024 * 1024
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that the bars are off
+    # `max_restarts` and `max_retries` of an operator are to go in Ray 2.64, and have no successor in 2.60
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 
 def cpus() -> int:

@@ -88,7 +88,11 @@ def train(
 def _claim(run: Path, dataset: Dataset, config: TrainConfig) -> None:
     """A run belongs to one dataset and one set of stage rows; new stages may join it."""
     path = run / RUN
-    wanted = {"dataset": str(dataset.root.resolve()), "dataset_hash": dataset.hash, "code_version": __version__}
+    wanted = {
+        "dataset": str(dataset.root.resolve()),
+        "dataset_hash": dataset.hash,
+        "code_version": __version__,
+    }
     content = {**wanted, "config": config.to_dict()}
     if path.exists():
         found = json.loads(path.read_text(encoding="utf8"))
@@ -201,7 +205,12 @@ def _make_step(job: _Job, stage: Stage, device: torch.device) -> Step:
         return SyncStep(config, stage, device, wrap, audio_dim=job.lineage.features[config.sync_feature]["dim"])
     syncnet = load_syncnet(Path(job.syncnet)) if job.syncnet else None
     return GanStep(
-        config, stage, device, wrap, audio_dim=job.lineage.features[config.audio_feature]["dim"], syncnet=syncnet
+        config,
+        stage,
+        device,
+        wrap,
+        audio_dim=job.lineage.features[config.audio_feature]["dim"],
+        syncnet=syncnet,
     )
 
 

@@ -70,7 +70,9 @@ class Dataset:
         try:
             self.info: dict[str, Any] = json.loads((root / MANIFEST).read_text(encoding="utf8"))
         except FileNotFoundError:
-            raise ValueError(f"{root}: no dataset here ({MANIFEST} is missing); make one with `lawdnet build`") from None
+            raise ValueError(
+                f"{root}: no dataset here ({MANIFEST} is missing); make one with `lawdnet build`"
+            ) from None
         except json.JSONDecodeError as error:
             raise ValueError(f"{root / MANIFEST}: damaged ({error}); run the same `lawdnet build` again") from None
         if self.info.get("format_version") != FORMAT_VERSION:
@@ -114,7 +116,10 @@ class Dataset:
 
 
 def manifest(
-    config: BuildConfig, extractors: dict[str, dict[str, Any]], rows: Sequence[dict[str, Any]], dataset_hash: str
+    config: BuildConfig,
+    extractors: dict[str, dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    dataset_hash: str,
 ) -> dict[str, Any]:
     """The content of dataset.json."""
     reasons = Counter(row["reason"] for row in rows if row["reason"])

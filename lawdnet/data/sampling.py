@@ -2,7 +2,7 @@
 
 Nothing here remembers anything: the same numbers give the same samples on any machine, in any order, after any restart.
 
-Shape letters: N frames of a sample (1 or 5), K references (5), H W crop, S side of the mouth square, C feature dimension.
+Shape letters: N frames of a sample (1 or 5), K references (5), H W crop, C feature dimension.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ class SampleSpec:
     @property
     def columns(self) -> list[str]:
         """Columns of a segment that sampling reads."""
-        return ["segment_id", "frames_jpeg", *sorted({FEATURES + name for name in (self.audio, self.sync) if name})]
+        return [
+            "segment_id",
+            "frames_jpeg",
+            *sorted({FEATURES + name for name in (self.audio, self.sync) if name}),
+        ]
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Draw:
     frames: tuple[int, ...]
     references: tuple[tuple[int, ...], ...]
     sync_start: int
-    """First of the nine rows that the sync network hears; equal to `clip_start` where sound and picture belong together."""
+    """First of the nine rows that the sync network hears; `clip_start` where sound and picture belong together."""
 
 
 def batches_per_group(segments: int, spec: SampleSpec) -> int:
@@ -97,7 +101,14 @@ def steps_per_epoch(num_segments: int, world: int, spec: SampleSpec) -> int:
 
 
 def plan_epoch(
-    segments: Sequence[SegmentRef], spec: SampleSpec, *, seed: int, epoch: int, rank: int, world: int, start: int = 0
+    segments: Sequence[SegmentRef],
+    spec: SampleSpec,
+    *,
+    seed: int,
+    epoch: int,
+    rank: int,
+    world: int,
+    start: int = 0,
 ) -> Iterator[Work]:
     """The work of one rank in one epoch from step `start` on."""
     mine = rank_segments(segments, seed=seed, epoch=epoch, rank=rank, world=world)
@@ -120,7 +131,9 @@ def draw(rng: np.random.Generator, num_frames: int, spec: SampleSpec) -> Draw:
     clip = int(rng.integers(clips))
     start = clip * CLIP_FRAMES
     middle = (CLIP_FRAMES - 5) // 2
-    frames = range(start + middle, start + middle + 5) if spec.num_frames == 5 else [start + int(rng.integers(CLIP_FRAMES))]
+    frames = (
+        range(start + middle, start + middle + 5) if spec.num_frames == 5 else [start + int(rng.integers(CLIP_FRAMES))]
+    )
     others = np.delete(np.arange(clips), clip)
     references = tuple(
         tuple(int(c) * CLIP_FRAMES + int(rng.integers(CLIP_FRAMES)) for c in rng.choice(others, NUM_REFERENCES, False))
@@ -143,9 +156,12 @@ def decode_jpeg(data: bytes, height: int, width: int, *, stored_width: int) -> U
             flags = flag
             break
     image_HW3 = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    assert image_HW3 is not None
     if image_HW3.shape[:2] != (height, width):
         shrinks = image_HW3.shape[1] > width
-        image_HW3 = cv2.resize(image_HW3, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        image_HW3 = cv2.resize(
+            image_HW3, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        )
     return cv2.cvtColor(image_HW3, cv2.COLOR_BGR2RGB)
 
 
@@ -178,13 +194,16 @@ def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec, stored_width: i
         return decode_jpeg(loaded.frames_jpeg[frame].as_py(), height, width, stored_width=stored_width)
 
     frames = list(chosen.frames)
-    sample: dict[str, np.ndarray] = {"source": np.stack([picture(f) for f in frames]), "audio": loaded.audio_TC5[frames]}
+    sample: dict[str, np.ndarray] = {
+        "source": np.stack([picture(f) for f in frames]),
+        "audio": loaded.audio_TC5[frames],
+    }
     if not spec.contrast:  # the sync network looks at the mouth alone
         sample["reference"] = np.stack([[picture(f) for f in row] for row in chosen.references])
     if loaded.sync_TC is not None:
         heard = loaded.sync_TC[chosen.sync_start : chosen.sync_start + CLIP_FRAMES]
         sample["sync_audio"] = np.ascontiguousarray(heard.T)
-        sample["matched"] = np.float32(chosen.sync_start == chosen.clip_start)
+        sample["matched"] = np.array(chosen.sync_start == chosen.clip_start, np.float32)
     return sample
 
 
@@ -205,8 +224,6 @@ def draw_batches(work: Work, spec: SampleSpec, *, seed: int, stored_width: int) 
             samples.append(make_sample(segment, draw(rng, segment.ref.num_frames, spec), spec, stored_width))
         yield {
             **{name: np.stack([sample[name] for sample in samples]) for name in samples[0]},
-            "epoch": np.int64(work.epoch),
-            "step": np.int64(work.first_step + index - work.skip),
+            "epoch": np.array(work.epoch),
+            "step": np.array(work.first_step + index - work.skip),
         }
-
-

@@ -36,7 +36,12 @@ def file_sha256(path: Path) -> str:
 
 def encode_jpeg(image_HW3: UInt8, quality: int) -> bytes:
     """RGB picture as JPEG without chroma subsampling (lips are small and red)."""
-    flags = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    flags = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ]
     done, data = cv2.imencode(".jpg", cv2.cvtColor(image_HW3, cv2.COLOR_RGB2BGR), flags)
     assert done
     return data.tobytes()
@@ -45,15 +50,14 @@ def encode_jpeg(image_HW3: UInt8, quality: int) -> bytes:
 def cut(length: int, min_frames: int, max_frames: int) -> list[int]:
     """Lengths of the segments that a run of `length` usable frames is cut into.
 
-    Each is a multiple of 9 within the limits and they differ by at most 9; fewer than 9 frames are lost at the end,
-    or all where the run is too short.
+    Each is a multiple of 9 within the limits, and they differ by at most 9. With limits at least a factor of two apart
+    fewer than 9 frames are lost at the end; a run shorter than `min_frames` gives nothing.
     """
-    clips = length // CLIP_FRAMES
-    least, most = min_frames // CLIP_FRAMES, max_frames // CLIP_FRAMES
-    parts = -(-clips // most)
-    if clips < least or clips < parts * least:
+    clips, least, most = (frames // CLIP_FRAMES for frames in (length, min_frames, max_frames))
+    parts = min(-(-clips // most), clips // least)
+    if not parts:
         return []
-    small, larger = divmod(clips, parts)
+    small, larger = divmod(min(clips, parts * most), parts)
     return [(small + (part < larger)) * CLIP_FRAMES for part in range(parts)]
 
 
@@ -218,5 +222,3 @@ def _grow(
         if len(run.frames_jpeg) >= config.max_frames + config.min_frames:
             yield run, False
     yield run, True
-
-

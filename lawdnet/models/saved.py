@@ -1,8 +1,8 @@
 """Checkpoints as folders: where a run keeps them, what lies in one, and how a network comes back.
 
-    RUN/run.json                          configuration, dataset, lineage
-    RUN/STAGE/epoch_0003/state.pt         tensors and plain containers only
-    RUN/STAGE/epoch_0003/meta.json        what the tensors are
+RUN/run.json                          configuration, dataset, lineage
+RUN/STAGE/epoch_0003/state.pt         tensors and plain containers only
+RUN/STAGE/epoch_0003/meta.json        what the tensors are
 """
 
 from __future__ import annotations

@@ -58,7 +58,14 @@ def _restore_random(states: dict[str, Any]) -> None:
 
 
 def save(
-    folder: Path, step: Step, stage: Stage, config: TrainConfig, lineage: Lineage, *, epoch: int, next_step: int = 0
+    folder: Path,
+    step: Step,
+    stage: Stage,
+    config: TrainConfig,
+    lineage: Lineage,
+    *,
+    epoch: int,
+    next_step: int = 0,
 ) -> None:
     """Writes state.pt and meta.json.
 
@@ -75,7 +82,8 @@ def save(
         },
         folder / STATE,
     )
-    networks = {_ROLE[type(n)]: dataclasses.asdict(n.config) for n in step.networks.values() if type(n) in _ROLE}
+    shapes = {name: dataclasses.asdict(network.config)
+              for name, network in step.networks.items() if isinstance(network, Generator | SyncNet)}  # fmt: skip
     meta = {
         "stage": stage.name,
         "kind": stage.kind,
@@ -87,13 +95,10 @@ def save(
         "sync_feature": config.sync_feature,
         "code_version": __version__,
         **dataclasses.asdict(lineage),
-        **networks,
+        **shapes,
         "config": config.to_dict(),
     }
     (folder / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf8")
-
-
-_ROLE: dict[type, str] = {Generator: "generator", SyncNet: "syncnet"}
 
 
 def resume(folder: Path, step: Step) -> tuple[int, int]:
@@ -138,4 +143,6 @@ def check_parent(folder: Path, stage: Stage, config: TrainConfig, lineage: Linea
             raise ValueError(f"{stage.name}: its parent {folder} has {name} {meta[name]}, this run has {value}")
     if meta["config"]["base_channels"] != config.base_channels:
         theirs = meta["config"]["base_channels"]
-        raise ValueError(f"{stage.name}: its parent {folder} has base_channels {theirs}, this run {config.base_channels}")
+        raise ValueError(
+            f"{stage.name}: its parent {folder} has base_channels {theirs}, this run {config.base_channels}"
+        )

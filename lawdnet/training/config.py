@@ -160,5 +160,3 @@ def _fit(key: str, old: Any, value: Any) -> Any:
     if old is not None and type(value) is not type(old):
         raise ValueError(f"--set {key}: {value!r} is no {type(old).__name__}")
     return value
-
-

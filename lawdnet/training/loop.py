@@ -58,13 +58,14 @@ class Loop:
                 for group in optimizer.param_groups:
                     group["lr"] = self.stage.lr * self.stage.lr_factor(current)
             metrics, batch = self._epoch(stream, current, first_step if current == epoch else 0)
-            if self.preview and batch is not None and (pictures := self.step.preview(batch)) is not None:
+            if self.preview and (pictures := self.step.preview(batch)) is not None:
                 self.preview(pictures, current + 1)
             self.report(metrics, epoch=current + 1)
 
-    def _epoch(self, stream: Iterator[Arrays], epoch: int, first_step: int) -> tuple[dict[str, float], TrainBatch | None]:
+    def _epoch(self, stream: Iterator[Arrays], epoch: int, first_step: int) -> tuple[dict[str, float], TrainBatch]:
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        began, waited, batch = time.perf_counter(), 0.0, None
+        began, waited = time.perf_counter(), 0.0
+        batch: TrainBatch | None = None
         for index in range(first_step, self.steps_per_epoch):
             asked = time.perf_counter()
             arrays = next(stream)
@@ -77,10 +78,11 @@ class Loop:
             if index % 10 == 0 or index + 1 == self.steps_per_epoch:
                 row = {name: float(loss) for name, loss in losses.items()}
                 self.log({"epoch": epoch, "step": index, "lr": self.stage.lr * self.stage.lr_factor(epoch), **row})
-        seconds = time.perf_counter() - began
-        steps = max(1, self.steps_per_epoch - first_step)
+        assert batch is not None, "a checkpoint is never at the end of an epoch"
+        seconds, steps = time.perf_counter() - began, self.steps_per_epoch - first_step
         means = {name: float(total) / steps for name, total in sums.items()}
-        return means | {"seconds": seconds, "data_wait": waited / seconds, "steps_per_second": steps / seconds}, batch
+        speed = {"seconds": seconds, "data_wait": waited / seconds, "steps_per_second": steps / seconds}
+        return means | speed, batch
 
 
 def to_batch(arrays: Arrays, device: torch.device) -> tuple[TrainBatch, Tensor | None]:

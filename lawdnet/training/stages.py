@@ -1,4 +1,4 @@
-"""The five stages as rows of numbers, in two presets: the published one and a small one that a laptop trains in minutes."""
+"""The five stages as rows of numbers, in two presets: the published one, and one a laptop trains in minutes."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Shape letters: B batch, N frames of a sample, H W crop, S side of the square the
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -124,7 +125,7 @@ class GanStep(_Networks):
         self.syncnet = syncnet.to(device).eval().requires_grad_(False) if syncnet else None
         self.features = None
         if weights.perceptual and config.perceptual_weights:
-            self.features = VGG19Features(config.perceptual_weights).to(device)
+            self.features = VGG19Features.from_file(Path(config.perceptual_weights)).to(device)
         self.keep_HW = torch.from_numpy(keep_mask(*stage_size(stage.mouth_px))).to(device)
 
     def generate(self, batch: TrainBatch) -> Tensor:
@@ -140,7 +141,10 @@ class GanStep(_Networks):
             critic = self._critic_losses(made_M3HW.detach(), true_M3HW)
         if critic:
             check_finite(critic)
-            self.update([name for name in self.networks if name != "generator"], torch.stack(list(critic.values())).sum())
+            self.update(
+                [name for name in self.networks if name != "generator"],
+                torch.stack(list(critic.values())).sum(),
+            )
         with self.autocast:
             losses = self._generator_losses(batch, made_M3HW, true_M3HW)
             total = sum((losses[name] * weight for name, weight in self._weights(losses)), made_M3HW.new_zeros(()))
@@ -203,9 +207,7 @@ class GanStep(_Networks):
 class SyncStep(_Networks):
     """Sync network: score 1 for sound that belongs to the mouth, 0 for sound that does not."""
 
-    def __init__(
-        self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, *, audio_dim: int
-    ) -> None:
+    def __init__(self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, *, audio_dim: int) -> None:
         super().__init__(config, stage, device, wrap)
         self.add("syncnet", SyncNet(syncnet_config(config, stage, audio_dim)))
 
@@ -227,7 +229,10 @@ class SyncStep(_Networks):
 def generator_config(config: TrainConfig, audio_dim: int) -> GeneratorConfig:
     """The generator of a run."""
     return GeneratorConfig(
-        audio_dim=audio_dim, base_channels=config.base_channels, key_points=config.key_points, warp_grid=config.warp_grid
+        audio_dim=audio_dim,
+        base_channels=config.base_channels,
+        key_points=config.key_points,
+        warp_grid=config.warp_grid,
     )
 
 
@@ -244,5 +249,3 @@ def discriminator_config(config: TrainConfig, stage: Stage, channels: int) -> Di
 def syncnet_config(config: TrainConfig, stage: Stage, audio_dim: int) -> SyncNetConfig:
     """The sync network of a run; it sees the mouth at the size of its own stage."""
     return SyncNetConfig(audio_dim=audio_dim, base_channels=config.sync_channels, face_px=stage.mouth_px)
-
-

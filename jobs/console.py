@@ -1,0 +1,204 @@
+"""What every command shares: how errors, progress and results reach a person, a log or a program.
+
+Results go to stdout; progress and errors go to stderr.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+PLAIN_SECONDS = 5.0
+"""Without a terminal, lines that only tell how far the work is come no more often than this."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where a failure happened, and what the library logs.")]
+Settings = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.", show_default=False),
+]
+
+
+class WrongUsage(ValueError):
+    """A command line that cannot mean anything: exit code 2 instead of 1."""
+
+
+@contextmanager
+def options() -> Iterator[None]:
+    """Inside, a ValueError is about what the user typed.
+
+    Raises:
+        WrongUsage: in its place.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise WrongUsage(str(error)) from error
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """The function as a typer command; without `--debug` its failures are one line on stderr and an exit code."""
+
+    @functools.wraps(function)
+    def guarded(*, debug: bool, **arguments: Any) -> None:
+        level = logging.INFO if debug else logging.WARNING
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+        try:
+            function(**arguments)
+        except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C with sys.exit(0)
+            say("stopped; run the same command again to go on")
+            raise typer.Exit(130) from None
+        except (typer.Exit, BrokenPipeError):
+            raise
+        except Exception as error:
+            if debug:
+                raise
+            say(f"error: {one_line(error)}")
+            raise typer.Exit(2 if isinstance(error, WrongUsage) else 1) from None
+
+    hints = get_type_hints(function, include_extras=True) | {"debug": Debug}
+    known = [p.replace(annotation=hints[p.name]) for p in inspect.signature(function).parameters.values()]
+    added = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    guarded.__dict__["__signature__"] = inspect.Signature([*known, added])
+    guarded.__annotations__ = hints
+    return guarded
+
+
+def run(function: Callable[..., None]) -> None:
+    """One command as a program of its own: what `python -m jobs.NAME` does."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+    app.command()(command(function))
+    app()
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, for a person: users' errors as they are, others with their type."""
+    error = _cause(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError | OSError):
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error that happened in a worker, out of what Ray wraps around it."""
+    for wrapper in ("cause", "controller_failure", "_base_exc"):
+        inner = getattr(error, wrapper, None)
+        if isinstance(inner, BaseException):
+            return _cause(inner)
+    failures = getattr(error, "worker_failures", None)
+    return _cause(next(iter(failures.values()))) if failures else error
+
+
+def say(text: str) -> None:
+    """A line to stderr, at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def result(content: Any, lines: Sequence[str], as_json: bool) -> None:
+    """What a command found or made, as JSON or as the lines of its summary."""
+    print(json.dumps(content, indent=2, ensure_ascii=False, default=str) if as_json else "\n".join(lines), flush=True)
+
+
+def columns(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Names and values, aligned."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"  {name:<{width}}  {value}".rstrip() for name, value in rows]
+
+
+def duration(seconds: float) -> str:
+    """`8.3 s`, `2 min 5 s`, `3 h 20 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def existing(path: Path) -> Path:
+    """The path.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder")
+    return path
+
+
+class Meter:
+    """How far the work is: a bar with the time left on a terminal, a line per event elsewhere."""
+
+    def __init__(self, title: str, unit: str) -> None:
+        self.title, self.unit = title, unit
+        self.began = self.spoke = time.monotonic()
+        self.skipped = 0
+        self.bar: Progress | None = _bar(unit) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Meter:
+        if self.bar:
+            self.bar.start()
+            self.task = self.bar.add_task(self.title, total=None, note="")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Since the meter was made."""
+        return time.monotonic() - self.began
+
+    def skip(self, done: int) -> None:
+        """`done` units were there before, and say nothing about the speed of this work."""
+        self.skipped = done
+        if self.bar:
+            self.bar.reset(self.task, completed=done)
+
+    def update(self, done: int, total: int, note: str = "", event: str = "") -> None:
+        """`done` of `total` units.
+
+        Args:
+            note: a few words beside the bar, such as a rate.
+            event: a line worth keeping in a log.
+        """
+        if self.bar:
+            self.bar.update(self.task, completed=done, total=total, note=note)
+            return
+        now = time.monotonic()
+        if event or done >= total or now - self.spoke >= PLAIN_SECONDS:
+            self.spoke = now
+            text = ", ".join(part for part in (event, note, self._left(done, total)) if part)
+            say(f"{self.title} {done}/{total} {self.unit}: {text}".rstrip(": "))
+
+    def _left(self, done: int, total: int) -> str:
+        fresh = done - self.skipped
+        return f"about {duration(self.seconds / fresh * (total - done))} left" if fresh > 0 and done < total else ""
+
+
+def _bar(unit: str) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+        TimeRemainingColumn(compact=True), TextColumn("[dim]{task.fields[note]}"),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip

@@ -1,0 +1,57 @@
+"""How wide a drawn mouth is open, seen in the picture alone: the measure for generated frames, which have no landmarks.
+
+Letters: H W crop height and width, R C rows and columns of the window around the mouth.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lawdnet.types import UInt8
+
+CROP_RATIO = 1.3
+HALF_WINDOW = 0.22
+"""Columns looked at, on either side of the middle, in half crop widths like all lengths here."""
+TAPER = 0.08
+"""Over this the window's sides fade, so that a shift of less than a pixel changes little."""
+WINDOW_TOP, WINDOW_BOTTOM = 0.06, 0.62
+"""From the upper lip to below the lower lip of a mouth that is wide open; 0 is the crop's centre."""
+
+
+def mouth_opening_from_pixels(crop_HW3: UInt8) -> float:
+    """Mean height of the dark between the lips in an aligned crop of a drawn head (`lawdnet.synthetic`).
+
+    Lips and skin are equally bright in red, the inside of a mouth is dark. Each column of the window is filled up to
+    the level that encloses a pixel on both sides, min(brightest above, brightest below), as rain fills a valley: what
+    the water covers is the opening. Beards and shadows lie outside the lips, are not enclosed, and do not count.
+    There is no threshold: blur and partly covered pixels change the result in proportion.
+
+    Args:
+        crop_HW3: uint8 RGB, cut out as by `lawdnet.face.align.crop_face` (H = 1.3 W), at least 32 px wide.
+
+    Returns:
+        Half crop widths: 0 … about 0.02 shut, about 0.25 wide open. Proportional to the opening for one person; people
+        differ by the size of mouth and teeth, so compare within a person.
+
+    Raises:
+        ValueError: not an H×W×3 uint8 picture of a crop's proportions.
+    """
+    height, width = _checked(crop_HW3).shape[:2]
+    x = (np.arange(width) + 0.5) * 2 / width - 1
+    y = ((np.arange(height) + 0.5) / height - 0.5) * 2 * CROP_RATIO
+    rows, columns = (y > WINDOW_TOP) & (y < WINDOW_BOTTOM), np.abs(x) < HALF_WINDOW
+    red_RC = crop_HW3[..., 0][np.ix_(rows, columns)].astype(np.float32) + 1
+    above_RC = np.maximum.accumulate(red_RC, axis=0)
+    below_RC = np.maximum.accumulate(red_RC[::-1], axis=0)[::-1]
+    depth_RC = 1 - red_RC / np.minimum(above_RC, below_RC)
+    weight_C = np.clip((HALF_WINDOW - np.abs(x[columns])) / TAPER, 0, 1)
+    return float(np.average(depth_RC.sum(0), weights=weight_C) * 2 / width)
+
+
+def _checked(crop_HW3: UInt8) -> UInt8:
+    if crop_HW3.ndim != 3 or crop_HW3.shape[2] != 3 or crop_HW3.dtype != np.uint8:
+        raise ValueError(f"crop: {crop_HW3.dtype} of shape {crop_HW3.shape}, expected uint8 H×W×3")
+    height, width = crop_HW3.shape[:2]
+    if width < 32 or abs(height - CROP_RATIO * width) > 2:
+        raise ValueError(f"crop: {height}×{width}, expected H = 1.3 W and W ≥ 32; align it with crop_face first")
+    return crop_HW3

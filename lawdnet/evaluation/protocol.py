@@ -1,0 +1,184 @@
+"""A generated video against the real one: picture quality, and whether the mouth moves as it should.
+
+Both videos are streamed side by side on the 25 fps clock; faces are cut out of both where the real one's landmarks say.
+Shape letters: T ticks, H W picture height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from lawdnet.evaluation.image import psnr, ssim
+from lawdnet.evaluation.mouth import mouth_opening_from_pixels
+from lawdnet.face.align import crop_face, fit_all
+from lawdnet.face.geometry import mouth_box
+from lawdnet.face.lips import lip_gap
+from lawdnet.face.track import fill_gaps
+from lawdnet.types import Float32, Landmarks, UInt8
+from lawdnet.video import decode
+
+CROP_WIDTH = 160
+MOUTH_PX = 128
+"""The mouth is compared at this size whatever the size of the face: aligned crops 160 px wide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Means over the frames that both videos have; mouth figures over those with a face."""
+
+    frames: int
+    """Compared."""
+    frames_real: int
+    frames_generated: int
+    psnr: float
+    """dB over the whole picture."""
+    ssim: float
+    mouth_frames: int
+    mouth_psnr: float
+    """dB over the mouth square of the aligned crop; NaN without a face."""
+    mouth_ssim: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain numbers for JSON and tables."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MouthMotion:
+    """The mouth's opening over time, T frames; NaN where there is no face."""
+
+    real_T: Float32
+    """Measured in the pixels of the real video (half crop widths)."""
+    generated_T: Float32
+    """Measured in the same way in the generated one."""
+    exact_T: Float32
+    """From the real video's landmarks (eye distances)."""
+
+    @property
+    def correlation(self) -> float:
+        """Pearson's, generated against real."""
+        return correlate(self.generated_T, self.real_T)
+
+    @property
+    def ceiling(self) -> float:
+        """Pearson's, real against landmarks: what the measurement itself loses."""
+        return correlate(self.real_T, self.exact_T)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One tick of both videos; None for one that has ended. `index` counts the real video's own frames."""
+
+    index: int
+    real_HW3: UInt8 | None
+    generated_HW3: UInt8 | None
+
+
+def compare(real: Path, generated: Path, landmarks: Landmarks) -> Comparison:
+    """Peak signal-to-noise ratio and structural similarity of whole pictures and of the mouth.
+
+    Args:
+        real, generated: videos of the same size (one repeated row or column, as H.264 needs, does not count).
+        landmarks: of the real video, a row for each of its own frames.
+
+    Raises:
+        Rejected: a video cannot be read.
+        ValueError: their sizes differ.
+    """
+    matrix_S33 = _matrices(landmarks)
+    whole, mouth, counts = [], [], [0, 0]
+    for pair in _side_by_side(real, generated):
+        counts[0] += pair.real_HW3 is not None
+        counts[1] += pair.generated_HW3 is not None
+        if pair.real_HW3 is None or pair.generated_HW3 is None:
+            continue
+        whole.append(_quality(pair.real_HW3, pair.generated_HW3))
+        if pair.index < len(matrix_S33) and np.isfinite(matrix_S33[pair.index]).all():
+            crops = (_mouth(frame, matrix_S33[pair.index]) for frame in (pair.real_HW3, pair.generated_HW3))
+            mouth.append(_quality(*crops))
+    means, mouth_means = (np.mean(rows, axis=0) if rows else (np.nan, np.nan) for rows in (whole, mouth))
+    return Comparison(
+        frames=len(whole),
+        frames_real=counts[0],
+        frames_generated=counts[1],
+        psnr=float(means[0]),
+        ssim=float(means[1]),
+        mouth_frames=len(mouth),
+        mouth_psnr=float(mouth_means[0]),
+        mouth_ssim=float(mouth_means[1]),
+    )
+
+
+def mouth_motion(real: Path, generated: Path, landmarks: Landmarks) -> MouthMotion:
+    """How the mouth opens in two videos of one drawn head (`lawdnet.synthetic`), over the frames that both have.
+
+    Args:
+        real, generated: the head moves alike in both; only the mouth may differ.
+        landmarks: of the real video, a row for each of its own frames.
+
+    Raises:
+        Rejected: a video cannot be read.
+        ValueError: their sizes differ.
+    """
+    matrix_S33, gap_S = _matrices(landmarks), lip_gap(landmarks.points_T68x2)
+    rows = []
+    for pair in _side_by_side(real, generated):
+        if pair.real_HW3 is None or pair.generated_HW3 is None:
+            break
+        if pair.index >= len(matrix_S33) or not np.isfinite(matrix_S33[pair.index]).all():
+            rows.append((np.nan, np.nan, np.nan))
+            continue
+        openings = [
+            mouth_opening_from_pixels(crop_face(frame, matrix_S33[pair.index], CROP_WIDTH))
+            for frame in (pair.real_HW3, pair.generated_HW3)
+        ]
+        rows.append((openings[0], openings[1], float(gap_S[pair.index])))
+    real_T, generated_T, exact_T = np.array(rows, np.float32).reshape(-1, 3).T
+    return MouthMotion(real_T=real_T, generated_T=generated_T, exact_T=exact_T)
+
+
+def correlate(first_T: Float32, second_T: Float32) -> float:
+    """Pearson's correlation over the entries that both have; 0 where one does not move, NaN for fewer than two."""
+    known = np.isfinite(first_T) & np.isfinite(second_T)
+    if known.sum() < 2:
+        return float("nan")
+    first, second = (np.asarray(values[known], np.float64) for values in (first_T, second_T))
+    first, second = first - first.mean(), second - second.mean()
+    size = np.linalg.norm(first) * np.linalg.norm(second)
+    return float(first @ second / size) if size > 0 else 0.0
+
+
+def _side_by_side(real: Path, generated: Path) -> Iterator[_Pair]:
+    for tick, (ours, theirs) in enumerate(zip_longest(decode(real), decode(generated))):
+        if ours is None or theirs is None:
+            yield _Pair(ours[0] if ours else -1, ours and ours[1], theirs and theirs[1])
+            continue
+        (index, real_HW3), (_, generated_HW3) = ours, theirs
+        growth = np.subtract(generated_HW3.shape[:2], real_HW3.shape[:2])
+        if tick == 0 and not all(g in (0, n % 2) for g, n in zip(growth, real_HW3.shape, strict=False)):
+            sizes = " and ".join(f"{h}×{w}" for h, w, _ in (real_HW3.shape, generated_HW3.shape))
+            raise ValueError(f"{generated}: cannot be compared with {real}: their pictures are {sizes} px")
+        height, width = real_HW3.shape[:2]
+        yield _Pair(index, real_HW3, generated_HW3[:height, :width])
+
+
+def _matrices(landmarks: Landmarks) -> Float32:
+    """Frame px → crop px of every source frame, NaN without a face; short gaps are filled."""
+    filled = fill_gaps(landmarks)
+    matrix_S33 = fit_all(filled.points_T68x2, CROP_WIDTH)
+    matrix_S33[~filled.valid_T] = np.nan
+    return matrix_S33
+
+
+def _mouth(frame_HW3: UInt8, matrix_33: Float32) -> UInt8:
+    return np.ascontiguousarray(crop_face(frame_HW3, matrix_33, CROP_WIDTH)[mouth_box(MOUTH_PX)])
+
+
+def _quality(real_HW3: UInt8, generated_HW3: UInt8) -> tuple[float, float]:
+    generated_HW3 = np.ascontiguousarray(generated_HW3)
+    return psnr(real_HW3, generated_HW3), ssim(real_HW3, generated_HW3)

@@ -1,0 +1,182 @@
+"""From a frame to an upright face crop and back: fit, cut out, paste. Building and serving share this file.
+
+Shape letters: T video frames, H W height and width, K points; 33 a matrix that takes frame px to crop px,
+as columns (x, y, 1). Pixel centres are at integers (see geometry).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lawdnet.face.geometry import ALIGN_POINTS, crop_height, template_px
+from lawdnet.types import Float32, UInt8
+
+Matrix = NDArray[np.floating[Any]]
+
+MIN_SPREAD_PX = 1e-2
+"""Root mean square distance of the points from their centre below which they say nothing about a pose."""
+MIN_SCALE = 1e-4
+"""Crop px per frame px below which a fit is not a face: the crop would span millions of px."""
+SHRINK_BELOW = 0.6
+"""Linear interpolation reads two px per axis, so from here on it would skip some: area-average first."""
+MARGIN_PX = 2
+"""Read around a region, for the interpolation at its edge."""
+
+
+def fit_all(points_T68x2: Float32, crop_width: int) -> Float32:
+    """Least-squares similarities (rotation, one scale, shift) that lay each frame's face on the template.
+
+    In complex numbers a similarity is w = a z + b, whose least-squares solution over centred points is
+    a = Σ w z̄ / Σ |z|² (Umeyama 1991 in two dimensions, never a reflection).
+
+    Args:
+        points_T68x2: iBUG points in frame px.
+        crop_width: px.
+
+    Returns:
+        T×3×3 matrices, frame px → crop px; all NaN where the points are not finite, coincide or fit no scale.
+    """
+    points = np.asarray(points_T68x2, np.float64)[:, ALIGN_POINTS]
+    template = template_px(crop_width).astype(np.float64) @ (1, 1j)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        z = points @ (1, 1j)
+        z_mean = z.mean(1, keepdims=True)
+        spread = np.square(np.abs(z - z_mean)).sum(1)
+        a = ((template - template.mean()) * (z - z_mean).conj()).sum(1) / spread
+        b = template.mean() - a * z_mean[:, 0]
+        usable = (
+            np.isfinite(a + b) & (spread > len(ALIGN_POINTS) * MIN_SPREAD_PX**2) & (np.abs(a) > MIN_SCALE)
+        )
+    rows = [[a.real, -a.imag, b.real], [a.imag, a.real, b.imag], [0 * a.real, 0 * a.real, 0 * a.real + 1]]
+    matrix_T33 = np.moveaxis(np.array(rows), -1, 0)
+    matrix_T33[~usable] = np.nan
+    return matrix_T33.astype(np.float32)
+
+
+def fit_similarity(points_68x2: Float32, crop_width: int) -> Float32:
+    """The 3×3 matrix, frame px → crop px, of one face; see `fit_all`.
+
+    Raises:
+        ValueError: the points have another shape, are not finite, coincide, or fit no scale.
+    """
+    points = np.asarray(points_68x2)
+    if points.shape != (68, 2):
+        raise ValueError(f"points: shape {points.shape}, expected (68, 2)")
+    matrix_33: Float32 = fit_all(points[None], crop_width)[0]
+    if np.isnan(matrix_33).any():
+        raise ValueError("points: not finite or all in one place, so no face pose can be fitted to them")
+    return matrix_33
+
+
+def transform_points(points_K2: NDArray[Any], matrix_33: NDArray[Any]) -> Float32:
+    """Points …×K×2 through a 3×3 matrix, or T×K×2 through T×3×3 (each frame through its own)."""
+    matrix = np.asarray(matrix_33, np.float64)
+    shift = matrix[:2, 2] if matrix.ndim == 2 else matrix[..., None, :2, 2]
+    moved = np.asarray(points_K2, np.float64) @ matrix[..., :2, :2].swapaxes(-1, -2) + shift
+    return moved.astype(np.float32)
+
+
+def scale_matrix(matrix_33: NDArray[Any], from_width: int, to_width: int) -> Float32:
+    """The matrix (or T of them) for the same crop at another width: x' = (x + 0.5) s - 0.5, s = to / from.
+
+    Not the same as fitting at `to_width`: the published template is centred on W/2, half a px off the middle.
+    """
+    s = to_width / from_width
+    resize = np.array([[s, 0, (s - 1) / 2], [0, s, (s - 1) / 2], [0, 0, 1]])
+    return (resize @ np.asarray(matrix_33, np.float64)).astype(np.float32)
+
+
+def crop_face(frame_HW3: UInt8, matrix_33: Float32, crop_width: int) -> UInt8:
+    """Cuts the aligned face out of a frame; where the crop leaves the picture, its edge is repeated.
+
+    Args:
+        frame_HW3: uint8.
+        matrix_33: frame px → crop px, for a crop of this width.
+        crop_width: px; the crop is 1.3 times as high.
+
+    Returns:
+        uint8 crop, crop_height(crop_width) × crop_width × 3; area-averaged first if the face is much larger.
+
+    Raises:
+        ValueError: the matrix is not finite or cannot be inverted.
+    """
+    size = (crop_height(crop_width), crop_width)
+    crop: UInt8 = _warp(frame_HW3, _checked(matrix_33), size, cv2.BORDER_REPLICATE)
+    return crop
+
+
+def paste_face(frame_HW3: UInt8, crop_HW3: UInt8, matrix_33: Float32, alpha_HW: Float32) -> UInt8:
+    """Lays a crop back over the frame it was cut from; each frame px looks up its place in it: no holes.
+
+    Args:
+        frame_HW3: uint8; not changed.
+        crop_HW3: uint8, the new face.
+        matrix_33: frame px → crop px, as given to `crop_face`.
+        alpha_HW: opacity of the crop's px in [0, 1]; outside the crop it is 0.
+
+    Returns:
+        A new frame, equal to the old one bit for bit wherever the opacity is 0.
+
+    Raises:
+        ValueError: the matrix is not finite or cannot be inverted, or alpha and crop differ in size.
+    """
+    if crop_HW3.shape[:2] != alpha_HW.shape:
+        raise ValueError(f"alpha: {alpha_HW.shape} for a crop of {crop_HW3.shape[:2]}")
+    to_frame = np.linalg.inv(_checked(matrix_33))
+    pasted = frame_HW3.copy()
+    x, y, width, height = cv2.boundingRect((alpha_HW > 0).astype(np.uint8))
+    # one crop px more on each side: interpolated opacity reaches that far
+    box_to_frame = to_frame @ _shift(x - 1, y - 1)
+    x0, y0, x1, y1 = _bounds(box_to_frame, (height + 2, width + 2), frame_HW3.shape[:2])
+    if not width or x0 >= x1 or y0 >= y1:
+        return pasted
+    to_region, size = _shift(-x0, -y0) @ to_frame, (y1 - y0, x1 - x0)
+    face = _warp(crop_HW3, to_region, size, cv2.BORDER_REPLICATE)
+    alpha = _warp(np.asarray(alpha_HW, np.float32), to_region, size, cv2.BORDER_CONSTANT)
+    region = pasted[y0:y1, x0:x1]
+    region[:] = cv2.blendLinear(face, region, alpha, 1 - alpha)
+    return pasted
+
+
+def _checked(matrix_33: Float32) -> Matrix:
+    matrix = np.asarray(matrix_33, np.float64)
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < MIN_SCALE**2:
+        raise ValueError("matrix: not a finite, invertible 3×3 matrix; frames without a valid face have none")
+    return matrix
+
+
+def _shift(x: float, y: float) -> Matrix:
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
+
+
+def _bounds(matrix_33: Matrix, size: tuple[int, ...], inside: tuple[int, ...]) -> NDArray[np.int64]:
+    """Box x0, y0, x1, y1 around a mapped picture, with a margin, inside another; empty if they are apart."""
+    height, width = size
+    corners = np.array([(x, y) for x in (-0.5, width - 0.5) for y in (-0.5, height - 0.5)])
+    mapped = transform_points(corners, matrix_33)
+    low = np.floor(mapped.min(0)) - MARGIN_PX
+    high = np.ceil(mapped.max(0)) + MARGIN_PX + 1
+    return np.clip([*low, *high], 0, [*inside[::-1], *inside[::-1]]).astype(np.int64)
+
+
+def _warp(image: NDArray[Any], matrix_33: Matrix, size: tuple[int, int], border: int) -> NDArray[Any]:
+    """Draws `image` into a picture of (height, width), image px → its px, without holes or aliasing."""
+    shrink = round(1 / scale) if (scale := np.sqrt(abs(np.linalg.det(matrix_33)))) < SHRINK_BELOW else 1
+    height, width = image.shape[:2]
+    x0, y0, x1, y1 = _bounds(np.linalg.inv(matrix_33), size, (height, width))
+    x0, y0 = min(x0, width - 1), min(y0, height - 1)
+    part = image[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
+    matrix = matrix_33 @ _shift(x0, y0)
+    if shrink > 1:
+        bottom, right = -part.shape[0] % shrink, -part.shape[1] % shrink
+        part = cv2.copyMakeBorder(part, 0, bottom, 0, right, border)
+        part = cv2.resize(
+            part, (part.shape[1] // shrink, part.shape[0] // shrink), interpolation=cv2.INTER_AREA
+        )
+        half = (shrink - 1) / 2  # the first small px is centred between the px it averages
+        matrix = matrix @ np.array([[shrink, 0, half], [0, shrink, half], [0, 0, 1]])
+    return cv2.warpAffine(part, matrix[:2], size[::-1], flags=cv2.INTER_LINEAR, borderMode=border)

@@ -1,0 +1,70 @@
+"""The proportions of the aligned face crop: every ratio of the method is written here, once.
+
+Pixel convention of the whole package: the centre of the first pixel is at (0, 0), so a picture of width W
+covers [-0.5, W - 0.5]. Points are (x, y); sizes are (height, width).
+
+The crop is 1.25 m wide and 1.625 m high, m being the mouth size a network is trained for (64, 128, 256, 288).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lawdnet.types import Float32
+
+OUTER_LIP = slice(48, 60)
+"""iBUG points of the outer lip contour, from the left corner of the picture, clockwise."""
+INNER_LIP = slice(60, 68)
+"""iBUG points of the inner lip contour, from the left corner of the picture, clockwise."""
+
+ALIGN_POINTS = np.array([*range(17, 37), 39, 42, 45, 48, 54])
+"""Brows, nose, eye corners, mouth corners: the points that define a face's pose."""
+
+TEMPLATE_25x2: Float32 = np.array(
+    [
+        *[(-0.7829964, -0.8754507), (-0.6630508, -0.9833938), (-0.49384925, -1.015625)],
+        *[(-0.318619, -0.9904674), (-0.1545971, -0.92190075), (0.15459552, -0.92190075)],
+        *[(0.31861737, -0.9904674), (0.4938493, -1.015625), (0.6630494, -0.9833938), (0.7829953, -0.8754507)],
+        *[(0.0, -0.7205851), (0.0, -0.554917), (0.0, -0.39062503), (0.0, -0.22149998)],
+        *[(-0.19697745, -0.10690507), (-0.10243236, -0.07171352), (0.0, -0.0417291)],
+        *[(0.10243075, -0.07171352), (0.19697584, -0.10690507)],
+        *[(-0.58877313, -0.6996946), (-0.24855885, -0.6752256), (0.24855722, -0.6752256)],
+        *[(0.5887715, -0.6996946), (-0.3771479, 0.20140538), (0.37714633, 0.20140538)],
+    ],
+    dtype=np.float32,
+)
+"""Where ALIGN_POINTS lie in a frontal face, in half crop widths from the crop's centre (LawDNet 2024)."""
+
+MASK_CANVAS = (103, 80)
+"""Canvas (height, width) that the generator's blacked-out rectangle is drawn on."""
+MASK_BOX = (slice(32, 96), slice(8, 72))
+"""Rows and columns of the rectangle on MASK_CANVAS."""
+MASK_BLUR_RADIUS = 2
+"""Canvas px; the blur has sigma 1 and no padding, so this much of the canvas is lost on every side."""
+
+
+def crop_height(width: int) -> int:
+    """Height of a crop of this width: 1.3 W, rounded."""
+    return round(1.3 * width)
+
+
+def stage_size(mouth_px: int) -> tuple[int, int]:
+    """Crop (height, width) for a mouth size: (13/8 m, 5/4 m).
+
+    Raises:
+        ValueError: mouth_px is not a positive multiple of 8.
+    """
+    if mouth_px <= 0 or mouth_px % 8:
+        raise ValueError(f"mouth_px: {mouth_px} is not a positive multiple of 8, such as 64, 128, 256 or 288")
+    return mouth_px * 13 // 8, mouth_px * 5 // 4
+
+
+def mouth_box(mouth_px: int) -> tuple[slice, slice]:
+    """Rows [m/2, 3m/2) and columns [m/8, 9m/8) of a stage crop: the square that the sync network sees."""
+    stage_size(mouth_px)
+    return slice(mouth_px // 2, mouth_px * 3 // 2), slice(mouth_px // 8, mouth_px * 9 // 8)
+
+
+def template_px(width: int) -> Float32:
+    """The 25×2 template in px of a crop of this width, centred on (W/2, 1.3 W/2) as published."""
+    return (TEMPLATE_25x2 * (width / 2) + (width / 2, 1.3 * width / 2)).astype(np.float32)

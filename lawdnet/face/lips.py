@@ -1,0 +1,26 @@
+"""How far apart the lips are, from landmarks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lawdnet.types import Float32
+
+UPPER, LOWER = (61, 62, 63), (67, 66, 65)
+"""Inner lip points that face each other."""
+EYE_CORNERS = (36, 45)
+"""The outer ones."""
+
+
+def lip_gap(points_T68x2: Float32) -> Float32:
+    """Mean distance between the inner lips of T faces, in units of the distance of the outer eye corners.
+
+    Returns:
+        T values, 0 for closed lips, about 0.4 for a mouth wide open; NaN where the points are not finite.
+    """
+    points = np.asarray(points_T68x2, np.float64)
+    gap_T = np.linalg.norm(points[:, UPPER] - points[:, LOWER], axis=-1).mean(1)
+    eyes_T = np.linalg.norm(points[:, EYE_CORNERS[0]] - points[:, EYE_CORNERS[1]], axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio_T = gap_T / eyes_T
+    return np.where(np.isfinite(ratio_T), ratio_T, np.nan).astype(np.float32)

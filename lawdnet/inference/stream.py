@@ -1,0 +1,58 @@
+"""Pictures of a template for as long as they are needed, in bounded memory, and work done ahead in a thread."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+from typing import TypeVar
+
+from lawdnet.types import UInt8
+from lawdnet.video import decode
+
+BLOCK = 48
+"""Pictures held at once when a video runs backwards, at most."""
+BLOCK_BYTES = 512 << 20
+"""Fewer are held where they would take more than this."""
+
+T = TypeVar("T")
+
+
+def ping_pong(length: int) -> Iterator[int]:
+    """0 … length-1, back to 1, and again without end; the turning points are not repeated."""
+    while True:
+        yield from chain(range(length), range(length - 2, 0, -1))
+
+
+def back_and_forth(path: Path, length: int) -> Iterator[tuple[int, UInt8]]:
+    """(tick, picture) of a video of `length` ticks in the order of `ping_pong`, without end.
+
+    A short video is decoded once and held. A longer one is decoded anew in each direction: backwards in blocks,
+    of which one is held at a time.
+    """
+    first = next(picture for _, picture in decode(path))
+    block = max(1, min(BLOCK, BLOCK_BYTES // first.nbytes))
+    if length <= block:
+        held = [picture for _, (_, picture) in zip(range(length), decode(path), strict=False)]
+        yield from ((tick, held[tick]) for tick in ping_pong(length))
+    while True:
+        yield from ((tick, picture) for tick, (_, picture) in zip(range(length), decode(path), strict=False))
+        for stop in range(length - 1, 1, -block):
+            start = max(1, stop - block)
+            pictures = [picture for _, picture in decode(path, start=start, stop=stop)]
+            yield from zip(range(stop - 1, start - 1, -1), reversed(pictures), strict=True)
+
+
+def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+    """The same items, made in a thread of their own up to `depth` ahead of their use."""
+
+    def make() -> list[T]:
+        return list(islice(items, 1))
+
+    with ThreadPoolExecutor(1) as thread:
+        making = deque(thread.submit(make) for _ in range(depth))
+        while made := making.popleft().result():
+            making.append(thread.submit(make))
+            yield made[0]

@@ -1,0 +1,182 @@
+"""A video made ready for any number of sounds: where its face is in every frame, and five pictures of it.
+
+Shape letters: S source frames, T ticks of the 25 fps clock, H W crop, 33 a matrix that takes frame px to crop px.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from lawdnet.face.align import crop_face, fit_all
+from lawdnet.face.geometry import stage_size
+from lawdnet.face.lips import lip_gap
+from lawdnet.face.track import fill_gaps
+from lawdnet.landmarks.base import LandmarkSource
+from lawdnet.types import NUM_REFERENCES, Bool, Float32, Landmarks, Rejected, RejectReason, UInt8, Video
+from lawdnet.video import decode, probe
+
+CANDIDATES = 48
+"""Crops kept while looking for references; even."""
+ROWS_TOLERANCE = 1
+"""Landmark rows that may be missing or too many at the end; OpenFace often loses the last frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """A video that a new mouth can be drawn into."""
+
+    path: Path
+    height: int
+    width: int
+    """Of the pictures, px."""
+    matrix_T33: Float32
+    """Frame px → crop px at the crop width of the training data; NaN where no face is known."""
+    reference_5HW3: UInt8
+    """Crops at the network's size, from different times, with the mouth from shut to open."""
+    reference_ticks: tuple[int, ...]
+
+    @property
+    def usable_T(self) -> Bool:
+        """Ticks with a face; the others pass through unchanged."""
+        return _finite(self.matrix_T33)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A crop that could become a reference."""
+
+    tick: int
+    gap: float
+    """Of the lips; see `lip_gap`."""
+    whole: bool
+    """All landmarks are inside the picture."""
+    sharpness: float
+    crop_HW3: UInt8
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Larger is better."""
+        return self.whole, self.sharpness
+
+
+class Candidates:
+    """The best crop of each stretch of a stream; stretches are equally long and grow with the stream."""
+
+    def __init__(self) -> None:
+        self.best: list[Candidate] = []
+        self._seen, self._stretch = 0, 1
+
+    def add(self, candidate: Candidate) -> None:
+        """Takes the next crop of the stream."""
+        place = self._seen // self._stretch
+        self._seen += 1
+        if place == len(self.best):
+            self.best.append(candidate)
+        else:
+            self.best[place] = max(self.best[place], candidate, key=lambda c: c.rank)
+        if self._seen == CANDIDATES * self._stretch:
+            pairs = zip(self.best[::2], self.best[1::2], strict=True)
+            self.best = [max(pair, key=lambda c: c.rank) for pair in pairs]
+            self._stretch *= 2
+
+
+def prepare(path: Path, source: LandmarkSource, *, mouth_px: int, crop_width: int) -> Template:
+    """Reads a video once; memory does not grow with its pictures.
+
+    Args:
+        path: any video, with or without sound.
+        source: finds the face.
+        mouth_px: mouth size of the network.
+        crop_width: width in px of the crops that the network's training data are stored in.
+
+    Raises:
+        Rejected: the video cannot be read, its landmarks are missing or belong to another file, or fewer than five
+            frames show a face.
+    """
+    video = probe(path)
+    landmarks = _landmarks_of(video, source)
+    matrix_S33 = fit_all(landmarks.points_T68x2, crop_width)
+    matrix_S33[~landmarks.valid_T] = np.nan
+    usable_S = _finite(matrix_S33)
+    gap_S, whole_S = lip_gap(landmarks.points_T68x2), _inside(landmarks.points_T68x2, video)
+    index_T: list[int] = []
+    candidates = Candidates()
+    for tick, (index, frame_HW3) in enumerate(decode(path)):
+        is_new = not index_T or index != index_T[-1]
+        index_T.append(index)
+        if is_new and usable_S[index]:
+            crop = network_crop(frame_HW3, matrix_S33[index], crop_width, mouth_px)
+            candidates.add(Candidate(tick, float(gap_S[index]), bool(whole_S[index]), sharpness(crop), crop))
+    references = choose(candidates.best, video)
+    return Template(
+        path=path,
+        height=video.height,
+        width=video.width,
+        matrix_T33=matrix_S33[index_T],
+        reference_5HW3=np.stack([c.crop_HW3 for c in references]),
+        reference_ticks=tuple(c.tick for c in references),
+    )
+
+
+def network_crop(frame_HW3: UInt8, matrix_33: Float32, crop_width: int, mouth_px: int) -> UInt8:
+    """What the network saw in training: the face at the stored width, then at the network's, averaged by area."""
+    height, width = stage_size(mouth_px)
+    crop_HW3 = crop_face(frame_HW3, matrix_33, crop_width)
+    if width == crop_width:
+        return crop_HW3
+    way = cv2.INTER_AREA if width < crop_width else cv2.INTER_LINEAR
+    resized: UInt8 = cv2.resize(crop_HW3, (width, height), interpolation=way)
+    return resized
+
+
+def sharpness(crop_HW3: UInt8) -> float:
+    """Variance of the Laplacian above the nose; below, an open mouth would count as sharper than a shut one."""
+    grey = cv2.cvtColor(crop_HW3[: len(crop_HW3) // 2], cv2.COLOR_RGB2GRAY)
+    return float(cv2.Laplacian(grey, cv2.CV_32F).var())
+
+
+def choose(candidates: Sequence[Candidate], video: Video) -> list[Candidate]:
+    """From each fifth of the lip gaps one crop, as far in time as possible from those already chosen.
+
+    Raises:
+        Rejected: NO_FACE where there are fewer than five.
+    """
+    whole = [c for c in candidates if c.whole]
+    pool = sorted(whole if len(whole) >= NUM_REFERENCES else candidates, key=lambda c: (c.gap, c.tick))
+    if len(pool) < NUM_REFERENCES:
+        detail = f"{video.path.name}: {len(pool)} frames show a face, {NUM_REFERENCES} are needed as references"
+        raise Rejected(RejectReason.NO_FACE, detail)
+    chosen: list[Candidate] = []
+    for places in np.array_split(np.arange(len(pool)), NUM_REFERENCES):
+        group = [pool[place] for place in places]
+        distance = {c.tick: min((abs(c.tick - d.tick) for d in chosen), default=0) for c in group}
+        chosen.append(max(group, key=lambda c: (distance[c.tick], c.sharpness)))
+    return chosen
+
+
+def _landmarks_of(video: Video, source: LandmarkSource) -> Landmarks:
+    """Landmarks with short gaps filled, one row for each source frame."""
+    found = source.detect(video.path)
+    rows, frames = len(found.valid_T), video.num_source_frames
+    if abs(rows - frames) > ROWS_TOLERANCE:
+        raise Rejected(RejectReason.LANDMARK_COUNT, f"{video.path.name}: {rows} landmark rows for {frames} frames")
+    filled = fill_gaps(found)
+    # The last frame may decode where probing did not promise it, or have no row: it is one without a face.
+    spare = ROWS_TOLERANCE + 1
+    points = np.pad(filled.points_T68x2, ((0, spare), (0, 0), (0, 0)), constant_values=np.nan)
+    return Landmarks(points_T68x2=points, valid_T=np.pad(filled.valid_T, (0, spare)), source=found.source)
+
+
+def _inside(points_S68x2: Float32, video: Video) -> Bool:
+    limit = np.array([video.width - 1, video.height - 1], np.float32)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(((points_S68x2 >= 0) & (points_S68x2 <= limit)).all((1, 2)))
+
+
+def _finite(matrix_T33: Float32) -> Bool:
+    return np.asarray(np.isfinite(matrix_T33).all((1, 2)))

@@ -1,0 +1,1 @@
+"""Sources of facial landmarks: 68 points (iBUG order) for every frame of a video."""

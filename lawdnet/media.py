@@ -1,0 +1,68 @@
+"""Opening media files safely, for the modules that read pictures and sound.
+
+FFmpeg reads opened file objects and never sees names, so a name may hold anything ('%d', 'file:', a dash).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import av
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Disposition, Stream
+from av.video.stream import VideoStream
+
+from lawdnet.types import Rejected, RejectReason
+
+StreamT = TypeVar("StreamT", bound=Stream)
+
+
+class _Nameless(io.BufferedReader):
+    """A file whose name FFmpeg cannot see: contents alone decide what it is."""
+
+    name = "media"
+
+
+@contextlib.contextmanager
+def open_media(path: Path) -> Iterator[InputContainer]:
+    """Open any media file for demuxing.
+
+    Raises:
+        Rejected: EMPTY_FILE, NOT_A_VIDEO (no known format) or DAMAGED (an MP4 without its index).
+        OSError: the file cannot be read at all.
+    """
+    with _Nameless(io.FileIO(path)) as file:
+        head = file.peek(16)[:16]
+        if not head:
+            raise Rejected(RejectReason.EMPTY_FILE, "the file has no bytes")
+        try:
+            # Without protocols a playlist cannot open other files or addresses.
+            container: Any = av.open(file, container_options={"protocol_whitelist": "none"}, metadata_errors="replace")
+        except FFmpegError as error:
+            if head[4:8] == b"ftyp":
+                detail = "the index (moov) is missing or broken: the MP4 looks cut off, copy it again"
+                raise Rejected(RejectReason.DAMAGED, detail) from error
+            raise Rejected(RejectReason.NOT_A_VIDEO, "no known video or audio format") from error
+        with container:
+            yield container
+
+
+def demux(container: InputContainer, stream: StreamT) -> Iterator[Packet[StreamT]]:
+    """The packets of a stream and the empty one that flushes its decoder; Rejected DAMAGED where reading fails."""
+    packets: Iterator[Any] = container.demux(stream)
+    try:
+        yield from packets
+    except FFmpegError as error:
+        raise Rejected(RejectReason.DAMAGED, f"the file cannot be read to its end: {error.strerror}") from error
+
+
+def find_video(container: InputContainer) -> VideoStream | None:
+    """The first video stream that is not cover art."""
+    cover = Disposition.attached_pic
+    return next((stream for stream in container.streams.video if not stream.disposition & cover), None)

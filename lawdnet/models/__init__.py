@@ -1,0 +1,1 @@
+"""The networks: generator, discriminators, sync networks, perceptual features, and the old files' formats."""

@@ -1,0 +1,135 @@
+"""The generator: a face with a hidden mouth, five reference pictures and the sound → the face that says it.
+
+Shape letters: B batch, C channels, H W crop, h w feature map (a quarter of the crop), D code width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lawdnet.models.attention import PICTURE, CrossAttention
+from lawdnet.models.layers import ConvReLU1d, ConvReLU2d, Residual, UpConvReLU2d, check_at_least, check_shape, init_he
+from lawdnet.models.warp import LAYOUTS, LocalAffineWarp
+from lawdnet.types import AUDIO_WINDOW, NUM_REFERENCES
+
+SHRINK = 4
+"""Crop px per feature px."""
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The generator's shape."""
+
+    audio_dim: int = 29
+    """Feature rows that it hears."""
+    base_channels: int = 64
+    """Every width is a multiple of it: pictures 1, 2 and 4 times, audio 2, the code 4."""
+    key_points: int = 5
+    """Per feature channel."""
+    warp_grid: int = 60
+    """Cells along a side of the coarse field."""
+    warp_layout: str = "correct"
+    """`lawdnet2024` only for published weights; see `LocalAffineWarp`."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, audio_dim=1, base_channels=1, key_points=1, warp_grid=2)
+        if self.warp_layout not in LAYOUTS:
+            raise ValueError(f"GeneratorConfig.warp_layout: {self.warp_layout!r}, expected one of {', '.join(LAYOUTS)}")
+
+
+class Generator(nn.Module):
+    """Draws the mouth: warps the reference feature to what is said and decodes it with the source."""
+
+    def __init__(self, config: GeneratorConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or GeneratorConfig()
+        base, code_dim = config.base_channels, 4 * config.base_channels
+        self.source_encoder = _picture_encoder(3, base)
+        self.reference_encoder = _picture_encoder(3 * NUM_REFERENCES, base)
+        self.pair_encoder = _pair_encoder(2 * code_dim, 2 * base)
+        self.audio_encoder = _audio_encoder(config.audio_dim, 2 * base)
+        self.attention = CrossAttention(2 * base, code_dim, base)
+        self.appearance = nn.Sequential(Residual(code_dim), Residual(code_dim))
+        self.warp = LocalAffineWarp(code_dim, code_dim, config.key_points, config.warp_grid, config.warp_layout)
+        self.decoder = _decoder(2 * code_dim, 2 * base)
+        init_he(self)
+        self.warp.start_as_identity()
+
+    def forward(self, masked_source_B3HW: Tensor, reference_B15HW: Tensor, audio_BC5: Tensor) -> Tensor:
+        """The completed faces.
+
+        Args:
+            masked_source_B3HW: RGB in [0, 1], the mouth blacked out; H and W multiples of 4.
+            reference_B15HW: five RGB crops of the same person, stacked by channel, in [0, 1].
+            audio_BC5: feature rows t-2 … t+2 of frame t; C is the configuration's `audio_dim`.
+
+        Returns:
+            B×3×H×W in (0, 1).
+
+        Raises:
+            ValueError: a shape does not fit.
+        """
+        self._check(masked_source_B3HW, reference_B15HW, audio_BC5)
+        source_BChw = self.source_encoder(masked_source_B3HW)
+        reference_BChw = self.reference_encoder(reference_B15HW)
+        code_BD = self._code(torch.cat((source_BChw, reference_BChw), 1), audio_BC5)
+        warped_BChw = self.warp(self.appearance(reference_BChw), code_BD)
+        return cast("Tensor", self.decoder(torch.cat((source_BChw, warped_BChw), 1)))
+
+    def _code(self, pair_BChw: Tensor, audio_BC5: Tensor) -> Tensor:
+        picture_BChw = self.pair_encoder(pair_BChw)
+        picture_BC86 = F.interpolate(picture_BChw, PICTURE, mode="bilinear", align_corners=True)
+        return cast("Tensor", self.attention(picture_BC86, self.audio_encoder(audio_BC5)))
+
+    def _check(self, masked_source_B3HW: Tensor, reference_B15HW: Tensor, audio_BC5: Tensor) -> None:
+        check_shape("masked_source", masked_source_B3HW, 3, None, None)
+        height, width = masked_source_B3HW.shape[2:]
+        if height % SHRINK or width % SHRINK:
+            raise ValueError(f"masked_source: {height}×{width} px, expected multiples of {SHRINK}")
+        check_shape("reference", reference_B15HW, 3 * NUM_REFERENCES, height, width)
+        check_shape("audio", audio_BC5, self.config.audio_dim, AUDIO_WINDOW)
+
+
+def _picture_encoder(inputs: int, base: int) -> nn.Sequential:
+    return nn.Sequential(
+        ConvReLU2d(inputs, base, 7),
+        ConvReLU2d(base, 2 * base, stride=2),
+        ConvReLU2d(2 * base, 4 * base, stride=2),
+    )
+
+
+def _pair_encoder(inputs: int, width: int) -> nn.Sequential:
+    """A sixteenth of the size; kernels wide enough to relate distant places of source and references."""
+    kernels_strides = ((11, 1), (11, 1), (3, 2), (7, 1), (7, 1), (3, 2), (3, 1), (3, 2), (3, 1), (3, 2))
+    return nn.Sequential(
+        ConvReLU2d(inputs, width),
+        *(ConvReLU2d(width, width, kernel, stride) for kernel, stride in kernels_strides),
+    )
+
+
+def _audio_encoder(inputs: int, width: int) -> nn.Sequential:
+    """Five columns → two."""
+    return nn.Sequential(
+        ConvReLU1d(inputs, width, 5),
+        Residual(width, dims=1),
+        ConvReLU1d(width, width, stride=2),
+        Residual(width, dims=1),
+        ConvReLU1d(width, width, stride=2),
+        ConvReLU1d(width, width),
+    )
+
+
+def _decoder(inputs: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        ConvReLU2d(inputs, width),
+        UpConvReLU2d(width, width),
+        Residual(width),
+        UpConvReLU2d(width, width),
+        nn.Conv2d(width, 3, 7, padding=3),
+        nn.Sigmoid(),
+    )

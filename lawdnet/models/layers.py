@@ -1,0 +1,108 @@
+"""The convolution blocks that all networks share, and the check of their configurations.
+
+Padding keeps the size (stride 1) or halves it rounding up (stride 2). No block normalises: the published networks
+carry BatchNorm tensors that they never use, and so a sample does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEAKY_SLOPE = 0.2
+
+
+class ConvReLU1d(nn.Conv1d):
+    """Convolution over time, then ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel, stride, kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B, inputs, T → B, outputs, ceil(T / stride)."""
+        return F.relu(super().forward(x))
+
+
+class ConvReLU2d(nn.Conv2d):
+    """Convolution over a picture, then ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel, stride, kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B, inputs, H, W → B, outputs, ceil(H / stride), ceil(W / stride)."""
+        return F.relu(super().forward(x))
+
+
+class UpConvReLU2d(ConvReLU2d):
+    """Doubles the size by repeating pixels, then convolution and ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B, inputs, H, W → B, outputs, 2H, 2W."""
+        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class ConvReLUPool2d(ConvReLU2d):
+    """Convolution over a picture, ReLU, then halved by averaging."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B, inputs, H, W → B, outputs, H // 2, W // 2."""
+        return F.avg_pool2d(super().forward(x), 2)
+
+
+class ConvLeakyReLU2d(nn.Conv2d):
+    """Convolution over a picture without padding, then leaky ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B, inputs, H, W → B, outputs, H - kernel + 1, W - kernel + 1."""
+        return F.leaky_relu(super().forward(x), LEAKY_SLOPE)
+
+
+class Residual(nn.Module):
+    """x + conv(relu(conv(x))), over time (`dims=1`) or a picture (`dims=2`).
+
+    With `relu_first`, as in the sync network, the convolutions see relu(x).
+    """
+
+    def __init__(self, channels: int, dims: int = 2, *, relu_first: bool = False) -> None:
+        super().__init__()
+        conv = nn.Conv1d if dims == 1 else nn.Conv2d
+        self.conv1 = conv(channels, channels, 3, padding=1)
+        self.conv2 = conv(channels, channels, 3, padding=1)
+        self.relu_first = relu_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape with `channels` in place 1; the result has the same shape."""
+        branch = self.conv1(F.relu(x) if self.relu_first else x)
+        return cast("Tensor", x + self.conv2(F.relu(branch)))
+
+
+def init_he(network: nn.Module) -> None:
+    """Random weights that keep the signal's size through ReLU layers (He et al. 2015), and zero biases.
+
+    PyTorch's own start shrinks it by about √3 a layer; without normalisation next to nothing of the sound would reach
+    the end of a network this deep, and training would take long to notice that there is any.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def check_at_least(config: object, **minima: int) -> None:
+    """Raises ValueError naming the first field of `config` that is no whole number ≥ its minimum."""
+    for name, minimum in minima.items():
+        value = getattr(config, name)
+        if type(value) is not int or value < minimum:
+            raise ValueError(f"{type(config).__name__}.{name}: {value!r}, expected a whole number ≥ {minimum}")
+
+
+def check_shape(name: str, tensor: Tensor, *shape: int | None) -> None:
+    """Raises ValueError naming the argument whose shape is not (batch, *shape); None takes any size."""
+    sizes = tuple(tensor.shape[1:])
+    if len(sizes) != len(shape) or any(want not in (None, got) for want, got in zip(shape, sizes, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name}: shape {tuple(tensor.shape)}, expected (batch, {wanted})")

@@ -1,0 +1,206 @@
+"""Files of the published code (LawDNet 2024): reading and writing, with its names ↔ ours.
+
+A file is `{"epoch", "state_dict": {"net_g", "net_dI"[, "net_dV"]}, …}`, the sync network's is
+`{"state_dict": {"net"}}`; keys start with `module.` where it trained on several GPUs. It also holds tensors that no
+output depends on ("dead" here): warp layer 0 and its appearance blocks, whose result layer 1 overwrites, and the
+audio encoder's BatchNorm.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lawdnet.models.discriminator import Discriminator, DiscriminatorConfig
+from lawdnet.models.generator import Generator, GeneratorConfig
+from lawdnet.models.layers import ConvLeakyReLU2d, ConvReLU1d, ConvReLU2d
+from lawdnet.models.syncnet import SCORE_PX, SyncNet, SyncNetConfig
+
+State = dict[str, Tensor]
+N = TypeVar("N", bound=nn.Module)
+
+_GENERATOR = {
+    "source_encoder": "source_in_conv",
+    "reference_encoder": "ref_in_conv",
+    "pair_encoder": "trans_conv",
+    "audio_encoder": "audio_encoder",
+    "attention.position_picture": "cross_attention.positional_encoding_video",
+    "attention.position_audio": "cross_attention.positional_encoding_audio",
+    "attention.query": "cross_attention.query_proj",
+    "attention.key": "cross_attention.key_proj",
+    "attention.value": "cross_attention.value_proj",
+    "attention.mix": "cross_attention.final_linear",
+    "attention.squeeze": "cross_attention.output_reshape.conv1",
+    "attention.code": "cross_attention.output_reshape.fc",
+    "appearance": "appearance_conv_list.1",
+    "warp.trunk": "lawLayer_list.1.commn_linear.0",
+    "warp.key_points": "lawLayer_list.1.kpoints_normalized_layer.0",
+    "warp.similarity": "lawLayer_list.1.similarity_params_layer.0",
+    "warp.radius": "lawLayer_list.1.radius_layer.0",
+    "decoder": "out_conv",
+}
+_DISCRIMINATOR = {"blocks": "down_blocks", "score": "conv"}
+_SYNCNET = {
+    "face_encoder": "face_encoder.face_conv",
+    "audio_encoder": "audio_encoder.audio_conv",
+    "merge": "merge_encoder",
+}
+_DEAD_LAYER = re.compile(r"(?P<list>lawLayer_list|appearance_conv_list)\.0\.")
+_DEAD_NORM = re.compile(r"audio_encoder\.\d+\.norm\d\.")
+
+
+def read_legacy(path: Path) -> dict[str, State]:
+    """The networks of an old file: `net_g`, `net_dI`, `net_dV` or `net` → published parameter name → tensor.
+
+    Raises:
+        ValueError: no such file, not such a file, or one that needs more than tensors and plain containers.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a checkpoint of tensors and plain containers, so it is not read") from error
+    networks = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(networks, dict) or not networks or not all(map(_is_state, networks.values())):
+        raise ValueError(f"{path}: not a LawDNet 2024 checkpoint: it has no networks under 'state_dict'")
+    return {
+        name: {key.removeprefix("module."): value for key, value in state.items()} for name, state in networks.items()
+    }
+
+
+def generator_from_legacy(state: State, *, warp_layout: str = "lawdnet2024", warp_grid: int = 60) -> Generator:
+    """The generator of published names; its sizes follow from the tensors, but for the warp's grid.
+
+    Raises:
+        ValueError: tensors are missing, unknown or of the wrong shape.
+    """
+    config = GeneratorConfig(
+        audio_dim=_size(state, "audio_encoder.0.conv.weight", 1),
+        base_channels=_size(state, "source_in_conv.0.conv.weight", 0),
+        key_points=_size(state, "lawLayer_list.1.radius_layer.0.bias", 0)
+        // _size(state, "lawLayer_list.1.commn_linear.0.bias", 0),
+        warp_grid=warp_grid,
+        warp_layout=warp_layout,
+    )
+    alive = {key: value for key, value in state.items() if key not in dead_tensors(state)}
+    return _load(Generator(config), alive, _GENERATOR)
+
+
+def dead_tensors(state: State) -> State:
+    """Those tensors of a published generator that no output depends on."""
+    return {key: value for key, value in state.items() if _DEAD_LAYER.match(key) or _DEAD_NORM.match(key)}
+
+
+def generator_to_legacy(generator: Generator, dead: State | None = None) -> State:
+    """The generator under published names, with dead tensors: those given, else copies and identities.
+
+    Published code computes the same only from a generator with `warp_layout="lawdnet2024"`.
+    """
+    state = _rename(generator, _GENERATOR)
+    return state | (_default_dead(state) if dead is None else dead)
+
+
+def discriminator_from_legacy(state: State) -> Discriminator:
+    """The picture or clip discriminator of published names.
+
+    Raises:
+        ValueError: as `generator_from_legacy`.
+    """
+    widths = [
+        _size(state, f"down_blocks.{i}.conv.bias", 0) for i in range(_count(state, r"down_blocks\.\d+\.conv\.bias"))
+    ]
+    if not widths:
+        raise ValueError("down_blocks.0.conv.bias: not in the state, which is not a discriminator's")
+    config = DiscriminatorConfig(
+        in_channels=_size(state, "down_blocks.0.conv.weight", 1),
+        blocks=len(widths),
+        expansion=widths[0] // 2,
+        max_channels=max(widths),
+    )
+    return _load(Discriminator(config), state, _DISCRIMINATOR)
+
+
+def discriminator_to_legacy(discriminator: Discriminator) -> State:
+    """The discriminator under published names."""
+    return _rename(discriminator, _DISCRIMINATOR)
+
+
+def syncnet_from_legacy(state: State) -> SyncNet:
+    """The sync network of published names.
+
+    Raises:
+        ValueError: as `generator_from_legacy`.
+    """
+    halvings = _count(state, r"face_encoder\.face_conv\.\d+\.conv1\.bias")
+    config = SyncNetConfig(
+        audio_dim=_size(state, "audio_encoder.audio_conv.0.conv.weight", 1),
+        base_channels=_size(state, "face_encoder.face_conv.0.conv.bias", 0),
+        face_px=SCORE_PX * 2**halvings,
+    )
+    return _load(SyncNet(config), state, _SYNCNET)
+
+
+def syncnet_to_legacy(syncnet: SyncNet) -> State:
+    """The sync network under published names."""
+    return _rename(syncnet, _SYNCNET)
+
+
+def _published_names(network: nn.Module, prefixes: dict[str, str]) -> dict[str, str]:
+    """Our parameter name → the published one, which has its plain blocks' convolution one level deeper."""
+    modules = dict(network.named_modules())
+    names = {}
+    for ours in network.state_dict():
+        prefix = next(p for p in prefixes if ours == p or ours.startswith(p + "."))
+        module, _, leaf = ours.rpartition(".")
+        deeper = (
+            f".conv.{leaf}" if isinstance(modules[module], ConvReLU1d | ConvReLU2d | ConvLeakyReLU2d) else f".{leaf}"
+        )
+        names[ours] = prefixes[prefix] + (module.removeprefix(prefix) + deeper if ours != prefix else "")
+    return names
+
+
+def _rename(network: nn.Module, prefixes: dict[str, str]) -> State:
+    names = _published_names(network, prefixes)
+    return {names[key]: value for key, value in network.state_dict().items()}
+
+
+def _load(network: N, state: State, prefixes: dict[str, str]) -> N:
+    names = {published: ours for ours, published in _published_names(network, prefixes).items()}
+    ours = network.state_dict()
+    for published in sorted(names.keys() | state.keys()):
+        if published not in state or published not in names:
+            raise ValueError(f"{published}: {'unknown' if published in state else 'missing'} in a published state")
+        got, wanted = tuple(state[published].shape), tuple(ours[names[published]].shape)
+        if got != wanted:
+            raise ValueError(f"{published}: shape {got}, expected {wanted}")
+    network.load_state_dict({names[published]: value for published, value in state.items()})
+    return network
+
+
+def _default_dead(state: State) -> State:
+    """Copies of the living layer, and norms that change nothing."""
+    dead = {re.sub(r"(_list)\.1\.", r"\1.0.", key): value.clone() for key, value in state.items() if "_list.1." in key}
+    for key, bias in state.items():
+        if conv := re.fullmatch(r"(audio_encoder\.\d+)\.conv([12])\.bias", key):
+            dead |= nn.BatchNorm1d(len(bias)).state_dict(prefix=f"{conv[1]}.norm{conv[2]}.")
+    return dead
+
+
+def _is_state(state: object) -> bool:
+    return isinstance(state, dict) and all(isinstance(key, str) and isinstance(state[key], Tensor) for key in state)
+
+
+def _size(state: State, name: str, axis: int) -> int:
+    if name not in state or state[name].ndim <= axis:
+        raise ValueError(f"{name}: missing in a published state")
+    return state[name].shape[axis]
+
+
+def _count(state: State, pattern: str) -> int:
+    return sum(re.fullmatch(pattern, key) is not None for key in state)

@@ -1,0 +1,208 @@
+"""Local affine warping: every feature channel is bent around its own few key points.
+
+Shape letters: B batch, C channels, M maps (= B·C, m some of them), N key points per channel, G cells along a side of
+the coarse grid, H W feature map, D width of the code. Coordinates are those of `grid_sample` with
+`align_corners=False`: x to the right, y down, -1 … 1 from edge to edge.
+
+Source of the formulas: LawDNet, arXiv 2409.09326. With o = g - k from key point k to grid point g, and
+e = exp(-|o| / r), the key point moves g by
+
+    t·e + (1 + s·e)·R(π·a·e)·o - o
+
+and the N moves are averaged with weights softmax(e). Zero scale s, angle a and shift t move nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lawdnet.models.layers import init_he
+
+LAYOUTS = ("correct", "lawdnet2024")
+MIN_RADIUS = 1e-6
+CHUNK_CELLS_CPU = 1 << 17
+"""Grid cells (over all maps) worked on at once: what stays in a CPU's cache …"""
+CHUNK_CELLS_GPU = 1 << 22
+"""… and what keeps a GPU busy."""
+
+
+class LocalAffineWarp(nn.Module):
+    """Warps each of C channels by a field that a D-vector code describes.
+
+    Args:
+        channels: C.
+        code_dim: D.
+        key_points: N.
+        grid: G, the field is computed on G×G cells and resized to the feature map.
+        layout: `correct`, or `lawdnet2024` for weights trained with the published code, which reads its field
+            (C, W, H, 2) as (C, 2, H, W): a scrambled field that those weights have learned to live with.
+    """
+
+    def __init__(self, channels: int, code_dim: int, key_points: int, grid: int, layout: str) -> None:
+        super().__init__()
+        assert layout in LAYOUTS
+        self.channels, self.num_points, self.grid, self.layout = channels, key_points, grid, layout
+        self.trunk = nn.Linear(code_dim, code_dim)
+        self.key_points = nn.Linear(code_dim, channels * key_points * 2)
+        self.similarity = nn.Linear(code_dim, channels * key_points * 4)
+        self.radius = nn.Linear(code_dim, channels * key_points)
+        self.start_as_identity()
+
+    def start_as_identity(self) -> None:
+        """Random weights with which nothing moves yet, and key points lie all over the picture."""
+        init_he(self)
+        nn.init.zeros_(self.similarity.weight)
+        for head in (self.key_points, self.radius):
+            nn.init.normal_(head.weight, std=0.01)
+        with torch.no_grad():
+            self.key_points.bias.uniform_(-0.9, 0.9).atanh_()
+
+    def forward(self, feature_BCHW: Tensor, code_BD: Tensor) -> Tensor:
+        """The warped feature: same shape and dtype; what comes from outside the map is 0."""
+        # Positions need more than half precision: bfloat16 has steps of 1/256 here, a third of a pixel at 160.
+        dtype = torch.promote_types(feature_BCHW.dtype, torch.float32)
+        with torch.autocast(feature_BCHW.device.type, enabled=False):
+            parameters_7NM = self._parameters_7NM(code_BD.to(self.trunk.weight.dtype)).to(dtype)
+            grid_MHW2 = self._sampling_grid(parameters_7NM, feature_BCHW.shape[2], feature_BCHW.shape[3])
+            feature_M1HW = feature_BCHW.to(dtype).reshape(-1, 1, *feature_BCHW.shape[2:])
+            warped_M1HW = F.grid_sample(feature_M1HW, grid_MHW2, mode="bilinear", align_corners=False)
+        return warped_M1HW.view(feature_BCHW.shape).to(feature_BCHW.dtype)
+
+    def _sampling_grid(self, parameters_7NM: Tensor, height: int, width: int) -> Tensor:
+        move_M2GG = average_move(parameters_7NM, self.grid)
+        if self.layout == "lawdnet2024":
+            place_M2GG = move_M2GG + cell_centres(self.grid, self.grid, move_M2GG)
+            scrambled_M2GG = place_M2GG.permute(0, 3, 2, 1).reshape(place_M2GG.shape)
+            return _resize(scrambled_M2GG, height, width).permute(0, 2, 3, 1)
+        # The move is resized, not the place, which the antialiasing filter reproduces only roughly, worst at edges.
+        place_M2HW = _resize(move_M2GG, height, width) + cell_centres(height, width, move_M2GG)
+        return place_M2HW.permute(0, 2, 3, 1)
+
+    def _parameters_7NM(self, code_BD: Tensor) -> Tensor:
+        """Rows: key point x y, radius, scale, angle, shift x y."""
+        shape_BNC = (len(code_BD), self.num_points, self.channels, -1)
+        code_BD = F.relu(self.trunk(code_BD))
+        key_BNC2 = self.key_points(code_BD).view(shape_BNC).tanh()
+        radius_BNC1 = self.radius(code_BD).view(shape_BNC).sigmoid().clamp_min(MIN_RADIUS)
+        similarity_BNC4 = self.similarity(code_BD).view(shape_BNC).tanh()
+        parameters_BNC7 = torch.cat((key_BNC2, radius_BNC1, similarity_BNC4), dim=-1)
+        return parameters_BNC7.permute(3, 1, 0, 2).flatten(2)
+
+
+def cell_centres(height: int, width: int, like: Tensor) -> Tensor:
+    """2×H×W: x and y of the centres of height×width cells that fill -1 … 1."""
+    x_W, y_H = _axis(width, like), _axis(height, like)
+    return torch.stack((x_W.expand(height, width), y_H[:, None].expand(height, width)))
+
+
+def average_move(parameters_7NM: Tensor, grid: int) -> Tensor:
+    """How far the warp moves each cell centre of a grid×grid field: M×2×G×G, x and y.
+
+    Memory is that of the result: the N moves are never kept, the backward pass computes them again.
+
+    Args:
+        parameters_7NM: key point x y (-1 … 1), radius (> 0), scale, angle (half turns), shift x y.
+        grid: G.
+    """
+    return cast("Tensor", _AverageMove.apply(parameters_7NM, grid))
+
+
+class _AverageMove(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parameters_7NM: Tensor, grid: int) -> Tensor:
+        move_M2GG = parameters_7NM.new_empty((parameters_7NM.shape[2], 2, grid, grid))
+        weight_MGG = parameters_7NM.new_empty((parameters_7NM.shape[2], grid, grid))
+        for part in _chunks(parameters_7NM, grid):
+            _average(parameters_7NM[:, :, part], move_M2GG[part], weight_MGG[part])
+        ctx.save_for_backward(parameters_7NM, move_M2GG, weight_MGG)
+        return move_M2GG
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_M2GG: Tensor) -> tuple[Tensor, None]:
+        parameters_7NM, move_M2GG, weight_MGG = ctx.saved_tensors
+        grad_7NM = torch.empty_like(parameters_7NM)
+        for part in _chunks(parameters_7NM, move_M2GG.shape[-1]):
+            grad_m2GG = grad_M2GG[part] / weight_MGG[part, None]
+            for n, point_7m in enumerate(parameters_7NM[:, :, part].unbind(1)):
+                point = _Point(point_7m, move_M2GG.shape[-1])
+                grad_7NM[:, n, part] = point.gradient(grad_m2GG, move_M2GG[part])
+        return grad_7NM, None
+
+
+def _average(parameters_7Nm: Tensor, move_m2GG: Tensor, weight_mGG: Tensor) -> None:
+    """Writes the average move and the sum of the weights."""
+    move_m2GG.zero_()
+    weight_mGG.zero_()
+    for point_7m in parameters_7Nm.unbind(1):
+        point = _Point(point_7m, move_m2GG.shape[-1])
+        move_m2GG[:, 0].addcmul_(point.weight, point.move_x())
+        move_m2GG[:, 1].addcmul_(point.weight, point.move_y())
+        weight_mGG += point.weight
+    move_m2GG /= weight_mGG[:, None]
+
+
+class _Point:
+    """What one key point of each of m maps does; every attribute is m×G×G or broadcasts to it."""
+
+    def __init__(self, point_7m: Tensor, grid: int) -> None:
+        axis_G = _axis(grid, point_7m)
+        rows_m11 = point_7m[:, :, None, None].unbind()
+        key_x, key_y, self.radius, self.scale, self.angle, self.shift_x, self.shift_y = rows_m11
+        self.x, self.y = axis_G - key_x, axis_G[:, None] - key_y
+        self.distance = torch.sqrt(self.x.square() + self.y.square())
+        self.effect = torch.exp(self.distance / -self.radius)
+        # 0 < effect ≤ 1, so the softmax needs no shift against overflow.
+        self.weight = torch.exp(self.effect)
+        turn = self.effect * (math.pi * self.angle)
+        self.cos, self.sin = torch.cos(turn), torch.sin(turn)
+        self.factor = 1 + self.scale * self.effect
+        self.turned_x = self.x * self.cos + self.y * self.sin
+        self.turned_y = self.y * self.cos - self.x * self.sin
+
+    def move_x(self) -> Tensor:
+        return torch.addcmul(self.shift_x * self.effect - self.x, self.factor, self.turned_x)
+
+    def move_y(self) -> Tensor:
+        return torch.addcmul(self.shift_y * self.effect - self.y, self.factor, self.turned_y)
+
+    def gradient(self, grad_m2GG: Tensor, average_m2GG: Tensor) -> Tensor:
+        """7×m: the gradient of the seven numbers, given that of the average over the sum of weights."""
+        from_x, from_y = grad_m2GG[:, 0], grad_m2GG[:, 1]
+        to_x, to_y = from_x * self.weight, from_y * self.weight
+        to_factor = to_x * self.turned_x + to_y * self.turned_y
+        to_turn = (to_x * self.turned_y - to_y * self.turned_x) * self.factor
+        to_weight = (self.move_x() - average_m2GG[:, 0]) * from_x + (self.move_y() - average_m2GG[:, 1]) * from_y
+        to_effect = to_weight * self.weight + to_factor * self.scale + to_turn * (math.pi * self.angle)
+        to_effect += to_x * self.shift_x + to_y * self.shift_y
+        # Divided by the radius: d effect / d distance = -effect / radius.
+        to_distance = to_effect * self.effect / self.radius
+        along = to_distance / self.distance.clamp_min(MIN_RADIUS)
+        to_key_x = along * self.x + to_x - self.factor * (to_x * self.cos - to_y * self.sin)
+        to_key_y = along * self.y + to_y - self.factor * (to_x * self.sin + to_y * self.cos)
+        to_radius = to_distance * self.distance / self.radius
+        to_similarity = (to_factor, to_turn * math.pi, to_x, to_y)
+        rows = (to_key_x, to_key_y, to_radius, *(row * self.effect for row in to_similarity))
+        return torch.stack([row.sum((1, 2)) for row in rows])
+
+
+def _axis(cells: int, like: Tensor) -> Tensor:
+    """Centres of `cells` equal cells that fill -1 … 1."""
+    return (2 * torch.arange(cells, dtype=like.dtype, device=like.device) + 1) / cells - 1
+
+
+def _resize(field_M2GG: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(field_M2GG, (height, width), mode="bilinear", antialias=True)
+
+
+def _chunks(parameters_7NM: Tensor, grid: int) -> list[slice]:
+    maps = parameters_7NM.shape[2]
+    cells = CHUNK_CELLS_CPU if parameters_7NM.device.type == "cpu" else CHUNK_CELLS_GPU
+    step = max(1, cells // grid**2)
+    return [slice(start, start + step) for start in range(0, maps, step)]

@@ -1,0 +1,73 @@
+"""Writes drawn talking heads as the files that a dataset is built from: a video with sound and its landmark CSV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from lawdnet.landmarks.openface import write_csv
+from lawdnet.synthetic.draw import TalkingHead
+from lawdnet.synthetic.identity import make_identity, make_motion
+from lawdnet.synthetic.speech import make_speech
+from lawdnet.types import FPS
+from lawdnet.video import VideoWriter
+
+SIZE = (320, 256)
+"""(height, width) in px."""
+QUALITY = 16
+"""H.264 constant rate factor: hard to tell from the drawing."""
+MIN_SIDE = 64
+
+
+def write_talking_head(
+    path: Path, *, identity: int, motion: int, speech: int, seconds: float, size: tuple[int, int] = SIZE
+) -> None:
+    """Draws a person who speaks: `path` (25 fps H.264 with 16 kHz sound) and, beside it, the OpenFace `.csv`.
+
+    The three seeds are independent. The same identity and motion with other speech is the same clip re-dubbed: the
+    ground truth for a system that is given one and must make the other.
+
+    Args:
+        path: the video to write.
+        identity: seed of the person, the room and the light.
+        motion: seed of the head's movement, blinks and gaze.
+        speech: seed of what is said and in which voice.
+        seconds: length, rounded to whole frames.
+        size: (height, width) in px, even and at least 64.
+
+    Raises:
+        ValueError: `seconds` or `size` cannot be drawn.
+    """
+    height, width = size
+    if min(size) < MIN_SIDE or height % 2 or width % 2:
+        raise ValueError(f"size: {height}×{width}, both sides must be even and at least {MIN_SIDE} px")
+    spoken = make_speech(seconds, speech)
+    head = TalkingHead(make_identity(identity), size)
+    poses = make_motion(motion, len(spoken.opening_T))
+    points = []
+    with VideoWriter(path, height=height, width=width, audio=spoken.wave_S, crf=QUALITY) as writer:
+        for pose, opening, spread in zip(poses, spoken.opening_T, spoken.spread_T, strict=True):
+            frame, points_68x2 = head.draw(pose, float(opening), float(spread))
+            writer.write(frame)
+            points.append(points_68x2)
+    write_csv(Path(path).with_suffix(".csv"), np.stack(points), FPS)
+
+
+def write_corpus(out: Path, *, videos: int, seconds: float, seed: int) -> list[Path]:
+    """Writes drawn_000.mp4 … with their CSV files into `out`: each another person who moves and speaks differently.
+
+    Returns:
+        The videos' paths, in order.
+
+    Raises:
+        ValueError: `videos` is not positive.
+    """
+    if videos < 1:
+        raise ValueError(f"videos: {videos}, give at least 1")
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"drawn_{index:03d}.mp4" for index in range(videos)]
+    for index, path in enumerate(paths):
+        identity, motion, speech = np.random.SeedSequence([seed, index]).generate_state(3).tolist()
+        write_talking_head(path, identity=identity, motion=motion, speech=speech, seconds=seconds)
+    return paths

@@ -1,0 +1,152 @@
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from lawdnet.data.manifest import SegmentRef
+from lawdnet.data.sampling import (
+    GROUP_SEGMENTS,
+    MIN_SHIFT,
+    SampleSpec,
+    decode_jpeg,
+    draw,
+    draw_batches,
+    plan_epoch,
+    rank_segments,
+    steps_per_epoch,
+)
+from lawdnet.data.schema import write_segments
+from lawdnet.data.segments import encode_jpeg
+from lawdnet.types import Segment
+
+SPEC = SampleSpec(mouth_px=32, num_frames=1, batch_size=4, samples_per_segment=6, audio="mel", sync=None)
+CLIP = replace(SPEC, num_frames=5, sync="mel")
+CONTRAST = replace(CLIP, contrast=True)
+
+
+def refs(count: int) -> list[SegmentRef]:
+    return [SegmentRef(f"s{i}", "v", "train", 54, "x.parquet", i) for i in range(count)]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 40])
+def test_every_rank_takes_the_planned_number_of_steps(count: int, world: int) -> None:
+    for rank in range(world):
+        works = list(plan_epoch(refs(count), SPEC, seed=1, epoch=0, rank=rank, world=world))
+        sizes = [-(-len(work.segments) * 6 // 4) for work in works]
+        assert sum(sizes) == steps_per_epoch(count, world, SPEC)
+        assert [work.first_step for work in works] == np.cumsum([0, *sizes[:-1]]).tolist()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_an_epoch_visits_every_segment(world: int) -> None:
+    seen = Counter(
+        ref.segment_id
+        for rank in range(world)
+        for ref in rank_segments(refs(10), seed=1, epoch=3, rank=rank, world=world)
+    )
+    assert set(seen) == {f"s{i}" for i in range(10)}
+    assert sum(seen.values()) == -(-10 // world) * world
+
+
+def test_epochs_differ_and_repeat_exactly() -> None:
+    def order(epoch: int) -> list[str]:
+        return [ref.segment_id for ref in rank_segments(refs(20), seed=1, epoch=epoch, rank=0, world=1)]
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+
+
+def test_a_plan_can_start_anywhere() -> None:
+    whole = list(plan_epoch(refs(20), SPEC, seed=1, epoch=0, rank=0, world=1))
+    for start in range(steps_per_epoch(20, 1, SPEC)):
+        first = next(plan_epoch(refs(20), SPEC, seed=1, epoch=0, rank=0, world=1, start=start))
+        assert first.first_step == start
+        assert first.segments == whole[start // (GROUP_SEGMENTS * 6 // 4)].segments
+
+
+@pytest.mark.parametrize("num_frames", [54, 63, 288])
+def test_references_come_from_five_other_clips(num_frames: int) -> None:
+    for seed in range(50):
+        chosen = draw(np.random.default_rng(seed), num_frames, CLIP)
+        assert chosen.frames == tuple(range(chosen.clip_start + 2, chosen.clip_start + 7))
+        for row in chosen.references:
+            clips = {frame // 9 for frame in row}
+            assert len(clips) == 5
+            assert chosen.clip_start // 9 not in clips
+            assert max(row) < num_frames
+        assert chosen.sync_start == chosen.clip_start
+
+
+def test_single_frames_cover_the_whole_segment() -> None:
+    frames = {draw(np.random.default_rng(seed), 54, SPEC).frames[0] for seed in range(1000)}
+    assert frames == set(range(54))
+
+
+def test_half_of_the_contrast_samples_are_shifted() -> None:
+    draws = [draw(np.random.default_rng(seed), 54, CONTRAST) for seed in range(1000)]
+    shifts = [abs(d.sync_start - d.clip_start) for d in draws]
+    assert 400 < sum(shift > 0 for shift in shifts) < 600
+    assert all(shift == 0 or shift >= MIN_SHIFT for shift in shifts)
+    assert max(d.sync_start for d in draws) == 54 - 9
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> list[SegmentRef]:
+    """Two segments whose pictures and features say which frame they are."""
+    path = tmp_path / "v.parquet"
+
+    def segment(index: int) -> Segment:
+        pictures = [np.full((52, 40, 3), (100 * index + t, 40, 200), np.uint8) for t in range(54)]
+        return Segment(
+            segment_id=f"s{index}", video_id="v", index=index, start_frame=0, split="train",
+            frames_jpeg=tuple(encode_jpeg(p, 95) for p in pictures),
+            landmarks_T68x2=np.zeros((54, 68, 2), np.float32), matrix_T33=np.zeros((54, 3, 3), np.float32),
+            features={"mel": np.repeat(np.arange(54, dtype=np.float32)[:, None] + 100 * index, 2, 1)},
+        )  # fmt: skip
+
+    write_segments(path, (segment(i) for i in range(2)))
+    return [SegmentRef(f"s{i}", "v", "train", 54, str(path), i) for i in range(2)]
+
+
+def test_sound_and_picture_of_a_sample_belong_together(stored: list[SegmentRef]) -> None:
+    (work,) = plan_epoch(stored, CLIP, seed=1, epoch=0, rank=0, world=1)
+    for batch in draw_batches(work, CLIP, seed=1, stored_width=40):
+        frame_BN = batch["source"][:, :, 20, 20, 0]
+        assert batch["source"].shape == (4, 5, 52, 40, 3)
+        assert batch["reference"].shape == (4, 5, 5, 52, 40, 3)
+        assert batch["audio"].shape == (4, 5, 2, 5)
+        np.testing.assert_allclose(batch["audio"][:, :, 0, 2], frame_BN, atol=2)
+        np.testing.assert_allclose(batch["sync_audio"][:, 0, 2:7], frame_BN, atol=2)
+        assert (batch["matched"] == 1).all()
+        assert len(np.unique(frame_BN[:, 0] // 100)) == 2, "a batch mixes the segments of its group"
+
+
+def test_batches_are_the_same_again_and_from_the_middle(stored: list[SegmentRef]) -> None:
+    (work,) = plan_epoch(stored, SPEC, seed=1, epoch=0, rank=0, world=1)
+    whole = list(draw_batches(work, SPEC, seed=1, stored_width=40))
+    (late,) = plan_epoch(stored, SPEC, seed=1, epoch=0, rank=0, world=1, start=2)
+    for again, from_middle in ((whole, draw_batches(work, SPEC, seed=1, stored_width=40)),
+                               (whole[2:], draw_batches(late, SPEC, seed=1, stored_width=40))):  # fmt: skip
+        for a, b in zip(again, from_middle, strict=True):
+            assert a.keys() == b.keys()
+            for name in a:
+                np.testing.assert_array_equal(a[name], b[name])
+    other = next(draw_batches(work, SPEC, seed=2, stored_width=40))
+    assert not np.array_equal(other["audio"], whole[0]["audio"])
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 160, 320, 360])
+def test_reduced_decoding_moves_nothing(width: int) -> None:
+    y, x = np.mgrid[:416, :320]
+    wave = np.sin(x / 25) * np.cos(y / 31)
+    picture = np.repeat((127 + 100 * wave)[..., None], 3, 2).astype(np.uint8)
+    height = round(1.3 * width)
+    made = decode_jpeg(encode_jpeg(picture, 95), height, width, stored_width=320)
+    shrinks = width < 320
+    area = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    assert made.shape == (height, width, 3)
+    assert np.abs(made.astype(int) - area).max() <= 4
