@@ -66,7 +66,11 @@ class _Watch:
             self.meter.skip(done)
         else:
             self.frames += row["frames"]
-        outcome = f"{row['segments']} segments" if is_good else f"{row['status']}, {row['reason']}: {row['detail']}"
+        outcome = (
+            console.count(row["segments"], "segment")
+            if is_good
+            else f"{row['status']}, {row['reason']}: {row['detail']}"
+        )
         note = f"{self.frames / max(self.meter.seconds, 1e-3):.0f} frames/s, {self.rejects} rejected"
         self.meter.update(done, total, note=note, event=f"{row['path']}: {outcome}")
 

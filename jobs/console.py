@@ -9,6 +9,7 @@ import functools
 import inspect
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 5.0
 """Without a terminal, lines that only tell how far the work is come no more often than this."""
+
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets this variable for what `ray job submit` runs."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where a failure happened, and what the library logs.")]
@@ -58,6 +62,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         level = logging.INFO if debug else logging.WARNING
         logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
         try:
+            _check_out(arguments.get("out"))
             function(**arguments)
         except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C with sys.exit(0)
             say("stopped; run the same command again to go on")
@@ -76,6 +81,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     guarded.__dict__["__signature__"] = inspect.Signature([*known, added])
     guarded.__annotations__ = hints
     return guarded
+
+
+def _check_out(out: Path | None) -> None:
+    if IN_JOB in os.environ and out and not out.is_absolute():
+        where = "the job's own copy of the code, which Ray deletes"
+        raise WrongUsage(f"{out}: would be in {where}; give an absolute path that all machines share")
 
 
 def run(function: Callable[..., None]) -> None:
@@ -122,6 +133,11 @@ def columns(rows: Sequence[tuple[str, str]]) -> list[str]:
     return [f"  {name:<{width}}  {value}".rstrip() for name, value in rows]
 
 
+def count(number: int, noun: str) -> str:
+    """`1 segment`, `2 segments`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """`8.3 s`, `2 min 5 s`, `3 h 20 min`."""
     if seconds < 60:
@@ -154,7 +170,7 @@ class Meter:
     def __enter__(self) -> Meter:
         if self.bar:
             self.bar.start()
-            self.task = self.bar.add_task(self.title, total=None, note="")
+            self.task = self.bar.add_task(self.title, total=None, note="starting")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

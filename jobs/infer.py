@@ -39,7 +39,7 @@ def infer(
     content = {"out": str(out), **dataclasses.asdict(made)}
     lines = [f"wrote {out}: {made.frames} frames in {console.duration(made.seconds)} ({made.fps:.1f} frames/s)"]
     if made.passed_through:
-        lines.append(f"  {made.passed_through} frames without a face are as they were")
+        lines.append(f"  as they were, for want of a face: {console.count(made.passed_through, 'frame')}")
     console.result(content, lines, as_json)
 
 

@@ -99,7 +99,9 @@ def summary(content: dict[str, Any]) -> list[str]:
     """What `describe` and `scores` found, on one screen."""
     videos = content["videos"]
     length = console.duration(content["hours"] * 3600)
-    split = ", ".join(f"{name} {n['segments']} from {n['videos']} videos" for name, n in content["splits"].items())
+    split = ", ".join(
+        f"{name} {n['segments']} from {console.count(n['videos'], 'video')}" for name, n in content["splits"].items()
+    )
     rows = [
         ("videos", f"{videos['accepted']} of {videos['all']} used"),
         ("segments", f"{content['segments']} ({split})"),

@@ -25,7 +25,10 @@ def synth(
 
     paths = write_corpus(out, videos=videos, seconds=seconds, seed=seed)
     content = {"out": str(out), "videos": len(paths), "seconds": seconds, "seed": seed}
-    lines = [f"drew {len(paths)} videos of {seconds:g} s in {out}", f"next: lawdnet build {out} --out DATASET"]
+    lines = [
+        f"drew {console.count(len(paths), 'video')} of {seconds:g} s in {out}",
+        f"next: lawdnet build {out} --out DATASET",
+    ]
     console.result(content, lines, as_json)
 
 

@@ -101,7 +101,7 @@ def _last_loss(folder: Path) -> float | None:
 def _lines(stages: dict[str, dict[str, Any]]) -> list[str]:
     def text(entry: dict[str, Any]) -> str:
         loss = "" if entry["loss"] is None else f", loss {entry['loss']:.4f}"
-        return f"{entry['epochs']} epochs{loss}, {entry['checkpoint']}"
+        return f"{console.count(entry['epochs'], 'epoch')}{loss}, {entry['checkpoint']}"
 
     return console.columns([(name, text(entry)) for name, entry in stages.items()])
 

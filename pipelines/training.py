@@ -124,24 +124,31 @@ def _parent(run: Path, stage: Stage) -> Path | None:
     return find_checkpoint(folder)
 
 
+def lineage(dataset: Dataset) -> Lineage:
+    """What a checkpoint says of the dataset it comes from."""
+    return Lineage(
+        dataset_hash=dataset.hash,
+        crop_width=dataset.crop_width,
+        landmarks=dataset.info["config"]["landmarks"],
+        features=dataset.info["extractors"],
+    )
+
+
 def _train_stage(
     stage: Stage, dataset: Dataset, segments: list[SegmentRef], run: Path, config: TrainConfig, *, workers: int,
     gpu: bool, on_epoch: OnEpoch | None,
 ) -> None:  # fmt: skip
     parent = _parent(run, stage)
-    lineage = Lineage(
-        dataset_hash=dataset.hash,
-        crop_width=dataset.crop_width,
-        landmarks=dataset.info["config"]["landmarks"],
-        features=dataset.info["extractors"],
+    origin = dataclasses.replace(
+        lineage(dataset),
         parent=parent.relative_to(run).as_posix() if parent else None,
         parent_hash=hashlib.sha256((parent / STATE).read_bytes()).hexdigest() if parent else None,
     )
     if parent:
-        checkpoint.check_parent(parent, stage, config, lineage)
+        checkpoint.check_parent(parent, stage, config, origin)
     has_sync = stage.weights.sync > 0 and stage.kind == "gan" and bool(stage_checkpoints(run / "syncnet"))
     job = _Job(
-        run=str(run.resolve()), stage=stage.name, config=config, lineage=lineage, segments=segments,
+        run=str(run.resolve()), stage=stage.name, config=config, lineage=origin, segments=segments,
         start=str(parent.resolve()) if parent else None,
         syncnet=str(find_checkpoint(run / "syncnet", "syncnet").resolve()) if has_sync else None,
         threads=max(1, (os.cpu_count() or 1) // workers),

@@ -6,10 +6,15 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 # a local cluster asks for a token where some earlier Ray has left one in the user's home
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.pop("RAY_ADDRESS", None)
+
+
+# tiny networks gain nothing from threads, and lose much where another process wants the cores
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

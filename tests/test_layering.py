@@ -16,16 +16,15 @@ LEAVES = {"lawdnet.report", "lawdnet.synthetic"}
 
 ALLOWED = {
     "types": set(),
-    "media": {"types"},
-    "video": {"types", "media"},
-    "audio": {"types", "media", "video"},
-    "landmarks": {"types", "media", "video"},
+    "video": {"types"},
+    "audio": {"types", "video"},
+    "landmarks": {"types", "video"},
     "face": {"types"},
-    "data": {"types", "media", "video", "audio", "landmarks", "face"},
+    "data": {"types", "video", "audio", "landmarks", "face"},
     "models": {"types"},
     "training": {"types", "data", "models", "face.geometry", "face.mask"},
-    "inference": {"types", "media", "video", "audio", "landmarks", "face", "models"},
-    "evaluation": {"types", "media", "video", "audio", "landmarks", "face", "models", "inference", "data"},
+    "inference": {"types", "video", "audio", "landmarks", "face", "models"},
+    "evaluation": {"types", "video", "audio", "landmarks", "face", "models", "inference", "data"},
 }
 """Part of lawdnet → the parts it may import beside itself and the package's own `__version__`."""
 

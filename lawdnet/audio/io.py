@@ -15,9 +15,9 @@ from av.audio.frame import AudioFrame
 from av.container import InputContainer
 from av.error import FFmpegError
 
-from lawdnet.media import demux, open_media
 from lawdnet.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Float32, Rejected, RejectReason
 from lawdnet.video import picture_start
+from lawdnet.video.container import demux, open_media
 
 AUDIO_TOLERANCE_FRAMES = 5
 """Video frames (0.2 s) of sound that may be missing at either end and are filled with silence."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -145,8 +146,10 @@ class Engine:
                 raise ValueError(f"{out}: is an input; name another file for the result")
         wave = load_audio(audio) if isinstance(audio, Path) else audio
         total = num_frames(wave)
-        drawn = ahead(self.frames(template, wave), self.batch_size)
-        with VideoWriter(out, height=template.height, width=template.width, audio=wave) as writer:
+        with (
+            closing(ahead(self.frames(template, wave), self.batch_size)) as drawn,
+            VideoWriter(out, height=template.height, width=template.width, audio=wave) as writer,
+        ):
             for done, frame_HW3 in enumerate(drawn, 1):
                 writer.write(frame_HW3)
                 if on_progress:

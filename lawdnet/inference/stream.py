@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
@@ -35,18 +35,18 @@ def back_and_forth(path: Path, length: int) -> Iterator[tuple[int, UInt8]]:
     first = next(picture for _, picture in decode(path))
     block = max(1, min(BLOCK, BLOCK_BYTES // first.nbytes))
     if length <= block:
-        held = [picture for _, (_, picture) in zip(range(length), decode(path), strict=False)]
+        held = [picture for _, picture in decode(path, stop=length)]
         yield from ((tick, held[tick]) for tick in ping_pong(length))
     while True:
-        yield from ((tick, picture) for tick, (_, picture) in zip(range(length), decode(path), strict=False))
+        yield from enumerate(picture for _, picture in decode(path, stop=length))
         for stop in range(length - 1, 1, -block):
             start = max(1, stop - block)
             pictures = [picture for _, picture in decode(path, start=start, stop=stop)]
             yield from zip(range(stop - 1, start - 1, -1), reversed(pictures), strict=True)
 
 
-def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """The same items, made in a thread of their own up to `depth` ahead of their use."""
+def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
+    """The same items, made in a thread of their own up to `depth` ahead of their use; closing it ends the thread."""
 
     def make() -> list[T]:
         return list(islice(items, 1))

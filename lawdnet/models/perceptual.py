@@ -63,7 +63,7 @@ class VGG19Features(nn.Module):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             network.load_state_dict({name: state[name] for name in network.state_dict()})
-        except Exception as error:  # whatever a foreign file provokes
+        except Exception as error:  # a foreign file can provoke any
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"{path}: not the weights of torchvision's VGG19 ({reason})") from error
         return network

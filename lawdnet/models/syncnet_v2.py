@@ -66,13 +66,10 @@ class SyncNetV2(nn.Module):
         network = cls()
         try:
             network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:
-            raise ValueError(f"{path}: not the weights of syncnet_v2.model ({_first_line(error)})") from error
+        except Exception as error:  # a foreign file can provoke any
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"{path}: not the weights of syncnet_v2.model ({reason})") from error
         return network.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _conv2d(inputs: int, outputs: int, kernel: int | tuple[int, int], padding: int) -> tuple[nn.Module, ...]:

@@ -126,7 +126,7 @@ class GanStep(_Networks):
         self.features = None
         if weights.perceptual and config.perceptual_weights:
             self.features = VGG19Features.from_file(Path(config.perceptual_weights)).to(device)
-        self.keep_HW = torch.from_numpy(keep_mask(*stage_size(stage.mouth_px))).to(device)
+        self.keep_HW = torch.from_numpy(keep_mask(*stage_size(stage.mouth_px)).copy()).to(device)
 
     def generate(self, batch: TrainBatch) -> Tensor:
         """The generator's pictures, B·N × 3 × H × W."""

@@ -129,6 +129,18 @@ def test_a_failure_is_1_and_one_line(
     assert not list(tmp_path.iterdir()), "a command that cannot work leaves nothing behind"
 
 
+@pytest.mark.parametrize("command", [["build", "."], ["train", "."], ["synth"]])
+def test_a_submitted_job_does_not_write_where_ray_deletes(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(console.IN_JOB, "{}")
+    answer = runner.invoke(app, [*command, *(["--out"] if command != ["synth"] else []), "made"])
+    assert answer.exit_code == 2
+    assert "give an absolute path" in answer.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_exit_codes_of_the_program(tmp_path: Path) -> None:
     failed = program("inspect", str(tmp_path))
     assert (failed.returncode, failed.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""The jobs on a real cluster: a head started as an operator would, jobs submitted with the shell and with the client."""
+"""The jobs on a real cluster: a head as an operator starts it, jobs from the shell and from the Python client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ from jobs.synth import synth
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).with_name("ray")
-ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
+ENVIRONMENT = {
+    **os.environ,
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # Ray Data leaves an actor behind that a SIGTERM waits for
+    "PATH": f"{RAY.parent}:{os.environ['PATH']}",
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ def head() -> Iterator[Head]:
         port, dashboard = free_port(), free_port()
         command = [
             str(RAY), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}",
+            f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
             "--dashboard-host=127.0.0.1", f"--temp-dir={folder}", "--num-cpus=2", "--object-store-memory=200000000",
             "--disable-usage-stats",
         ]  # fmt: skip
@@ -137,3 +143,9 @@ def test_a_job_that_fails_says_why_in_one_line(head: Head, tmp_path: Path) -> No
     assert f"error: {tmp_path}/missing: no such file or folder" in log
     assert "Traceback" not in log
     assert not (tmp_path / "dataset").exists()
+
+
+def test_a_job_with_a_relative_out_is_refused(head: Head, tmp_path: Path) -> None:
+    status, log = submit(head, f"python -m jobs.build_dataset {tmp_path} --out dataset")
+    assert status == JobStatus.FAILED
+    assert "dataset: would be in the job's own copy of the code" in log

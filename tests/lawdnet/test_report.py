@@ -108,7 +108,7 @@ def test_a_report_without_optional_parts_leaves_them_out(tmp_path: Path) -> None
 
 
 def test_a_missing_picture_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="gone.png: no such file"):
+    with pytest.raises(ValueError, match=r"gone\.png: no such file"):
         quickstart_report(tmp_path / "report.html", content(tmp_path, pictures={"x": tmp_path / "gone.png"}))
     assert not (tmp_path / "report.html").exists()
 

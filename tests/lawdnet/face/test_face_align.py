@@ -82,9 +82,7 @@ def test_matrices_are_the_published_ones(width: int) -> None:
 @pytest.mark.parametrize(("scale", "degrees"), POSES)
 def test_fit_recovers_a_known_pose(scale: float, degrees: float) -> None:
     matrix = pose(scale, degrees, (1500, 700))
-    np.testing.assert_allclose(
-        align.fit_similarity(face_68(matrix, WIDTH), WIDTH), matrix, rtol=1e-4, atol=5e-3
-    )
+    np.testing.assert_allclose(align.fit_similarity(face_68(matrix, WIDTH), WIDTH), matrix, rtol=1e-4, atol=5e-3)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0, 512.3, 1e30])
@@ -126,9 +124,7 @@ def test_scaled_matrix_keeps_the_outline_of_the_crop() -> None:
 def test_crop_shows_what_the_matrix_says(scale: float, degrees: float) -> None:
     frame, matrix, wavelength = scene(scale, degrees)
     crop = align.crop_face(frame, matrix, WIDTH)
-    places = align.transform_points(
-        np.stack(grid(HEIGHT, WIDTH), -1), np.linalg.inv(matrix.astype(np.float64))
-    )
+    places = align.transform_points(np.stack(grid(HEIGHT, WIDTH), -1), np.linalg.inv(matrix.astype(np.float64)))
     expected = picture(places[..., 0], places[..., 1], wavelength)
     assert crop.shape == (HEIGHT, WIDTH, 3)
     assert drift(expected, crop).max() < 0.01
@@ -245,9 +241,7 @@ def test_a_face_partly_outside_repeats_the_edge_and_pastes_what_is_inside(
 
 @pytest.mark.parametrize("scale", [0.3, 1.0])
 @pytest.mark.parametrize("centre", [(-5000, 50), (5000, 50), (60, -5000), (60, 5000)])
-def test_a_face_wholly_outside_crops_the_edge_and_pastes_nothing(
-    scale: float, centre: tuple[float, float]
-) -> None:
+def test_a_face_wholly_outside_crops_the_edge_and_pastes_nothing(scale: float, centre: tuple[float, float]) -> None:
     frame = np.full((100, 120, 3), 33, np.uint8)
     matrix = pose(scale, 15, centre)
     crop = align.crop_face(frame, matrix, WIDTH)

@@ -4,9 +4,7 @@ import pytest
 from lawdnet.face import geometry
 
 
-@pytest.mark.parametrize(
-    ("mouth", "size"), [(64, (104, 80)), (128, (208, 160)), (256, (416, 320)), (288, (468, 360))]
-)
+@pytest.mark.parametrize(("mouth", "size"), [(64, (104, 80)), (128, (208, 160)), (256, (416, 320)), (288, (468, 360))])
 def test_stage_sizes_are_the_published_ones_and_fit_the_crop(mouth: int, size: tuple[int, int]) -> None:
     assert geometry.stage_size(mouth) == size
     assert geometry.crop_height(size[1]) == size[0]

@@ -76,7 +76,7 @@ def test_ahead_is_at_most_so_far_ahead() -> None:
     next(taken)
     time.sleep(0.1)
     assert len(made) == 4
-    taken.close()  # type: ignore[attr-defined]
+    taken.close()
     assert len(made) <= 5
 
 

@@ -15,9 +15,7 @@ HEADER = ["frame", "face_id", "timestamp", "confidence", "success", *POINT_NAMES
 Read = Callable[[str], Landmarks]
 
 
-def row(
-    frame: object, start: float = 100, *, face: object = 0, confidence: object = 0.9, success: object = 1
-) -> str:
+def row(frame: object, start: float = 100, *, face: object = 0, confidence: object = 0.9, success: object = 1) -> str:
     """Points (start, start + 68), (start + 1, start + 69), …"""
     return ", ".join(map(str, [frame, face, 0.0, confidence, success, *(start + i for i in range(136))]))
 
@@ -149,9 +147,7 @@ def test_an_unknown_confidence_counts_least(read: Read, confidence: str) -> None
         (text(row(1), row("9" * 400)), ["frame inf"]),
     ],
 )
-def test_broken_files_are_refused_with_words_a_person_understands(
-    read: Read, content: str, words: list[str]
-) -> None:
+def test_broken_files_are_refused_with_words_a_person_understands(read: Read, content: str, words: list[str]) -> None:
     detail = refusal(read, content)
     assert "\n" not in detail
     for word in words:

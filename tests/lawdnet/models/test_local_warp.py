@@ -12,6 +12,11 @@ from lawdnet.models import warp as warp_module
 from lawdnet.models.warp import LocalAffineWarp, average_move, cell_centres
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 def random_parameters(points: int, maps: int, dtype: torch.dtype = torch.float64) -> Tensor:
     parameters = torch.rand(7, points, maps, dtype=dtype, generator=torch.Generator().manual_seed(3)) * 1.8 - 0.9
     parameters[2] = parameters[2].abs() + 0.1
@@ -19,7 +24,6 @@ def random_parameters(points: int, maps: int, dtype: torch.dtype = torch.float64
 
 
 def small_warp(layout: str = "correct", *, moving: bool = True) -> LocalAffineWarp:
-    torch.manual_seed(0)
     warp = LocalAffineWarp(channels=6, code_dim=8, key_points=3, grid=12, layout=layout)
     if moving:
         torch.nn.init.normal_(warp.similarity.weight, std=0.3)

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
-from lawdnet import video
 from lawdnet.audio import load_audio
 from lawdnet.types import Rejected, RejectReason
-from lawdnet.video import VideoWriter, decode, on_clock, probe, write_video
+from lawdnet.video import VideoWriter, decode, probe, write_video
+from lawdnet.video import reading as video
+from lawdnet.video.clock import on_clock
 
 RATES = [Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 30, 50, 60, Fraction(25, 2)]
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "media"
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "media"
 
 
 def nearest(times: list[Fraction]) -> list[int]:

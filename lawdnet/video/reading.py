@@ -1,4 +1,4 @@
-"""Pictures: probe a file, decode it to RGB on the 25 fps clock, encode and mux.
+"""Probe a file, and decode its pictures to RGB on the 25 fps clock.
 
 Shape letters: H W picture height and width; arrays are RGB uint8.
 """
@@ -6,38 +6,30 @@ Shape letters: H W picture height and width; arrays are RGB uint8.
 from __future__ import annotations
 
 import heapq
-import itertools
-import os
 import struct
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any
 
-import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
-from lawdnet.media import demux, find_video, open_media
-from lawdnet.types import FPS, SAMPLE_RATE, Float32, Rejected, RejectReason, UInt8, Video
+from lawdnet.types import FPS, Rejected, RejectReason, UInt8, Video
+from lawdnet.video.clock import on_clock
+from lawdnet.video.container import demux, find_video, open_media
 
-MAX_GAP_SECONDS = 10
-"""Longest hold of one picture that is believed; beyond it the time stamps are broken."""
+SEEK_MARGIN_SECONDS = 1
+"""Sought before the wanted picture: containers seek by decoding time, and pictures just after a key frame may lean on
+those before it."""
 UNTAGGED = 2
 """AVCOL_SPC_UNSPECIFIED: the file does not name its YUV matrix."""
-BT709 = 1
-"""The value of BT.709 in FFmpeg's enumerations of colour spaces, primaries and transfer curves."""
-AAC_FRAME = 1024
-"""Samples in one packet of AAC."""
-AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
-
-T = TypeVar("T")
 
 
 def picture_start(path: Path) -> Fraction | None:
@@ -82,7 +74,7 @@ def probe(path: Path) -> Video:
     )
 
 
-def decode(path: Path, *, threads: int = 2) -> Iterator[tuple[int, UInt8]]:
+def decode(path: Path, *, start: int = 0, stop: int | None = None, threads: int = 2) -> Iterator[tuple[int, UInt8]]:
     """The pictures of a file on the 25 fps clock, streamed.
 
     Tick k shows the source frame nearest in time to k/25 s, where time 0 is the first picture; at a tie the
@@ -92,6 +84,7 @@ def decode(path: Path, *, threads: int = 2) -> Iterator[tuple[int, UInt8]]:
 
     Args:
         path: any container and codec that FFmpeg reads.
+        start, stop: first tick, and the one after the last; what lies before is sought past where the file allows.
         threads: decoder threads; each holds a few pictures.
 
     Yields:
@@ -101,6 +94,14 @@ def decode(path: Path, *, threads: int = 2) -> Iterator[tuple[int, UInt8]]:
     Raises:
         Rejected: as `probe`, and DAMAGED where pictures are missing or do not decode.
     """
+    if start:
+        found = _decode_range(path, start, stop, threads)
+        yield from islice(_decode_all(path, threads), start, stop) if found is None else found
+    else:
+        yield from islice(_decode_all(path, threads), stop)
+
+
+def _decode_all(path: Path, threads: int) -> Iterator[tuple[int, UInt8]]:
     with open_media(path) as container:
         stream = _require_video(container)
         stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
@@ -115,29 +116,54 @@ def decode(path: Path, *, threads: int = 2) -> Iterator[tuple[int, UInt8]]:
             yield index, picture
 
 
-def on_clock(timed: Iterable[tuple[Fraction, T]]) -> Iterator[tuple[int, T]]:
-    """Put items with rising times (s, the first at 0) on the 25 fps clock by nearest time.
+def _decode_range(path: Path, start: int, stop: int | None, threads: int) -> list[tuple[int, UInt8]] | None:
+    """Ticks start … stop after a seek; None where the file's stamps or key frames do not lead there."""
+    status = path.stat()
+    index = _index(path, status.st_mtime_ns, status.st_size)
+    if index is None:
+        return None
+    stamps, source_of_tick = index
+    wanted = source_of_tick[start:stop]
+    pictures: dict[int, UInt8] = {}
+    with open_media(path) as container:
+        stream = _require_video(container)
+        stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
+        margin = int(SEEK_MARGIN_SECONDS / (stream.time_base or 1))
+        container.seek(max(stamps[0], stamps[wanted[0]] - margin) if wanted else stamps[0], stream=stream)
+        place_of = {stamp: place for place, stamp in enumerate(stamps)}
+        to_rgb, needed, first = VideoReformatter(), set(wanted), True
+        try:
+            for frame in container.decode(stream):
+                place = place_of.get(frame.pts if frame.pts is not None else -1)
+                if place is None or frame.is_corrupt or (first and wanted and place > wanted[0]):
+                    return None
+                first = False
+                if place in needed:
+                    pictures[place] = _rgb(frame, to_rgb)
+                if not wanted or place >= wanted[-1]:
+                    break
+        except FFmpegError:
+            return None
+    return [(place, pictures[place]) for place in wanted] if needed <= pictures.keys() else None
 
-    Yields:
-        (position of the item in the input, item) once per tick.
 
-    Raises:
-        Rejected: DAMAGED at a gap of more than `MAX_GAP_SECONDS`.
+@lru_cache(maxsize=16)
+def _index(path: Path, mtime_ns: int, size: int) -> tuple[list[int], list[int]] | None:
+    """Time stamps of all pictures, rising, and the picture that each tick shows; None where some have no stamp.
+
+    The time of change and the size are in the key so that another file of the same name is indexed anew.
     """
-    tick, index, last = 0, -1, None
-    for index, (time, item) in enumerate(timed):
-        if last is not None:
-            if time - last[0] > MAX_GAP_SECONDS:
-                detail = f"no picture between {float(last[0]):.2f} s and {float(time):.2f} s"
-                raise Rejected(RejectReason.DAMAGED, detail)
-            while 2 * tick <= FPS * (last[0] + time):
-                yield index - 1, last[1]
-                tick += 1
-        last = time, item
-    if last is not None:
-        average = last[0] / index if index else Fraction(1, FPS)
-        for _ in range(tick, round(FPS * (last[0] + average))):
-            yield index, last[1]
+    with open_media(path) as container:
+        first = next(_pictures(container, _require_video(container)))[1]
+    with open_media(path) as container:
+        stream = _require_video(container)
+        times = _packet_times(container, stream, first)
+        if first.pts is None or stream.time_base is None:
+            return None
+        stamps = [first.pts + round(time / stream.time_base) for time in times]
+    if len(set(stamps)) < len(stamps):
+        return None
+    return stamps, [place for place, _ in on_clock((time, None) for time in times)]
 
 
 def _require_video(container: InputContainer) -> VideoStream:
@@ -252,142 +278,3 @@ def _upright(picture: UInt8, frame: VideoFrame) -> UInt8:
     if abs(b) > abs(a):
         picture, a, d = picture.swapaxes(0, 1), c, b
     return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-
-
-class VideoWriter:
-    """Writes an MP4 (H.264 yuv420p, BT.709, AAC) as a stream of pictures; use it as a context manager.
-
-    The file appears under its name when the block ends well, and not at all when it does not. H.264 (yuv420p)
-    needs even sizes: an odd height or width grows by one repeated row or column.
-
-    Args:
-        path: any file name; missing folders are made, an existing file is replaced.
-        height, width: of the pictures, px.
-        audio: mono wave in [-1, 1]; what goes beyond the last picture is left out.
-        sample_rate: of the wave, Hz.
-        fps: pictures per second.
-        crf: quality from 0 (lossless) to 51; 18 is visually lossless.
-        preset: x264's trade of time for size.
-
-    Raises:
-        ValueError: a size below 2 px, a wave that is not one-dimensional or of a rate that AAC does not know, or no
-            picture written.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        height: int,
-        width: int,
-        audio: Float32 | None = None,
-        sample_rate: int = SAMPLE_RATE,
-        fps: float | Fraction = FPS,
-        crf: int = 18,
-        preset: str = "fast",
-    ) -> None:
-        if min(height, width) < 2:
-            raise ValueError(f"{path}: pictures of {height}×{width} px cannot be encoded, 2×2 is the least")
-        if audio is not None and audio.ndim != 1:
-            raise ValueError(f"{path}: audio has shape {audio.shape}, expected one dimension (mono)")
-        if audio is not None and sample_rate not in AAC_RATES:
-            raise ValueError(f"{path}: sample rate {sample_rate} Hz, expected one of {AAC_RATES}")
-        self.path, self.height, self.width = path, height, width
-        self.num_frames = 0
-        self._audio = None if audio is None else np.clip(audio, -1, 1, dtype=np.float32)
-        self._sample_rate, self._fps = sample_rate, Fraction(fps).limit_denominator(1001)
-        self._options = {"crf": str(crf), "preset": preset}
-        self._heard = 0
-
-    def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = self.path.absolute().with_name(f".{uuid.uuid4().hex}.tmp")
-        # +faststart opens the file again by its name, so this is no file object; an absolute path is never
-        # taken for a protocol.
-        self._container = av.open(str(self._partial), "w", format="mp4", container_options={"movflags": "+faststart"})
-        self._video = self._container.add_stream("libx264", rate=self._fps, options=self._options)
-        self._video.width, self._video.height = self.width + self.width % 2, self.height + self.height % 2
-        self._video.pix_fmt = "yuv420p"
-        context = self._video.codec_context
-        context.color_range, context.colorspace = ColorRange.MPEG, BT709
-        context.color_primaries = context.color_trc = BT709
-        self._to_yuv = VideoReformatter()
-        if self._audio is not None:
-            self._sound = self._container.add_stream("aac", rate=self._sample_rate, layout="mono")
-        return self
-
-    def write(self, frame_HW3: UInt8) -> None:
-        """Add a picture (uint8 RGB of the writer's size); raises ValueError for any other array."""
-        if frame_HW3.shape != (self.height, self.width, 3) or frame_HW3.dtype != np.uint8:
-            got = f"{frame_HW3.dtype} {frame_HW3.shape}"
-            raise ValueError(f"frame {self.num_frames}: {got}, expected uint8 ({self.height}, {self.width}, 3)")
-        if self.height % 2 or self.width % 2:
-            frame_HW3 = np.pad(frame_HW3, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
-        frame = self._to_yuv.reformat(
-            VideoFrame.from_ndarray(np.ascontiguousarray(frame_HW3), format="rgb24"),
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-            interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND,
-            threads=1,
-        )
-        frame.pts, frame.time_base = self.num_frames, 1 / self._fps
-        self._container.mux(self._video.encode(frame))
-        self.num_frames += 1
-        self._write_audio(AAC_FRAME)
-
-    def _write_audio(self, least: int) -> None:
-        """Encode sound up to the end of the last picture, in whole AAC frames of at least `least` samples."""
-        if self._audio is None:
-            return
-        end = min(len(self._audio), int(self.num_frames * self._sample_rate / self._fps))
-        while end - self._heard >= least:
-            chunk = self._audio[None, self._heard : min(self._heard + AAC_FRAME, end)]
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(chunk), format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = self._sample_rate, self._heard
-            frame.time_base = Fraction(1, self._sample_rate)
-            self._container.mux(self._sound.encode(frame))
-            self._heard += chunk.shape[1]
-
-    def _finish(self) -> None:
-        if self.num_frames == 0:
-            raise ValueError(f"{self.path}: no picture was written")
-        self._write_audio(1)
-        self._container.mux(self._video.encode())
-        if self._audio is not None:
-            self._container.mux(self._sound.encode())
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            with self._container:
-                if kind is None:
-                    self._finish()
-            if kind is None:
-                os.replace(self._partial, self.path)
-        finally:
-            self._partial.unlink(missing_ok=True)
-
-
-def write_video(path: Path, frames: Iterable[UInt8], audio: Float32 | None = None, **options: Any) -> int:
-    """Write pictures (H×W×3 uint8 RGB, all of one size) and a wave as an MP4.
-
-    Args:
-        path: any file name; see `VideoWriter` for this, `audio` and the options.
-        frames: at least one picture; read one at a time.
-
-    Returns:
-        The number of frames written.
-
-    Raises:
-        ValueError: as `VideoWriter`.
-    """
-    frames = iter(frames)
-    first = next(frames, None)
-    if first is None:
-        raise ValueError(f"{path}: no picture to write")
-    with VideoWriter(path, height=first.shape[0], width=first.shape[1], audio=audio, **options) as writer:
-        for frame in itertools.chain([first], frames):
-            writer.write(frame)
-    return writer.num_frames

@@ -1,0 +1,207 @@
+"""Everything in a row, on drawn people: the proof that an installation works, and what the report shows of it."""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from lawdnet.audio.io import load_audio, write_wav
+from lawdnet.data.config import BuildConfig
+from lawdnet.data.manifest import Dataset, write_json
+from lawdnet.evaluation.protocol import MouthMotion, compare, mouth_motion
+from lawdnet.inference.engine import Engine
+from lawdnet.landmarks.openface import OpenFace, read_csv
+from lawdnet.report import QuickstartContent, quickstart_report
+from lawdnet.synthetic import write_corpus, write_talking_head
+from lawdnet.training import checkpoint
+from lawdnet.training.config import TrainConfig, make_config
+from lawdnet.training.loggers import read_jsonl
+from lawdnet.training.steps import GanStep
+from pipelines import resources
+from pipelines.dataset import build
+from pipelines.training import METRICS, SAMPLES, lineage, train
+
+OnEvent = Callable[[str], None]
+
+VIDEOS, SECONDS = 16, 8.0
+CROP_WIDTH = 160
+"""The drawn faces are no larger."""
+HELD_OUT = {"identity": 90_001, "motion": 7, "seconds": SECONDS}
+"""A person that training never sees; the seeds of what it says are those below."""
+SAID, TO_SAY = 502, 501
+
+
+@dataclass
+class _Steps:
+    """Seconds per step and the peak memory of this process and its children."""
+
+    on_event: OnEvent
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+    @contextmanager
+    def step(self, name: str, text: str) -> Iterator[None]:
+        self.on_event(text)
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 2)
+
+    @contextmanager
+    def watch_memory(self) -> Iterator[None]:
+        """Samples the resident memory of the whole process tree twice a second; shared pages count in each process."""
+        stop = threading.Event()
+        us = psutil.Process()
+
+        def sample() -> None:
+            while not stop.wait(0.5):
+                self.peak_bytes = max(self.peak_bytes, sum(map(_resident, [us, *us.children(recursive=True)])))
+
+        thread = threading.Thread(target=sample, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:  # it has ended meanwhile
+        return 0
+
+
+def quickstart(out: Path, *, on_event: OnEvent) -> dict[str, Any]:
+    """Draws, builds, trains, renders, evaluates and reports; what is already there is kept and gone on with.
+
+    Args:
+        out: gets videos/, held_out/, dataset/, run/, rendered/, report.html and summary.json.
+        on_event: called with a line of text at each step and epoch.
+
+    Returns:
+        The content of summary.json.
+    """
+    steps = _Steps(on_event)
+    config = make_config("small")
+    with steps.watch_memory():
+        with steps.step("synth", f"drawing {VIDEOS} people who talk for {SECONDS:.0f} s"):
+            _draw(out)
+        with resources.cluster():
+            with steps.step("build", "building the dataset: decode, align, crop, mel features"):
+                dataset = build(out / "videos", out / "dataset", BuildConfig(crop_width=CROP_WIDTH))
+            with steps.step("train", f"training {', '.join(stage.name for stage in config.stages)}"):
+                train(dataset, out / "run", config, on_epoch=lambda stage, row: on_event(_epoch_line(stage.name, row)))
+        _save_untrained(out / "untrained" / "epoch_0000", dataset, config)
+        with steps.step("infer", "lip-syncing a person it never saw to speech it never heard"):
+            for name, source in (("generated", "run"), ("untrained", "untrained/epoch_0000")):
+                _render(out / source, out, out / "rendered" / f"{name}.mp4")
+        with steps.step("evaluate", "measuring the mouth"):
+            trained, untrained = (_motion(out, name) for name in ("generated", "untrained"))
+            quality = _compare(out)
+    summary = {
+        "mouth_correlation": round(trained.correlation, 4),
+        "mouth_correlation_untrained": round(untrained.correlation, 4),
+        "mouth_correlation_ceiling": round(trained.ceiling, 4),
+        **quality,
+        "seconds": steps.seconds,
+        "peak_rss_mb": round(steps.peak_bytes / 1e6),
+    }
+    write_json(out / "summary.json", summary)
+    _report(out, dataset, config, summary, trained, untrained)
+    return summary | {"report": str(out / "report.html")}
+
+
+def _draw(out: Path) -> None:
+    """The corpus, and one more person twice: as the template, and saying what the template is to say (the truth)."""
+    done = out / "held_out" / "speech.wav"
+    if done.exists():
+        return
+    write_corpus(out / "videos", videos=VIDEOS, seconds=SECONDS, seed=1)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    write_talking_head(done.with_name("template.mp4"), speech=SAID, **HELD_OUT)  # type: ignore[arg-type]
+    write_talking_head(done.with_name("truth.mp4"), speech=TO_SAY, **HELD_OUT)  # type: ignore[arg-type]
+    write_wav(done, load_audio(done.with_name("truth.mp4")))
+
+
+def _save_untrained(folder: Path, dataset: Dataset, config: TrainConfig) -> None:
+    """The last stage's generator before its first step, for comparison."""
+    stage = config.stages[-2]
+    torch.manual_seed(config.seed)
+    dim = dataset.feature_dim(config.audio_feature)
+    step = GanStep(config, stage, torch.device("cpu"), lambda network: network, audio_dim=dim)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(folder, step, stage, config, lineage(dataset), epoch=0)
+
+
+def _render(source: Path, out: Path, video: Path) -> None:
+    engine = Engine(source)
+    video.parent.mkdir(exist_ok=True)
+    template = engine.prepare(out / "held_out" / "template.mp4", OpenFace())
+    engine.render(template, out / "held_out" / "speech.wav", video)
+
+
+def _motion(out: Path, name: str) -> MouthMotion:
+    truth = out / "held_out" / "truth.mp4"
+    return mouth_motion(truth, out / "rendered" / f"{name}.mp4", read_csv(truth.with_suffix(".csv")))
+
+
+def _compare(out: Path) -> dict[str, float]:
+    truth = out / "held_out" / "truth.mp4"
+    found = compare(truth, out / "rendered" / "generated.mp4", read_csv(truth.with_suffix(".csv")))
+    return {"frames": found.frames_generated, "mouth_psnr": round(found.mouth_psnr, 2), "psnr": round(found.psnr, 2)}
+
+
+def _epoch_line(stage: str, row: dict[str, Any]) -> str:
+    losses = {name: row[name] for name in ("total", "mouth", "sync", "accuracy") if name in row}
+    numbers = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+    return f"  {stage} epoch {row['epoch']}: {numbers}  ({row['seconds']:.0f} s, data wait {row['data_wait']:.0%})"
+
+
+def _report(
+    out: Path,
+    dataset: Dataset,
+    config: TrainConfig,
+    summary: dict[str, Any],
+    trained: MouthMotion,
+    untrained: MouthMotion,
+) -> None:
+    run = out / "run"
+    last = {stage.name: sorted((run / stage.name / SAMPLES).glob("*.png"))[-1:] for stage in config.stages}
+    counts = dataset.info["counts"]
+    quickstart_report(
+        out / "report.html",
+        QuickstartContent(
+            correlation=trained.correlation,
+            untrained=untrained.correlation,
+            ceiling=trained.ceiling,
+            openings={
+                "truth": trained.real_T.tolist(),
+                "generated": trained.generated_T.tolist(),
+                "untrained": untrained.generated_T.tolist(),
+            },
+            metrics={stage.name: read_jsonl(run / stage.name / METRICS) for stage in config.stages},
+            videos={
+                "Truth: what the person really did": out / "held_out" / "truth.mp4",
+                "Generated from other footage and this speech": out / "rendered" / "generated.mp4",
+                "Untrained": out / "rendered" / "untrained.mp4",
+            },
+            pictures={f"{name}: masked, reference, generated, truth": p[0] for name, p in last.items() if p},
+            seconds=summary["seconds"],
+            facts={
+                "Dataset": f"{counts['accepted']} videos, {counts['segments']} segments, {counts['frames']} frames",
+                "Machine": f"{platform.machine()}, {psutil.cpu_count()} cores, torch {torch.__version__}",
+                "Peak memory": f"{summary['peak_rss_mb']} MB (resident, all processes)",
+                "Generator": f"small preset, base_channels {config.base_channels}",
+            },
+        ),
+    )

@@ -1,0 +1,156 @@
+"""What commands say about their work, with the work itself replaced."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from lawdnet.data.manifest import MANIFEST, write_json
+from lawdnet.inference.engine import Summary
+from lawdnet.training.config import TrainConfig
+
+runner = CliRunner()
+
+
+class FakeEngine:
+    """Takes what `infer` gives and renders nothing."""
+
+    asked: dict[str, Any]
+
+    def __init__(self, checkpoint: Path, *, device: str) -> None:
+        FakeEngine.asked = {"checkpoint": checkpoint, "device": device}
+
+    def prepare(self, video: Path, source: Any) -> str:
+        FakeEngine.asked |= {"video": video, "source": source.name}
+        return "template"
+
+    def render(self, template: str, audio: Path, out: Path, on_progress: Callable[[int, int], None]) -> Summary:
+        FakeEngine.asked |= {"audio": audio, "out": out}
+        for done in (1, 2):
+            on_progress(done, 2)
+        return Summary(frames=2, passed_through=1, loops=1.0, seconds=0.5, fps=4.0)
+
+
+@pytest.fixture
+def infer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr("lawdnet.inference.engine.Engine", FakeEngine)
+    for name in ("run", "v.mp4", "a.wav"):
+        (tmp_path / name).touch()
+    return [
+        "infer", str(tmp_path / "run"), "--video", str(tmp_path / "v.mp4"), "--audio", str(tmp_path / "a.wav"),
+        "--out", str(tmp_path / "o.mp4"),
+    ]  # fmt: skip
+
+
+def test_infer(infer: list[str], tmp_path: Path) -> None:
+    answer = runner.invoke(app, [*infer, "--device", "cpu"])
+    assert answer.exit_code == 0, answer.output
+    assert "2 frames in 0.5 s (4.0 frames/s)" in answer.stdout
+    assert "for want of a face: 1 frame\n" in answer.stdout
+    assert answer.stderr.startswith("infer 2/2 frames")
+    paths = {"checkpoint": "run", "video": "v.mp4", "audio": "a.wav", "out": "o.mp4"}
+    expected = {key: tmp_path / name for key, name in paths.items()}
+    assert FakeEngine.asked == {**expected, "device": "cpu", "source": "openface"}
+
+
+def test_infer_as_json(infer: list[str], tmp_path: Path) -> None:
+    content = json.loads(runner.invoke(app, [*infer, "--json"]).stdout)
+    assert (content["out"], content["frames"], content["passed_through"]) == (str(tmp_path / "o.mp4"), 2, 1)
+
+
+def test_infer_names_the_sources_there_are(infer: list[str]) -> None:
+    answer = runner.invoke(app, [*infer, "--landmarks", "guess"])
+    assert answer.exit_code == 1
+    assert "unknown source 'guess'; there are" in answer.stderr
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    write_json(tmp_path / "dataset" / MANIFEST, {"format_version": 1})
+    return tmp_path / "dataset"
+
+
+def test_train_counts_epochs_over_all_stages(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(opened: Any, run: Path, config: TrainConfig, *, workers: int, gpu: bool, on_epoch: Any) -> None:
+        assert (workers, gpu) == (2, False)
+        for stage in config.stages:
+            folder = run / stage.name / f"epoch_{stage.epochs:04d}"
+            write_json(folder / "meta.json", {"epoch": stage.epochs})
+            (folder / "state.pt").touch()
+            (run / stage.name / "metrics.jsonl").write_text('{"kind": "epoch", "total": 0.25}\n', encoding="utf8")
+        # the first stage was trained before, the second goes on from its first epoch
+        for epoch in range(2, config.stages[1].epochs + 1):
+            on_epoch(config.stages[1], {"epoch": epoch, "total": 0.5, "steps_per_second": 3.0})
+
+    monkeypatch.setattr("pipelines.training.train", fake)
+    run = tmp_path / "run"
+    command = ["train", str(dataset), "--out", str(run), "--preset", "small", "--stages", "syncnet, frame_64"]
+    settings = [
+        "--set",
+        "syncnet.epochs_constant=1",
+        "--set",
+        "stages.epochs_decay=0",
+        "--set",
+        "frame_64.epochs_constant=3",
+    ]
+    answer = runner.invoke(app, [*command, *settings, "--workers", "2"])
+    assert answer.exit_code == 0, answer.output
+    first, last = answer.stderr.splitlines()
+    assert first.startswith("train 3/4 epochs: frame_64 2/3 loss 0.5000, 3.0 steps/s, about ")
+    assert last == "train 4/4 epochs: frame_64 3/3 loss 0.5000, 3.0 steps/s"
+    assert f"{run}/frame_64/epoch_0003" in answer.stdout
+    assert "loss 0.2500" in answer.stdout
+    assert "lawdnet infer" in answer.stdout
+    content = json.loads(runner.invoke(app, [*command, *settings, "--workers", "2", "--json"]).stdout)
+    assert content["stages"]["frame_64"]["epochs"] == 3
+
+
+def test_a_failing_worker_is_one_line(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train import WorkerGroupError
+
+    def fake(*_: Any, **__: Any) -> None:
+        raise WorkerGroupError("Traceback (most recent call last): …", {0: ValueError("the loss is not finite")})
+
+    monkeypatch.setattr("pipelines.training.train", fake)
+    answer = runner.invoke(app, ["train", str(dataset), "--out", str(tmp_path / "run")])
+    assert (answer.exit_code, answer.stderr) == (1, "error: the loss is not finite\n")
+
+
+def test_a_gpu_that_is_not_there(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    answer = runner.invoke(app, ["train", str(dataset), "--out", str(tmp_path / "run"), "--gpu"])
+    assert answer.exit_code == 1
+    assert "no CUDA GPU on this machine" in answer.stderr
+
+
+def test_quickstart_shows_its_steps_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(out: Path, *, on_event: Callable[[str], None]) -> dict[str, Any]:
+        on_event("drawing people")
+        return {"mouth_correlation": 0.9, "seconds": {"synth": 1.5}, "report": str(out / "report.html")}
+
+    curriculum = SimpleNamespace(quickstart=fake)
+    monkeypatch.setattr("pipelines.curriculum", curriculum, raising=False)
+    monkeypatch.setitem(sys.modules, "pipelines.curriculum", curriculum)
+    answer = runner.invoke(app, ["quickstart", "--out", str(tmp_path)])
+    assert answer.exit_code == 0, answer.output
+    assert "drawing people" in answer.stderr
+    assert "mouth correlation  0.900" in answer.stdout
+    assert f"{tmp_path}/report.html" in answer.stdout
+
+
+def test_ctrl_c_in_ray_train_is_130(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(*_: Any, **__: Any) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr("pipelines.training.train", fake)
+    answer = runner.invoke(app, ["train", str(dataset), "--out", str(tmp_path / "run")])
+    assert answer.exit_code == 130
+    assert "run the same command again" in answer.stderr

@@ -1,0 +1,57 @@
+"""Ranges of ticks: what a seek finds must be what decoding from the start would have shown."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lawdnet.video import decode, reading
+
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "media"
+
+
+def assert_ranges(path: Path, ranges: list[tuple[int, int | None]]) -> None:
+    whole = list(decode(path))
+    for start, stop in ranges:
+        part = list(decode(path, start=start, stop=stop))
+        assert [index for index, _ in part] == [index for index, _ in whole[start:stop]]
+        for (_, seen), (_, wanted) in zip(part, whole[start:stop], strict=True):
+            np.testing.assert_array_equal(seen, wanted)
+
+
+def long_groups(stream: Any) -> None:
+    stream.options = {"crf": "0", "g": "24", "bf": "3"}
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+@pytest.mark.parametrize("rate", [Fraction(25), Fraction(30_000, 1001), Fraction(12)], ids=str)
+def test_a_range_is_a_slice(media: Any, name: str, rate: Fraction) -> None:
+    path = media.write(name, times=[Fraction(i) / rate for i in range(100)], setup=long_groups)
+    assert_ranges(path, [(0, 10), (1, 4), (30, 31), (50, 80), (70, None), (90, 1000), (3, 3), (1000, 1010)])
+
+
+def test_a_variable_rate_and_a_late_start(media: Any) -> None:
+    steps = np.random.default_rng(0).integers(20, 90, 80).cumsum()
+    path = media.write(times=[Fraction(int(ms) + 700, 1000) for ms in steps], setup=long_groups)
+    assert_ranges(path, [(5, 20), (60, 90)])
+
+
+def test_a_seek_does_not_decode_what_lies_before(media: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = media.write("clip.mp4", times=[Fraction(i, 25) for i in range(250)], setup=long_groups)
+    monkeypatch.setattr(reading, "_decode_all", lambda *_: pytest.fail("decoded from the start"))
+    assert [media.read(picture) for _, picture in decode(path, start=200, stop=203)] == [200, 201, 202]
+
+
+def test_stamps_that_lead_nowhere_fall_back_to_the_start(media: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = media.write("clip.mp4", times=[Fraction(i, 25) for i in range(50)])
+    monkeypatch.setattr(reading, "_index", lambda *_: ([7, 8, 9], [0, 1, 2]))
+    assert [media.read(picture) for _, picture in decode(path, start=1, stop=3)] == [1, 2]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared media beside the repository")
+def test_real_recordings_seek() -> None:
+    assert_ranges(SHARED / "silent_portrait_25fps.mp4", [(100, 110), (301, 320), (540, None)])
