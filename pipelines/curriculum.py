@@ -32,7 +32,7 @@ from pipelines.training import METRICS, SAMPLES, lineage, train
 
 OnEvent = Callable[[str], None]
 
-VIDEOS, SECONDS = 16, 8.0
+VIDEOS, SECONDS = 24, 5.0
 CROP_WIDTH = 160
 """The drawn faces are no larger."""
 HELD_OUT = {"identity": 90_001, "motion": 7, "seconds": SECONDS}

@@ -133,7 +133,7 @@ def _run(todo: Sequence[Row], root: Path, config: BuildConfig, total: int, on_ro
     waiting = {item["key"]: item for item in todo}
     with resources.cluster():
         ray.data.DataContext.get_current().max_errored_blocks = -1  # a worker that dies costs its video, not the build
-        workers = max(1, min(resources.cpus(), len(todo)))
+        workers = len(todo) if resources.can_grow() else max(1, min(resources.cpus(), len(todo)))
         graph = ray.data.from_items(list(todo), override_num_blocks=len(todo)).map(
             VideoBuilder,
             fn_constructor_args=(config, str(root.resolve())),

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Only paths, small rows and JPEG bytes travel; the default of 30 % of the memory would be reserved for nothing."""
@@ -14,6 +15,8 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 1024 * 1024
 _ENVIRONMENT = {
     # a worker's failure shows within half a second instead of two
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # torch's threads sleep rather than spin while they wait: other processes want the cores
+    "OMP_WAIT_POLICY": "PASSIVE",
     # Ray Data's actors make its core print an error that is none (ray-project/ray#53727)
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
@@ -21,10 +24,17 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def cluster(num_cpus: int | None = None) -> Iterator[None]:
+def cluster(num_cpus: int = 2) -> Iterator[None]:
     """Joins the cluster that RAY_ADDRESS or the enclosing job names, else starts one here and stops it at the end.
 
     Inside another `cluster()` block nothing happens: the outer one owns the connection.
+
+    Args:
+        num_cpus: of a cluster started here, at least; more than the machine has share its cores. Training needs one
+            for each worker and one to draw samples.
+
+    Raises:
+        ValueError: RAY_ADDRESS is not one that Ray joins.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -34,9 +44,10 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    local = {} if address else {
-        # one CPU trains while another draws samples, on the smallest machine too
-        "num_cpus": num_cpus or max(2, os.cpu_count() or 2),
+    if address and address.startswith("http"):
+        raise ValueError(f"RAY_ADDRESS={address} is where jobs are submitted; unset it here, or `ray job submit` this")
+    local: dict[str, Any] = {} if address else {
+        "num_cpus": max(num_cpus, os.cpu_count() or 1),
         "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
         "include_dashboard": False,
     }  # fmt: skip
@@ -63,7 +74,12 @@ def quiet_data() -> None:
 
 
 def cpus() -> int:
-    """CPUs of the joined cluster."""
+    """CPUs of the joined cluster as it is now; it may grow."""
     import ray
 
     return int(ray.cluster_resources().get("CPU", 1))
+
+
+def can_grow() -> bool:
+    """Whether the cluster may add nodes when work waits; one that was started here cannot."""
+    return bool(os.environ.get("RAY_ADDRESS"))

@@ -34,8 +34,8 @@ from lawdnet.training.checkpoint import Lineage
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.loggers import JsonlLogger, read_jsonl, write_pictures
 from lawdnet.training.loop import Loop
-from lawdnet.training.stages import Stage
-from lawdnet.training.steps import GanStep, Step, SyncStep
+from lawdnet.training.stages import STAGE_NAMES, Stage
+from lawdnet.training.steps import GanStep, NonFiniteLoss, Step, SyncStep
 from pipelines import resources
 from pipelines.sampling import rank_batches
 
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples"
+STOPPED = "stopped.txt"
+"""Why the workers gave up together, where trying again could not help."""
 OnEpoch = Callable[[Stage, dict[str, Any]], None]
 """Called in the driver with every epoch's mean metrics as they appear."""
 
@@ -78,9 +80,10 @@ def train(
     for name in (config.audio_feature, config.sync_feature):
         dataset.feature_dim(name)
     _claim(run, dataset, config)
-    with resources.cluster():
-        for stage in config.stages:
-            if _epochs_done(run / stage.name) < stage.epochs:
+    todo = [stage for stage in config.stages if _epochs_done(run / stage.name) < stage.epochs]
+    if todo:
+        with resources.cluster(workers + 1):
+            for stage in todo:
                 _train_stage(stage, dataset, segments, run, config, workers=workers, gpu=gpu, on_epoch=on_epoch)
     return run
 
@@ -106,7 +109,8 @@ def _claim(run: Path, dataset: Dataset, config: TrainConfig) -> None:
             raise ValueError(f"{run}: was started with other settings ({', '.join(changed)}); choose another --out")
         names = {row["name"] for row in new["stages"]}
         kept = [row for row in old["stages"] if row["name"] not in names]
-        content["config"]["stages"] = kept + list(new["stages"])
+        both = [*kept, *new["stages"]]
+        content["config"]["stages"] = sorted(both, key=lambda row: STAGE_NAMES.index(row["name"]))
     write_json(path, content)
 
 
@@ -164,8 +168,12 @@ def _train_stage(
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
+    stopped = run / stage.name / STOPPED
+    stopped.unlink(missing_ok=True)
     with _followed(run / stage.name / METRICS, lambda row: on_epoch(stage, row) if on_epoch else None):
         trainer.fit()
+    if stopped.exists():
+        raise RuntimeError(f"{stage.name} stopped: {stopped.read_text(encoding='utf8')}")
 
 
 def _worker_resources(gpu: bool) -> dict[str, float]:
@@ -173,8 +181,16 @@ def _worker_resources(gpu: bool) -> dict[str, float]:
 
 
 def _worker(job_config: dict[str, Any]) -> None:
-    """Runs on every rank: puts the stage together from its job and trains."""
+    """Runs on every rank. What every rank refuses alike is written down rather than raised: Ray would try again."""
     job: _Job = job_config["job"]
+    try:
+        _run_stage(job)
+    except (NonFiniteLoss, ValueError) as error:
+        (Path(job.run) / job.stage / STOPPED).write_text(f"{error}", encoding="utf8")
+
+
+def _run_stage(job: _Job) -> None:
+    """Puts the stage together from its job and trains."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     config, stage = job.config, job.config.stage(job.stage)

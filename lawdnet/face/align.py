@@ -48,9 +48,7 @@ def fit_all(points_T68x2: Float32, crop_width: int) -> Float32:
         spread = np.square(np.abs(z - z_mean)).sum(1)
         a = ((template - template.mean()) * (z - z_mean).conj()).sum(1) / spread
         b = template.mean() - a * z_mean[:, 0]
-        usable = (
-            np.isfinite(a + b) & (spread > len(ALIGN_POINTS) * MIN_SPREAD_PX**2) & (np.abs(a) > MIN_SCALE)
-        )
+        usable = np.isfinite(a + b) & (spread > len(ALIGN_POINTS) * MIN_SPREAD_PX**2) & (np.abs(a) > MIN_SCALE)
     rows = [[a.real, -a.imag, b.real], [a.imag, a.real, b.imag], [0 * a.real, 0 * a.real, 0 * a.real + 1]]
     matrix_T33 = np.moveaxis(np.array(rows), -1, 0)
     matrix_T33[~usable] = np.nan
@@ -174,9 +172,7 @@ def _warp(image: NDArray[Any], matrix_33: Matrix, size: tuple[int, int], border:
     if shrink > 1:
         bottom, right = -part.shape[0] % shrink, -part.shape[1] % shrink
         part = cv2.copyMakeBorder(part, 0, bottom, 0, right, border)
-        part = cv2.resize(
-            part, (part.shape[1] // shrink, part.shape[0] // shrink), interpolation=cv2.INTER_AREA
-        )
+        part = cv2.resize(part, (part.shape[1] // shrink, part.shape[0] // shrink), interpolation=cv2.INTER_AREA)
         half = (shrink - 1) / 2  # the first small px is centred between the px it averages
         matrix = matrix @ np.array([[shrink, 0, half], [0, shrink, half], [0, 0, 1]])
     return cv2.warpAffine(part, matrix[:2], size[::-1], flags=cv2.INTER_LINEAR, borderMode=border)

@@ -82,9 +82,7 @@ def read_csv(path: Path) -> Landmarks:
     best_last = best_last[valid[best_last]]
     points_T68x2 = np.full((frame.max(), NUM_LANDMARKS, 2), np.nan, np.float32)
     points_T68x2[frame[best_last] - 1] = points[best_last]
-    return Landmarks(
-        points_T68x2=points_T68x2, valid_T=~np.isnan(points_T68x2[:, 0, 0]), source=OpenFace.name
-    )
+    return Landmarks(points_T68x2=points_T68x2, valid_T=~np.isnan(points_T68x2[:, 0, 0]), source=OpenFace.name)
 
 
 def write_csv(path: Path, points_T68x2: Float32, fps: float) -> None:

@@ -18,7 +18,7 @@ from lawdnet.models.generator import Generator
 from lawdnet.models.saved import META, STATE, read_meta, read_state
 from lawdnet.models.syncnet import SyncNet
 from lawdnet.training.config import TrainConfig
-from lawdnet.training.stages import Stage
+from lawdnet.training.stages import STAGE_NAMES, Stage
 from lawdnet.training.steps import Step
 
 
@@ -87,7 +87,7 @@ def save(
     meta = {
         "stage": stage.name,
         "kind": stage.kind,
-        "stage_index": [s.name for s in config.stages].index(stage.name),
+        "stage_index": STAGE_NAMES.index(stage.name),
         "epoch": epoch,
         "epochs": stage.epochs,
         "mouth_px": stage.mouth_px,

@@ -89,7 +89,7 @@ class TrainConfig:
 
 
 _SMALL_NETWORKS: dict[str, Any] = {
-    "base_channels": 16, "sync_channels": 16, "disc_channels": 16, "disc_max_channels": 64, "warp_grid": 20,
+    "base_channels": 16, "sync_channels": 16, "disc_channels": 8, "disc_max_channels": 64, "warp_grid": 12,
     "pixel_loss": "l1",
 }  # fmt: skip
 
