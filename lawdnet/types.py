@@ -166,3 +166,5 @@ class TrainBatch:
     audio_BNC5: Tensor
     sync_audio_BC9: Tensor | None = None
     """The nine rows of the whole clip, for the sync network."""
+    other_audio_BC9: Tensor | None = None
+    """Nine rows from elsewhere in the same segment, for training the sync network."""

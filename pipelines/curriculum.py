@@ -26,6 +26,7 @@ from lawdnet.training import checkpoint
 from lawdnet.training.config import TrainConfig, make_config
 from lawdnet.training.loggers import read_jsonl
 from lawdnet.training.steps import GanStep
+from lawdnet.types import FPS
 from pipelines import resources
 from pipelines.dataset import build
 from pipelines.training import METRICS, SAMPLES, lineage, train
@@ -130,7 +131,7 @@ def _draw(out: Path) -> None:
     done.parent.mkdir(parents=True, exist_ok=True)
     write_talking_head(done.with_name("template.mp4"), speech=SAID, **HELD_OUT)  # type: ignore[arg-type]
     write_talking_head(done.with_name("truth.mp4"), speech=TO_SAY, **HELD_OUT)  # type: ignore[arg-type]
-    write_wav(done, load_audio(done.with_name("truth.mp4")))
+    write_wav(done, load_audio(done.with_name("truth.mp4"), num_frames=round(SECONDS * FPS)))
 
 
 def _save_untrained(folder: Path, dataset: Dataset, config: TrainConfig) -> None:

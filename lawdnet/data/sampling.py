@@ -42,7 +42,7 @@ class SampleSpec:
     sync: str | None
     """Feature that the sync network hears, where the stage has one."""
     contrast: bool = False
-    """Half of the samples get sound that does not belong to them (sync network training)."""
+    """Each sample comes with sound from elsewhere in its segment too, and without references (sync network)."""
 
     @property
     def columns(self) -> list[str]:
@@ -68,13 +68,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Draw:
-    """The frames of one sample: `frames` are shown, `references` (N rows of K) help, `clip` starts at `clip_start`."""
+    """The frames of one sample: `frames` are shown, `references` (N rows of K) help, their clip is at `clip_start`."""
 
     clip_start: int
     frames: tuple[int, ...]
     references: tuple[tuple[int, ...], ...]
-    sync_start: int
-    """First of the nine rows that the sync network hears; `clip_start` where sound and picture belong together."""
+    other_start: int
+    """First of nine rows of sound that does not belong to the clip."""
 
 
 def batches_per_group(segments: int, spec: SampleSpec) -> int:
@@ -139,11 +139,9 @@ def draw(rng: np.random.Generator, num_frames: int, spec: SampleSpec) -> Draw:
         tuple(int(c) * CLIP_FRAMES + int(rng.integers(CLIP_FRAMES)) for c in rng.choice(others, NUM_REFERENCES, False))
         for _ in frames
     )
-    sync_start = start
-    if spec.contrast and rng.random() < 0.5:
-        starts = np.arange(num_frames - CLIP_FRAMES + 1)
-        sync_start = int(rng.choice(starts[np.abs(starts - start) >= MIN_SHIFT]))
-    return Draw(start, tuple(frames), references, sync_start)
+    starts = np.arange(num_frames - CLIP_FRAMES + 1)
+    other = int(rng.choice(starts[np.abs(starts - start) >= MIN_SHIFT]))
+    return Draw(start, tuple(frames), references, other)
 
 
 def decode_jpeg(data: bytes, height: int, width: int, *, stored_width: int) -> UInt8:
@@ -185,8 +183,8 @@ def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec, stored_width: i
     """Pictures and sound of one sample.
 
     Returns:
-        source N×H×W×3 and reference N×K×H×W×3 uint8, audio N×C×5, and with a sync feature sync_audio C×9 and
-        matched (1 where that sound belongs to the picture).
+        source N×H×W×3 and reference N×K×H×W×3 uint8, audio N×C×5, with a sync feature sync_audio C×9, and for
+        contrast other_audio C×9.
     """
     height, width = stage_size(spec.mouth_px)
 
@@ -201,10 +199,15 @@ def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec, stored_width: i
     if not spec.contrast:  # the sync network looks at the mouth alone
         sample["reference"] = np.stack([[picture(f) for f in row] for row in chosen.references])
     if loaded.sync_TC is not None:
-        heard = loaded.sync_TC[chosen.sync_start : chosen.sync_start + CLIP_FRAMES]
-        sample["sync_audio"] = np.ascontiguousarray(heard.T)
-        sample["matched"] = np.array(chosen.sync_start == chosen.clip_start, np.float32)
+        sample["sync_audio"] = _rows(loaded.sync_TC, chosen.clip_start)
+        if spec.contrast:
+            sample["other_audio"] = _rows(loaded.sync_TC, chosen.other_start)
     return sample
+
+
+def _rows(values_TC: Float32, start: int) -> Float32:
+    """The nine rows of a clip as C×9."""
+    return np.ascontiguousarray(values_TC[start : start + CLIP_FRAMES].T)
 
 
 def draw_batches(work: Work, spec: SampleSpec, *, seed: int, stored_width: int) -> Iterator[dict[str, np.ndarray]]:

@@ -69,7 +69,8 @@ class SyncNet(nn.Module):
 
         Args:
             faces_B15SS: mouth squares of the five middle frames of a clip, RGB in [0, 1], stacked by channel.
-            audio_BC9: feature rows of all nine frames of the clip.
+            audio_BC9: feature rows of all nine frames of the clip. K·B of them are K rounds of sounds for the same
+                faces, which are then encoded once.
 
         Raises:
             ValueError: a shape does not fit.
@@ -77,6 +78,7 @@ class SyncNet(nn.Module):
         check_shape("faces", faces_B15SS, FACE_CHANNELS, self.config.face_px, self.config.face_px)
         check_shape("audio", audio_BC9, self.config.audio_dim, CLIP_FRAMES)
         face_BChw = self.face_encoder(faces_B15SS)
+        face_BChw = face_BChw.repeat(len(audio_BC9) // len(face_BChw), 1, 1, 1)
         audio_BC11 = self.audio_encoder(audio_BC9).mean(2)[:, :, None, None]
         return cast("Tensor", self.merge(torch.cat((face_BChw, audio_BC11.expand_as(face_BChw)), 1)))
 

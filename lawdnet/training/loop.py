@@ -71,8 +71,8 @@ class Loop:
             arrays = next(stream)
             waited += time.perf_counter() - asked
             assert (int(arrays["epoch"]), int(arrays["step"])) == (epoch, index), "the data lost its place"
-            batch, matched_B = to_batch(arrays, self.device)
-            losses = self.step(batch, matched_B)
+            batch = to_batch(arrays, self.device)
+            losses = self.step(batch)
             for name, loss in losses.items():
                 sums[name] += loss
             if index % 10 == 0 or index + 1 == self.steps_per_epoch:
@@ -85,8 +85,8 @@ class Loop:
         return means | speed, batch
 
 
-def to_batch(arrays: Arrays, device: torch.device) -> tuple[TrainBatch, Tensor | None]:
-    """What the sampler drew (uint8, channels last) as float tensors on a device; also which sound belongs (B, or None)."""
+def to_batch(arrays: Arrays, device: torch.device) -> TrainBatch:
+    """What the sampler drew (uint8, channels last) as float tensors on a device."""
 
     def move(name: str) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(arrays[name])).to(device, non_blocking=True)
@@ -96,11 +96,10 @@ def to_batch(arrays: Arrays, device: torch.device) -> tuple[TrainBatch, Tensor |
         reference_BN15HW = move("reference").permute(0, 1, 2, 5, 3, 4).flatten(2, 3).float() / 255
     else:
         reference_BN15HW = source_BN3HW[:, :, :0]
-    has_sync = "sync_audio" in arrays
-    batch = TrainBatch(
+    return TrainBatch(
         source_BN3HW=source_BN3HW,
         reference_BN15HW=reference_BN15HW,
         audio_BNC5=move("audio"),
-        sync_audio_BC9=move("sync_audio") if has_sync else None,
+        sync_audio_BC9=move("sync_audio") if "sync_audio" in arrays else None,
+        other_audio_BC9=move("other_audio") if "other_audio" in arrays else None,
     )
-    return batch, move("matched") if has_sync else None

@@ -39,7 +39,7 @@ class Step(Protocol):
     """Unwrapped, by the names they are saved under."""
     optimizers: dict[str, torch.optim.Optimizer]
 
-    def __call__(self, batch: TrainBatch, matched_B: Tensor | None) -> Metrics:
+    def __call__(self, batch: TrainBatch) -> Metrics:
         """Trains on one batch and returns its losses, detached."""
         ...
 
@@ -134,7 +134,7 @@ class GanStep(_Networks):
         made = self.generator(masked, batch.reference_BN15HW.flatten(0, 1), batch.audio_BNC5.flatten(0, 1))
         return made.float()
 
-    def __call__(self, batch: TrainBatch, matched_B: Tensor | None = None) -> Metrics:
+    def __call__(self, batch: TrainBatch) -> Metrics:
         with self.autocast:
             made_M3HW = self.generate(batch)
             true_M3HW = batch.source_BN3HW.flatten(0, 1)
@@ -205,22 +205,30 @@ class GanStep(_Networks):
 
 
 class SyncStep(_Networks):
-    """Sync network: score 1 for sound that belongs to the mouth, 0 for sound that does not."""
+    """Sync network: score 1 for the sound of the clip, 0 for sound of the same person at another time or of another.
+
+    A face is encoded once and held against three sounds, so a batch of B faces teaches with 3·B pairs.
+    """
 
     def __init__(self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, *, audio_dim: int) -> None:
         super().__init__(config, stage, device, wrap)
         self.add("syncnet", SyncNet(syncnet_config(config, stage, audio_dim)))
 
-    def __call__(self, batch: TrainBatch, matched_B: Tensor | None = None) -> Metrics:
-        assert matched_B is not None
+    def __call__(self, batch: TrainBatch) -> Metrics:
+        own, shifted = batch.sync_audio_BC9, batch.other_audio_BC9
+        assert own is not None
+        assert shifted is not None
         square = mouth_square(batch.source_BN3HW, self.stage.mouth_px, self.stage.mouth_px)
+        # neighbours in a batch come from different segments
+        sounds = torch.cat([own, shifted, own.roll(1, 0)])
         with self.autocast:
-            score_B = self.wrapped["syncnet"](square, batch.sync_audio_BC9).float().mean((1, 2, 3))
-            loss = (score_B - matched_B).square().mean()
-        check_finite({"sync": loss})
-        self.update(["syncnet"], loss)
-        right = ((score_B > 0.5) == (matched_B > 0.5)).float().mean()
-        return {"total": loss.detach(), "accuracy": right.detach()}
+            score_3B = self.wrapped["syncnet"](square, sounds).float().mean((1, 2, 3)).view(3, -1)
+            losses = {"matched": lsgan(score_3B[0], 1.0), "mismatched": lsgan(score_3B[1:], 0.0)}
+        total = (losses["matched"] + losses["mismatched"]) / 2
+        check_finite(losses)
+        self.update(["syncnet"], total)
+        right = ((score_3B[0] > 0.5).float().mean() + (score_3B[1:] < 0.5).float().mean()) / 2
+        return {name: value.detach() for name, value in (losses | {"total": total, "accuracy": right}).items()}
 
     def preview(self, batch: TrainBatch) -> None:
         """A score is no picture."""

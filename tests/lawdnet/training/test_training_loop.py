@@ -44,7 +44,7 @@ def arrays(epoch: int, step: int, stage: Stage) -> dict[str, np.ndarray]:
     if stage.kind == "gan":
         batch["reference"] = rng.integers(0, 256, (2, n, 5, *size), np.uint8)
     if stage.kind == "syncnet" or stage.weights.sync:
-        batch |= {"sync_audio": rng.standard_normal((2, DIM, 9), np.float32), "matched": np.array([0, 1], np.float32)}
+        batch |= {name: rng.standard_normal((2, DIM, 9), np.float32) for name in ("sync_audio", "other_audio")}
     return batch
 
 
@@ -56,7 +56,9 @@ def make_step(config: TrainConfig, stage: Stage) -> Step:
     return GanStep(config, stage, CPU, lambda n: n, audio_dim=DIM, syncnet=syncnet)
 
 
-def run(config: TrainConfig, stage: Stage, step: Step, start: tuple[int, int] = (0, 0), folder: Path | None = None) -> list[dict[str, float]]:  # fmt: skip
+def run(
+    config: TrainConfig, stage: Stage, step: Step, start: tuple[int, int] = (0, 0), folder: Path | None = None
+) -> list[dict[str, float]]:
     """Trains with `arrays` and saves a checkpoint per epoch under `folder`."""
     rows: list[dict[str, float]] = []
 
@@ -114,8 +116,8 @@ def test_training_reduces_the_loss_on_one_batch(config: TrainConfig) -> None:
     step = make_step(config, stage)
     raw = arrays(0, 0, stage)
     raw["source"][:] = np.array([[200, 120, 90], [60, 40, 30]], np.uint8)[:, None, None, None]
-    batch, _ = to_batch(raw, CPU)
-    losses = [float(step(batch, None)["pixel"]) for _ in range(60)]
+    batch = to_batch(raw, CPU)
+    losses = [float(step(batch)["pixel"]) for _ in range(60)]
     assert losses[-1] < 0.3 * losses[0]
 
 
@@ -126,14 +128,14 @@ def test_the_generator_never_sees_the_mouth(config: TrainConfig) -> None:
     first = arrays(0, 0, stage)
     second = {**first, "source": first["source"].copy()}
     second["source"][:, :, 24:40, 12:28] = 0  # well inside the mask
-    made = [step.generate(to_batch(a, CPU)[0]) for a in (first, second)]
+    made = [step.generate(to_batch(a, CPU)) for a in (first, second)]
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=2e-3)
 
 
 def test_a_batch_is_moved_to_floats_in_order(config: TrainConfig) -> None:
     stage = config.stage("clip_256")
     raw = arrays(0, 0, stage)
-    batch, matched = to_batch(raw, CPU)
+    batch = to_batch(raw, CPU)
     assert batch.source_BN3HW.shape == (2, 5, 3, 52, 40)
     assert batch.reference_BN15HW.shape == (2, 5, 15, 52, 40)
     wanted = torch.from_numpy(raw["reference"][1, 2, 3, 7, 9].astype(np.float32)) / 255
@@ -141,7 +143,7 @@ def test_a_batch_is_moved_to_floats_in_order(config: TrainConfig) -> None:
     torch.testing.assert_close(
         batch.source_BN3HW[0, 4, :, 5, 6], torch.from_numpy(raw["source"][0, 4, 5, 6] / 255).float()
     )
-    assert matched is not None
+    assert batch.sync_audio_BC9 is not None
 
 
 def test_a_loss_that_is_not_finite_changes_no_weight(config: TrainConfig) -> None:
@@ -151,7 +153,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight(config: TrainConfig) -> Non
     raw = arrays(0, 0, stage)
     raw["audio"][0] = np.nan
     with pytest.raises(NonFiniteLoss):
-        step(to_batch(raw, CPU)[0], None)
+        step(to_batch(raw, CPU))
     assert all(torch.equal(before[k], v) for k, v in step.networks["generator"].state_dict().items())
 
 
