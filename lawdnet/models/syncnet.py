@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lawdnet.models.layers import (
@@ -26,6 +27,10 @@ from lawdnet.types import CLIP_FRAMES
 
 FACE_CHANNELS = 15
 SCORE_PX = 8
+HEADS = ("merge", "cosine")
+AUDIO_COLUMNS = 2
+EMBEDDING = 4
+"""Length of a vector in multiples of the feature's width."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,14 @@ class SyncNetConfig:
     """Every width is one or two times this."""
     face_px: int = 256
     """Side of the mouth square that it sees."""
+    head: str = "merge"
+    """`merge`: the published one, convolutions over both features give a map of scores. `cosine`: both become vectors
+    of length 1 and the score is their cosine; it learns from every pair of a batch and leaves chance far sooner."""
 
     def __post_init__(self) -> None:
         check_at_least(self, audio_dim=1, base_channels=1, face_px=4 * SCORE_PX)
+        if self.head not in HEADS:
+            raise ValueError(f"SyncNetConfig.head: {self.head!r}, expected one of {', '.join(HEADS)}")
 
     @property
     def halvings(self) -> int:
@@ -57,29 +67,47 @@ class SyncNet(nn.Module):
         width = 2 * config.base_channels
         self.face_encoder = _face_encoder(config.base_channels, config.halvings)
         self.audio_encoder = _audio_encoder(config.audio_dim, width)
-        self.merge = nn.Sequential(
-            nn.Conv2d(2 * width, width, 3, padding=1),
-            nn.LeakyReLU(LEAKY_SLOPE),
-            nn.Conv2d(width, 1, 3, padding=1),
-        )
+        if config.head == "cosine":
+            pixels = self.face_encoder(torch.zeros(1, FACE_CHANNELS, config.face_px, config.face_px)).numel()
+            self.face_vector = nn.Linear(pixels, EMBEDDING * width)
+            self.audio_vector = nn.Linear(width * AUDIO_COLUMNS, EMBEDDING * width)
+        else:
+            self.merge = nn.Sequential(
+                nn.Conv2d(2 * width, width, 3, padding=1),
+                nn.LeakyReLU(LEAKY_SLOPE),
+                nn.Conv2d(width, 1, 3, padding=1),
+            )
         init_he(self)
 
-    def forward(self, faces_B15SS: Tensor, audio_BC9: Tensor) -> Tensor:
-        """Score map B×1×h×w, without bound; a clip's score is its mean.
+    def forward(self, faces_B15SS: Tensor, audio_AC9: Tensor, *, pairwise: bool = False) -> Tensor:
+        """How well each face and its sound, or every face and every sound, belong together; 1 where they do.
 
         Args:
             faces_B15SS: mouth squares of the five middle frames of a clip, RGB in [0, 1], stacked by channel.
-            audio_BC9: feature rows of all nine frames of the clip. K·B of them are K rounds of sounds for the same
-                faces, which are then encoded once.
+            audio_AC9: feature rows of all nine frames of the clip; A is B unless `pairwise`.
+            pairwise: score all B·A pairs; each face and each sound is encoded once.
+
+        Returns:
+            B×1×h×w, a map whose mean is the score (1×1 for `cosine`), or with `pairwise` the scores B×A.
 
         Raises:
             ValueError: a shape does not fit.
         """
         check_shape("faces", faces_B15SS, FACE_CHANNELS, self.config.face_px, self.config.face_px)
-        check_shape("audio", audio_BC9, self.config.audio_dim, CLIP_FRAMES)
-        face_BChw = self.face_encoder(faces_B15SS)
-        face_BChw = face_BChw.repeat(len(audio_BC9) // len(face_BChw), 1, 1, 1)
-        audio_BC11 = self.audio_encoder(audio_BC9).mean(2)[:, :, None, None]
+        check_shape("audio", audio_AC9, self.config.audio_dim, CLIP_FRAMES)
+        face_BChw, audio_ACt = self.face_encoder(faces_B15SS), self.audio_encoder(audio_AC9)
+        if self.config.head == "cosine":
+            face_BD = F.normalize(self.face_vector(face_BChw.flatten(1)), dim=1)
+            audio_AD = F.normalize(self.audio_vector(audio_ACt.flatten(1)), dim=1)
+            return face_BD @ audio_AD.T if pairwise else (face_BD * audio_AD).sum(1)[:, None, None, None]
+        audio_AC11 = audio_ACt.mean(2)[:, :, None, None]
+        if not pairwise:
+            return self._merged(face_BChw, audio_AC11)
+        faces, sounds = len(face_BChw), len(audio_AC11)
+        face_BA = face_BChw.repeat_interleave(sounds, 0)
+        return self._merged(face_BA, audio_AC11.repeat(faces, 1, 1, 1)).mean((1, 2, 3)).view(faces, sounds)
+
+    def _merged(self, face_BChw: Tensor, audio_BC11: Tensor) -> Tensor:
         return cast("Tensor", self.merge(torch.cat((face_BChw, audio_BC11.expand_as(face_BChw)), 1)))
 
 
@@ -93,7 +121,7 @@ def _face_encoder(base: int, halvings: int) -> nn.Sequential:
 
 
 def _audio_encoder(inputs: int, width: int) -> nn.Sequential:
-    """Nine columns → two."""
+    """Nine columns → AUDIO_COLUMNS."""
     layers: list[nn.Module] = [ConvReLU1d(inputs, width, 7)]
     for _ in range(3):
         layers += [Residual(width, dims=1, relu_first=True), ConvReLU1d(width, width, stride=2)]

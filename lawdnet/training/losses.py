@@ -34,3 +34,21 @@ def perceptual(features: Callable[[Tensor], Sequence[Tensor]], made_B3HW: Tensor
         total = total + torch.stack([F.l1_loss(a, b) for a, b in pairs]).mean()
         made_B3HW, true_B3HW = F.avg_pool2d(made_B3HW, 2), F.avg_pool2d(true_B3HW, 2)
     return total
+
+
+def contrast(score_BA: Tensor, own_BC9: Tensor, sounds_AC9: Tensor, sharpness: float = 12.0) -> Tensor:
+    """Each face must pick its own sound out of all A, and each of the first B sounds its own face (InfoNCE).
+
+    Pairs whose sounds are the same numbers (one clip drawn twice, digital silence) are no mistakes and left out.
+
+    Args:
+        score_BA: cosines; face b belongs to sound b.
+        own_BC9: the first B of sounds_AC9.
+        sharpness: of the softmax, the inverse of a temperature.
+    """
+    count = len(score_BA)
+    same_BA = (own_BC9[:, None] == sounds_AC9[None]).flatten(2).all(2)
+    same_BA[:, :count].fill_diagonal_(False)
+    logit_BA = (sharpness * score_BA).masked_fill(same_BA, -torch.inf)
+    target_B = torch.arange(count, device=score_BA.device)
+    return (F.cross_entropy(logit_BA, target_B) + F.cross_entropy(logit_BA[:, :count].T, target_B)) / 2
