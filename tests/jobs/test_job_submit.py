@@ -129,7 +129,8 @@ def test_build_then_train(head: Head, corpus: Path, tmp_path: Path) -> None:
     counts = json.loads((dataset / "dataset.json").read_text(encoding="utf8"))["counts"]
     assert (counts["segments"], counts["reasons"]) == (2, {"empty_file": 1})
 
-    settings = "--set frame_64.epochs_constant=1 --set frame_64.samples_per_segment=2 --set frame_64.batch_size=2"
+    settings = "--set frame_64.epochs_constant=1 --set frame_64.epochs_decay=0 --set frame_64.samples_per_segment=2"
+    settings += " --set frame_64.batch_size=2"
     train = f"python -m jobs.train {dataset} --out {run} --preset small --stages frame_64 {settings}"
     status, log = submit(head, train)
     assert status == JobStatus.SUCCEEDED, log
