@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import ray
 import torch
 
 from lawdnet.audio.io import load_audio, write_wav
@@ -21,7 +22,7 @@ from lawdnet.evaluation.protocol import MouthMotion, compare, mouth_motion
 from lawdnet.inference.engine import Engine
 from lawdnet.landmarks.openface import OpenFace, read_csv
 from lawdnet.report import QuickstartContent, quickstart_report
-from lawdnet.synthetic import write_corpus, write_talking_head
+from lawdnet.synthetic import write_member, write_talking_head
 from lawdnet.training import checkpoint
 from lawdnet.training.config import TrainConfig, make_config
 from lawdnet.training.loggers import read_jsonl
@@ -85,6 +86,8 @@ def _resident(process: psutil.Process) -> int:
 def quickstart(out: Path, *, on_event: OnEvent) -> dict[str, Any]:
     """Draws, builds, trains, renders, evaluates and reports; what is already there is kept and gone on with.
 
+    A second run after a finished one only renders and evaluates again; its seconds say so.
+
     Args:
         out: gets videos/, held_out/, dataset/, run/, rendered/, report.html and summary.json.
         on_event: called with a line of text at each step and epoch.
@@ -92,12 +95,12 @@ def quickstart(out: Path, *, on_event: OnEvent) -> dict[str, Any]:
     Returns:
         The content of summary.json.
     """
-    steps = _Steps(on_event)
+    out, steps = out.resolve(), _Steps(on_event)  # tasks run in folders of their own
     config = make_config("small")
     with steps.watch_memory():
-        with steps.step("synth", f"drawing {VIDEOS} people who talk for {SECONDS:.0f} s"):
-            _draw(out)
         with resources.cluster():
+            with steps.step("synth", f"drawing {VIDEOS} people who talk for {SECONDS:.0f} s"):
+                _draw(out)
             with steps.step("build", "building the dataset: decode, align, crop, mel features"):
                 dataset = build(out / "videos", out / "dataset", BuildConfig(crop_width=CROP_WIDTH))
             with steps.step("train", f"training {', '.join(stage.name for stage in config.stages)}"):
@@ -127,11 +130,14 @@ def _draw(out: Path) -> None:
     done = out / "held_out" / "speech.wav"
     if done.exists():
         return
-    write_corpus(out / "videos", videos=VIDEOS, seconds=SECONDS, seed=1)
     done.parent.mkdir(parents=True, exist_ok=True)
-    write_talking_head(done.with_name("template.mp4"), speech=SAID, **HELD_OUT)  # type: ignore[arg-type]
-    write_talking_head(done.with_name("truth.mp4"), speech=TO_SAY, **HELD_OUT)  # type: ignore[arg-type]
-    write_wav(done, load_audio(done.with_name("truth.mp4"), num_frames=round(SECONDS * FPS)))
+    member, person = ray.remote(write_member), ray.remote(write_talking_head)
+    truth = done.with_name("truth.mp4")
+    tasks = [member.remote(out / "videos", index, seconds=SECONDS, seed=1) for index in range(VIDEOS)]
+    tasks += [person.remote(done.with_name("template.mp4"), speech=SAID, **HELD_OUT)]
+    tasks += [person.remote(truth, speech=TO_SAY, **HELD_OUT)]
+    ray.get(tasks)
+    write_wav(done, load_audio(truth, num_frames=round(SECONDS * FPS)))
 
 
 def _save_untrained(folder: Path, dataset: Dataset, config: TrainConfig) -> None:

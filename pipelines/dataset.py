@@ -18,7 +18,8 @@ from ray.data import ActorPoolStrategy
 
 from lawdnet.audio.base import make_extractor
 from lawdnet.data.config import BuildConfig
-from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset, manifest, write_json, write_videos
+from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset, atomic, manifest, write_json, write_videos
+from lawdnet.data.schema import set_split
 from lawdnet.types import RejectReason
 from pipelines import resources
 from pipelines.actors import EMPTY_ROW, VideoBuilder, row_path
@@ -49,8 +50,7 @@ Progress = Callable[[Row, int, int], None]
 def list_inputs(source: Path, config: BuildConfig) -> list[Row]:
     """The videos under `source`, sorted by path, each with the key its outcome is stored under and its split.
 
-    The split depends on the path alone; the path with the smallest hash is always held out, so that a handful of
-    videos has one too.
+    The split depends on the path alone, so that adding videos moves none.
 
     Raises:
         ValueError: no such folder, or no video in it.
@@ -63,18 +63,21 @@ def list_inputs(source: Path, config: BuildConfig) -> list[Row]:
     if not paths:
         raise ValueError(f"{source}: no video here (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
     names = [p.relative_to(folder).as_posix() for p in paths]
-    draws = [int(hashlib.sha256(f"split {name}".encode()).hexdigest()[:8], 16) / 2**32 for name in names]
-    held_out = max(config.val_fraction, min(draws)) if config.val_fraction and len(paths) > 1 else -1.0
     return [
         {
             "path": name,
             "source": str(path.resolve()),
             "key": hashlib.sha256(name.encode()).hexdigest()[:16],
             "mtime_ns": path.stat().st_mtime_ns,
-            "split": "val" if draw <= held_out else "train",
+            "split": "val" if _split_draw(name) < config.val_fraction else "train",
         }
-        for path, name, draw in zip(paths, names, draws, strict=True)
+        for path, name in zip(paths, names, strict=True)
     ]
+
+
+def _split_draw(name: str) -> float:
+    """In [0, 1), by the path alone."""
+    return int(hashlib.sha256(f"split {name}".encode()).hexdigest()[:8], 16) / 2**32
 
 
 def build(source: Path, root: Path, config: BuildConfig, on_row: Progress | None = None) -> Dataset:
@@ -170,24 +173,35 @@ def _read_row(root: Path, key: str) -> Row:
 
 def finish(root: Path, config: BuildConfig, extractors: dict[str, dict[str, Any]]) -> Dataset:
     """Writes videos.parquet and dataset.json from the stored outcomes and removes segment files nothing names."""
-    stored = [p for p in (root / BUILD).glob("*.json") if p.name != STATE]
-    rows = sorted((_read_row(root, p.stem) for p in stored), key=lambda row: row["path"])
+    stored = {p.stem: _read_row(root, p.stem) for p in (root / BUILD).glob("*.json") if p.name != STATE}
+    rows = sorted(stored.values(), key=lambda row: row["path"])
     first: dict[str, str] = {}
     for row in rows:
         if row["status"] == "accepted" and first.setdefault(row["video_id"], row["path"]) != row["path"]:
             detail = f"the same bytes and name as {first[row['video_id']]}"
-            row |= {
-                "status": "rejected",
-                "reason": str(RejectReason.DUPLICATE),
-                "detail": detail,
-                "segments": 0,
-            }
+            row |= {"status": "rejected", "reason": str(RejectReason.DUPLICATE), "detail": detail, "segments": 0}
             row |= {"frames_used": 0, "video_id": ""}
     for path in (root / SEGMENTS).glob("*.parquet"):
         if path.stem not in first:
             path.unlink()
+    if config.val_fraction:
+        _hold_one_out(root, {key: row for key, row in stored.items() if row["status"] == "accepted"})
     content = hashlib.sha256("\n".join([config.hash(), *sorted(first)]).encode()).hexdigest()[:16]
     (root / SEGMENTS).mkdir(parents=True, exist_ok=True)
     write_videos(root, rows)
     write_json(root / MANIFEST, manifest(config, extractors, rows, content))
     return Dataset(root)
+
+
+def _hold_one_out(root: Path, accepted: dict[str, Row]) -> None:
+    """Of a handful of videos chance may hold out none, or all: then the one with the smallest draw changes sides."""
+    splits = {row["split"] for row in accepted.values()}
+    if len(accepted) < 2 or len(splits) == 2:
+        return
+    key, row = min(accepted.items(), key=lambda entry: _split_draw(entry[1]["path"]))
+    row["split"] = "train" if row["split"] == "val" else "val"
+    path = root / SEGMENTS / f"{row['video_id']}.parquet"
+    with atomic(path) as temporary:
+        set_split(path, temporary, row["split"])
+    outcome = json.loads(row_path(root, key).read_text(encoding="utf8"))
+    write_json(row_path(root, key), outcome | {"row": row})

@@ -131,3 +131,12 @@ def read_segment(path: Path, row_group: int, columns: Sequence[str] | None = Non
     """One segment's row, only the named columns."""
     with pq.ParquetFile(path) as file:
         return file.read_row_group(row_group, columns=columns)
+
+
+def set_split(path: Path, to: Path, split: str) -> None:
+    """Copies a segment file with another value in its `split` column, one segment in memory at a time."""
+    with pq.ParquetFile(path) as file, pq.ParquetWriter(to, file.schema_arrow, compression="zstd") as writer:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            column = pa.array([split] * table.num_rows, pa.string())
+            writer.write_table(table.set_column(table.schema.get_field_index("split"), "split", column))

@@ -3,7 +3,7 @@
 `write_corpus` makes a folder that `lawdnet build` takes; `TalkingHead.draw` makes single frames.
 """
 
-from lawdnet.synthetic.corpus import write_corpus, write_talking_head
+from lawdnet.synthetic.corpus import write_corpus, write_member, write_talking_head
 from lawdnet.synthetic.draw import TalkingHead
 from lawdnet.synthetic.identity import Identity, Pose, make_identity, make_motion
 from lawdnet.synthetic.speech import Speech, make_speech
@@ -17,5 +17,6 @@ __all__ = [
     "make_motion",
     "make_speech",
     "write_corpus",
+    "write_member",
     "write_talking_head",
 ]

@@ -65,9 +65,13 @@ def write_corpus(out: Path, *, videos: int, seconds: float, seed: int) -> list[P
     """
     if videos < 1:
         raise ValueError(f"videos: {videos}, give at least 1")
+    return [write_member(out, index, seconds=seconds, seed=seed) for index in range(videos)]
+
+
+def write_member(out: Path, index: int, *, seconds: float, seed: int) -> Path:
+    """Writes one video of a corpus, which depends on nothing but these arguments, and returns its path."""
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"drawn_{index:03d}.mp4" for index in range(videos)]
-    for index, path in enumerate(paths):
-        identity, motion, speech = np.random.SeedSequence([seed, index]).generate_state(3).tolist()
-        write_talking_head(path, identity=identity, motion=motion, speech=speech, seconds=seconds)
-    return paths
+    path = out / f"drawn_{index:03d}.mp4"
+    identity, motion, speech = np.random.SeedSequence([seed, index]).generate_state(3).tolist()
+    write_talking_head(path, identity=identity, motion=motion, speech=speech, seconds=seconds)
+    return path

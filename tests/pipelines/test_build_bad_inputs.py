@@ -189,11 +189,31 @@ def test_no_input_is_an_error(tmp_path: Path) -> None:
         list_inputs(tmp_path, CONFIG)
 
 
-def test_two_videos_or_more_always_leave_one_for_validation(tmp_path: Path) -> None:
-    for name in "abc":
-        (tmp_path / f"{name}.mp4").write_bytes(b"x")
-        splits = [item["split"] for item in list_inputs(tmp_path, BuildConfig(val_fraction=0.01))]
-        assert splits.count("val") == (len(splits) > 1)
+def test_one_accepted_video_is_always_held_out(drawn: Path, tmp_path: Path, ray_session: None) -> None:
+    """Also when chance would hold out none, or only an input that is then rejected."""
+    source, root = tmp_path / "source", tmp_path / "dataset"
+    for name in "abcd":
+        copy(drawn, source / f"{name}.mp4")
+    (source / "empty.mp4").write_bytes(b"")
+    config = BuildConfig(crop_width=80, val_fraction=1e-9)
+    dataset = build(source, root, config)
+    (held_out,) = dataset.segments("val")
+    assert len(dataset.segments("train")) == 3
+    splits = {row["video_id"]: row["split"] for row in dataset.videos().to_pylist()}
+    assert splits[held_out.video_id] == "val"
+    before = digest(root / "segments")
+    assert build(source, root, config).info == dataset.info
+    assert digest(root / "segments") == before
+
+
+def test_the_split_depends_on_the_path_alone(tmp_path: Path) -> None:
+    config = BuildConfig(val_fraction=0.5)
+    for number in range(40):
+        (tmp_path / f"{number}.mp4").write_bytes(b"x")
+    few = {item["path"]: item["split"] for item in list_inputs(tmp_path, config)}
+    assert 8 < list(few.values()).count("val") < 32
+    (tmp_path / "more.mp4").write_bytes(b"x")
+    assert few.items() <= {item["path"]: item["split"] for item in list_inputs(tmp_path, config)}.items()
 
 
 def test_parquet_is_plain(built: Dataset) -> None:
