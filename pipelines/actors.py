@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from pathlib import Path
@@ -38,15 +39,13 @@ class VideoBuilder:
         """Builds one item and stores its outcome, so that the next build skips it."""
         began = time.perf_counter()
         path, tally = Path(item["source"]), Tally()
-        row: dict[str, Any] = {
-            **EMPTY_ROW,
-            "path": item["path"],
-            "split": item["split"],
-            "landmarks": self.source.name,
-        }
+        row: dict[str, Any] = {**EMPTY_ROW, "path": item["path"], "landmarks": self.source.name}
         try:
+            csv = path.with_suffix(".csv")
             row |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-            row |= self._build(path, row["sha256"], item["split"], tally)
+            row["landmarks_sha256"] = file_sha256(csv) if csv.is_file() else ""
+            row["split"] = "val" if split_draw(row["sha256"]) < self.config.val_fraction else "train"
+            row |= self._build(path, row["sha256"], row["split"], tally)
         except Rejected as error:
             row |= {"status": "rejected", "reason": str(error.reason), "detail": error.detail}
         except Exception as error:  # an unforeseen input must not take the others with it
@@ -54,7 +53,7 @@ class VideoBuilder:
             detail = f"{type(error).__name__}: {error}"
             row |= {"status": "failed", "reason": str(RejectReason.INTERNAL_ERROR), "detail": detail}
         row |= {"frames": tally.frames, "seconds": round(time.perf_counter() - began, 3)}
-        write_json(row_path(self.root, item["key"]), {"mtime_ns": item["mtime_ns"], "row": row})
+        write_json(row_path(self.root, item["key"]), {"inputs": item["inputs"], "row": row})
         return {"key": item["key"]}
 
     def _build(self, path: Path, sha256: str, split: str, tally: Tally) -> dict[str, Any]:
@@ -80,6 +79,12 @@ class VideoBuilder:
         }
 
 
+def split_draw(sha256: str) -> float:
+    """In [0, 1), by a video's content alone: neither its name nor its company moves it to another split."""
+    return int(hashlib.sha256(f"split {sha256}".encode()).hexdigest()[:8], 16) / 2**32
+
+
 EMPTY_ROW: dict[str, Any] = {
-    "video_id": "", "reason": "", "detail": "", "segments": 0, "frames_used": 0, "bytes": 0, "sha256": ""
+    "video_id": "", "reason": "", "detail": "", "split": "", "segments": 0, "frames_used": 0, "bytes": 0, "sha256": "",
+    "landmarks_sha256": "",
 }  # fmt: skip

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset, atomic, ma
 from lawdnet.data.schema import set_split
 from lawdnet.types import RejectReason
 from pipelines import resources
-from pipelines.actors import EMPTY_ROW, VideoBuilder, row_path
+from pipelines.actors import EMPTY_ROW, VideoBuilder, row_path, split_draw
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +48,11 @@ Progress = Callable[[Row, int, int], None]
 """Called with an input's row (with `stored` where an earlier build made it), the number of inputs done, and of all."""
 
 
-def list_inputs(source: Path, config: BuildConfig) -> list[Row]:
-    """The videos under `source`, sorted by path, each with the key its outcome is stored under and its split.
+def list_inputs(source: Path) -> list[Row]:
+    """The videos under `source`, sorted by path, each with the key its outcome is stored under.
 
-    The split depends on the path alone, so that adding videos moves none.
+    `inputs` is the state of the files that the outcome depends on: a video is built again when it, or the CSV beside
+    it, has changed, come or gone.
 
     Raises:
         ValueError: no such folder, or no video in it.
@@ -66,18 +68,21 @@ def list_inputs(source: Path, config: BuildConfig) -> list[Row]:
     return [
         {
             "path": name,
-            "source": str(path.resolve()),
+            "source": str(path.absolute()),
             "key": hashlib.sha256(name.encode()).hexdigest()[:16],
-            "mtime_ns": path.stat().st_mtime_ns,
-            "split": "val" if _split_draw(name) < config.val_fraction else "train",
+            "inputs": [_state(path), _state(path.with_suffix(".csv"))],
         }
         for path, name in zip(paths, names, strict=True)
     ]
 
 
-def _split_draw(name: str) -> float:
-    """In [0, 1), by the path alone."""
-    return int(hashlib.sha256(f"split {name}".encode()).hexdigest()[:8], 16) / 2**32
+def _state(path: Path) -> str:
+    """Size and time of change; empty where there is no file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def build(source: Path, root: Path, config: BuildConfig, on_row: Progress | None = None) -> Dataset:
@@ -90,7 +95,7 @@ def build(source: Path, root: Path, config: BuildConfig, on_row: Progress | None
     Raises:
         ValueError: no input, or `root` was built from another source or with another configuration.
     """
-    items = list_inputs(source, config)
+    items = list_inputs(source)
     extractors = {name: {"dim": make_extractor(name).feature_dim, "model_sha256": None} for name in config.features}
     _claim(source, root, config)
     rows = {item["key"]: row for item in items if (row := _stored(root, item)) is not None}
@@ -108,11 +113,13 @@ def _claim(source: Path, root: Path, config: BuildConfig) -> None:
     path = root / BUILD / STATE
     wanted = {"source": str(source.resolve()), "config_hash": config.hash(), "config": config.to_dict()}
     if not path.exists():
+        if (root / MANIFEST).exists() or (root / SEGMENTS).exists():
+            raise ValueError(f"{root}: holds a dataset that no build here made; choose another --out")
         write_json(path, wanted)
         return
     found = json.loads(path.read_text(encoding="utf8"))
     if found["source"] != wanted["source"]:
-        raise ValueError(f"{root}: was built from {found['source']}; choose another --out, then `lawdnet merge`")
+        raise ValueError(f"{root}: was built from {found['source']}; choose another --out")
     if found["config_hash"] != wanted["config_hash"]:
         old, new = found["config"], wanted["config"]
         changed = ", ".join(f"{k} {old.get(k)} → {new[k]}" for k in new if old.get(k) != new[k]) or "the format"
@@ -126,7 +133,7 @@ def _stored(root: Path, item: Row) -> Row | None:
         row: Row = stored["row"]
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return None
-    is_same = stored["mtime_ns"] == item["mtime_ns"] and row["bytes"] == Path(item["source"]).stat().st_size
+    is_same = stored["inputs"] == item["inputs"]
     is_there = row["status"] != "accepted" or (root / SEGMENTS / f"{row['video_id']}.parquet").exists()
     return row if is_same and is_there and row["status"] != "failed" else None
 
@@ -134,8 +141,7 @@ def _stored(root: Path, item: Row) -> Row | None:
 def _run(todo: Sequence[Row], root: Path, config: BuildConfig, total: int, on_row: Progress | None) -> None:
     done = total - len(todo)
     waiting = {item["key"]: item for item in todo}
-    with resources.cluster():
-        ray.data.DataContext.get_current().max_errored_blocks = -1  # a worker that dies costs its video, not the build
+    with resources.cluster(), _errors_allowed():
         workers = len(todo) if resources.can_grow() else max(1, min(resources.cpus(), len(todo)))
         graph = ray.data.from_items(list(todo), override_num_blocks=len(todo)).map(
             VideoBuilder,
@@ -152,18 +158,23 @@ def _run(todo: Sequence[Row], root: Path, config: BuildConfig, total: int, on_ro
                 on_row(_read_row(root, item["key"]), done, total)
     for item in waiting.values():
         done += 1
-        row = {
-            **EMPTY_ROW,
-            "path": item["path"],
-            "split": item["split"],
-            "landmarks": config.landmarks,
-            "frames": 0,
-        }
+        row = {**EMPTY_ROW, "path": item["path"], "landmarks": config.landmarks, "frames": 0}
         row |= {"status": "failed", "reason": str(RejectReason.INTERNAL_ERROR), "seconds": 0.0}
-        row |= {"detail": "its worker process died three times (out of memory, or a crash in a codec)"}
-        write_json(row_path(root, item["key"]), {"mtime_ns": item["mtime_ns"], "row": row})
+        row |= {"detail": "its worker process failed three times: out of memory, a crash in a codec, or a full disk"}
+        write_json(row_path(root, item["key"]), {"inputs": item["inputs"], "row": row})
         if on_row:
             on_row(row, done, total)
+
+
+@contextmanager
+def _errors_allowed() -> Iterator[None]:
+    """A worker that dies costs its video, not the build; in training the same would lose samples silently."""
+    context = ray.data.DataContext.get_current()
+    before, context.max_errored_blocks = context.max_errored_blocks, -1
+    try:
+        yield
+    finally:
+        context.max_errored_blocks = before
 
 
 def _read_row(root: Path, key: str) -> Row:
@@ -174,23 +185,31 @@ def _read_row(root: Path, key: str) -> Row:
 def finish(root: Path, config: BuildConfig, extractors: dict[str, dict[str, Any]]) -> Dataset:
     """Writes videos.parquet and dataset.json from the stored outcomes and removes segment files nothing names."""
     stored = {p.stem: _read_row(root, p.stem) for p in (root / BUILD).glob("*.json") if p.name != STATE}
-    rows = sorted(stored.values(), key=lambda row: row["path"])
-    first: dict[str, str] = {}
-    for row in rows:
-        if row["status"] == "accepted" and first.setdefault(row["video_id"], row["path"]) != row["path"]:
-            detail = f"the same bytes and name as {first[row['video_id']]}"
-            row |= {"status": "rejected", "reason": str(RejectReason.DUPLICATE), "detail": detail, "segments": 0}
-            row |= {"frames_used": 0, "video_id": ""}
+    stored = dict(sorted(stored.items(), key=lambda entry: entry[1]["path"]))
+    _reject_twins(root, stored)
+    accepted = {key: row for key, row in stored.items() if row["status"] == "accepted"}
+    names = {row["video_id"] for row in accepted.values()}
     for path in (root / SEGMENTS).glob("*.parquet"):
-        if path.stem not in first:
+        if path.stem not in names:
             path.unlink()
     if config.val_fraction:
-        _hold_one_out(root, {key: row for key, row in stored.items() if row["status"] == "accepted"})
-    content = hashlib.sha256("\n".join([config.hash(), *sorted(first)]).encode()).hexdigest()[:16]
+        _hold_one_out(root, accepted)
+    parts = sorted(f"{row['video_id']} {row['landmarks_sha256']}" for row in accepted.values())
+    content = hashlib.sha256("\n".join([config.hash(), *parts]).encode()).hexdigest()[:16]
     (root / SEGMENTS).mkdir(parents=True, exist_ok=True)
-    write_videos(root, rows)
-    write_json(root / MANIFEST, manifest(config, extractors, rows, content))
+    write_videos(root, list(stored.values()))
+    write_json(root / MANIFEST, manifest(config, extractors, list(stored.values()), content))
     return Dataset(root)
+
+
+def _reject_twins(root: Path, stored: dict[str, Row]) -> None:
+    """Of accepted rows (in the order of their paths) with the same bytes only the first stays."""
+    first: dict[str, str] = {}
+    for key, row in stored.items():
+        if row["status"] == "accepted" and first.setdefault(row["sha256"], row["path"]) != row["path"]:
+            row |= {"status": "rejected", "reason": str(RejectReason.DUPLICATE), "segments": 0, "frames_used": 0}
+            row |= {"detail": f"the same bytes as {first[row['sha256']]}", "video_id": ""}
+            _change_row(root, key, row)
 
 
 def _hold_one_out(root: Path, accepted: dict[str, Row]) -> None:
@@ -198,10 +217,14 @@ def _hold_one_out(root: Path, accepted: dict[str, Row]) -> None:
     splits = {row["split"] for row in accepted.values()}
     if len(accepted) < 2 or len(splits) == 2:
         return
-    key, row = min(accepted.items(), key=lambda entry: _split_draw(entry[1]["path"]))
+    key, row = min(accepted.items(), key=lambda entry: split_draw(entry[1]["sha256"]))
     row["split"] = "train" if row["split"] == "val" else "val"
     path = root / SEGMENTS / f"{row['video_id']}.parquet"
     with atomic(path) as temporary:
         set_split(path, temporary, row["split"])
+    _change_row(root, key, row)
+
+
+def _change_row(root: Path, key: str, row: Row) -> None:
     outcome = json.loads(row_path(root, key).read_text(encoding="utf8"))
     write_json(row_path(root, key), outcome | {"row": row})

@@ -28,13 +28,14 @@ from torch import nn
 from lawdnet import __version__
 from lawdnet.data.manifest import Dataset, SegmentRef, write_json
 from lawdnet.data.sampling import steps_per_epoch
-from lawdnet.models.saved import META, RUN, STATE, find_checkpoint, load_syncnet, read_meta, stage_checkpoints
+from lawdnet.models.perceptual import VGG19Features
+from lawdnet.models.saved import META, RUN, STATE, load_syncnet, read_meta, stage_checkpoints
 from lawdnet.training import checkpoint
 from lawdnet.training.checkpoint import Lineage
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.loggers import JsonlLogger, read_jsonl, write_pictures
 from lawdnet.training.loop import Loop
-from lawdnet.training.stages import STAGE_NAMES, Stage
+from lawdnet.training.stages import NAMES, Stage
 from lawdnet.training.steps import GanStep, NonFiniteLoss, Step, SyncStep
 from pipelines import resources
 from pipelines.sampling import rank_batches
@@ -73,14 +74,15 @@ def train(
         ValueError: a parent stage is missing or does not fit, the dataset lacks a feature or a training split, or the
             run belongs to other settings.
     """
-    run.mkdir(parents=True, exist_ok=True)
     segments = dataset.segments("train")
     if not segments:
         raise ValueError(f"{dataset.root}: no training segments; `lawdnet inspect` shows what was rejected and why")
     for name in (config.audio_feature, config.sync_feature):
         dataset.feature_dim(name)
-    _claim(run, dataset, config)
+    config = _with_perceptual(config)
     todo = [stage for stage in config.stages if _epochs_done(run / stage.name) < stage.epochs]
+    _check_chain(run, config, todo)
+    _claim(run, dataset, config)
     if todo:
         with resources.cluster(workers + 1):
             for stage in todo:
@@ -88,44 +90,82 @@ def train(
     return run
 
 
+def _with_perceptual(config: TrainConfig) -> TrainConfig:
+    """Checks the VGG19 file here, where the user is, and names it so that workers in other folders find it."""
+    if config.perceptual_weights:
+        path = Path(config.perceptual_weights).absolute()
+        VGG19Features.from_file(path)
+        return dataclasses.replace(config, perceptual_weights=str(path))
+    wanting = [stage.name for stage in config.stages if stage.kind == "gan" and stage.weights.perceptual]
+    if wanting:
+        log.warning(
+            "%s: trained WITHOUT the perceptual loss (weight %g), as there are no VGG19 weights; "
+            "give torchvision's vgg19-dcbb9e9d.pth with --set perceptual_weights=PATH",
+            ", ".join(wanting), config.stage(wanting[0]).weights.perceptual,
+        )  # fmt: skip
+    return config
+
+
+def _check_chain(run: Path, config: TrainConfig, todo: list[Stage]) -> None:
+    """Every stage to do finds what it starts from: finished in the run, or before it in the list."""
+    coming = set()
+    for stage in todo:
+        needs = [stage.init_from] if stage.init_from else []
+        needs += ["syncnet"] if stage.kind == "gan" and stage.weights.sync else []
+        for name in needs:
+            if name not in coming:
+                _finished(run, name, stage.name)
+        coming.add(stage.name)
+
+
+def _finished(run: Path, name: str, child: str) -> Path:
+    """The last checkpoint of a stage that is complete."""
+    found = stage_checkpoints(run / name)
+    if not found:
+        hint = f", or --set {child}.weights.sync=0" if name == "syncnet" else ""
+        raise ValueError(f"{child} needs {name}, which {run} has not trained; add it to --stages{hint}")
+    meta = read_meta(found[-1])
+    if meta["epoch"] < meta["epochs"]:
+        done = f"{meta['epoch']} of {meta['epochs']} epochs"
+        raise ValueError(f"{child} needs {name}, of which {run} has only {done}; add it to --stages to finish it")
+    return found[-1]
+
+
+FREE = ("precision", "sample_every", "perceptual_weights", "preset", "stages")
+"""Settings that may change while a run goes on; of a stage, the number of its epochs."""
+
+
 def _claim(run: Path, dataset: Dataset, config: TrainConfig) -> None:
-    """A run belongs to one dataset and one set of stage rows; new stages may join it."""
+    """A run belongs to one dataset, one set of networks, and the rows of the stages it has begun."""
     path = run / RUN
-    wanted = {
-        "dataset": str(dataset.root.resolve()),
+    content = {
+        "dataset": str(dataset.root),
         "dataset_hash": dataset.hash,
         "code_version": __version__,
+        "config": config.to_dict(),
     }
-    content = {**wanted, "config": config.to_dict()}
     if path.exists():
         found = json.loads(path.read_text(encoding="utf8"))
         if found["dataset_hash"] != dataset.hash:
             raise ValueError(f"{run}: was trained on another dataset ({found['dataset']}); choose another --out")
         old, new = found["config"], content["config"]
-        changed = [key for key in new if key != "stages" and old.get(key) != new[key]]
-        rows = {row["name"]: row for row in old["stages"]}
-        changed += [row["name"] for row in new["stages"] if rows.get(row["name"], row) != row]
+        changed = [key for key in new if key not in FREE and old.get(key) != new[key]]
+        begun = {row["name"]: row for row in old["stages"] if stage_checkpoints(run / row["name"])}
+        rows = {row["name"]: row for row in new["stages"]}
+        changed += [name for name in begun.keys() & rows.keys() if _bound(begun[name]) != _bound(rows[name])]
         if changed:
             raise ValueError(f"{run}: was started with other settings ({', '.join(changed)}); choose another --out")
-        names = {row["name"] for row in new["stages"]}
-        kept = [row for row in old["stages"] if row["name"] not in names]
-        both = [*kept, *new["stages"]]
-        content["config"]["stages"] = sorted(both, key=lambda row: STAGE_NAMES.index(row["name"]))
+        content["config"]["stages"] = sorted((begun | rows).values(), key=lambda row: NAMES.index(row["name"]))
     write_json(path, content)
+
+
+def _bound(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not key.startswith("epochs_")}
 
 
 def _epochs_done(folder: Path) -> int:
     found = stage_checkpoints(folder) if folder.exists() else []
     return int(read_meta(found[-1])["epoch"]) if found else 0
-
-
-def _parent(run: Path, stage: Stage) -> Path | None:
-    if stage.init_from is None:
-        return None
-    folder = run / stage.init_from
-    if not stage_checkpoints(folder):
-        raise ValueError(f"{stage.name} starts from {stage.init_from}, which {run} has not trained; add it to --stages")
-    return find_checkpoint(folder)
 
 
 def lineage(dataset: Dataset) -> Lineage:
@@ -142,19 +182,17 @@ def _train_stage(
     stage: Stage, dataset: Dataset, segments: list[SegmentRef], run: Path, config: TrainConfig, *, workers: int,
     gpu: bool, on_epoch: OnEpoch | None,
 ) -> None:  # fmt: skip
-    parent = _parent(run, stage)
+    parent = _finished(run, stage.init_from, stage.name) if stage.init_from else None
     origin = dataclasses.replace(
         lineage(dataset),
         parent=parent.relative_to(run).as_posix() if parent else None,
         parent_hash=hashlib.sha256((parent / STATE).read_bytes()).hexdigest() if parent else None,
     )
-    if parent:
-        checkpoint.check_parent(parent, stage, config, origin)
-    has_sync = stage.weights.sync > 0 and stage.kind == "gan" and bool(stage_checkpoints(run / "syncnet"))
+    has_sync = stage.weights.sync > 0 and stage.kind == "gan"
     job = _Job(
         run=str(run.resolve()), stage=stage.name, config=config, lineage=origin, segments=segments,
         start=str(parent.resolve()) if parent else None,
-        syncnet=str(find_checkpoint(run / "syncnet", "syncnet").resolve()) if has_sync else None,
+        syncnet=str(_finished(run, "syncnet", stage.name).resolve()) if has_sync else None,
         threads=max(1, (os.cpu_count() or 1) // workers),
     )  # fmt: skip
     trainer = TorchTrainer(
@@ -181,11 +219,11 @@ def _worker_resources(gpu: bool) -> dict[str, float]:
 
 
 def _worker(job_config: dict[str, Any]) -> None:
-    """Runs on every rank. What every rank refuses alike is written down rather than raised: Ray would try again."""
+    """Runs on every rank. A loss that is not finite stops them all; it is written down, as Ray would try it again."""
     job: _Job = job_config["job"]
     try:
         _run_stage(job)
-    except (NonFiniteLoss, ValueError) as error:
+    except NonFiniteLoss as error:
         (Path(job.run) / job.stage / STOPPED).write_text(f"{error}", encoding="utf8")
 
 
@@ -211,6 +249,7 @@ def _run_stage(job: _Job) -> None:
         stage=stage, step=step, device=device, batches=batches,
         steps_per_epoch=steps_per_epoch(len(job.segments), world, spec),
         report=_Reporter(job, step, stage, logger if rank == 0 else None),
+        preview_every=config.sample_every,
         log=(lambda metrics: logger.log({"kind": "step", **metrics})) if rank == 0 else (lambda metrics: None),
         preview=(lambda rows, n: write_pictures(folder / SAMPLES / f"epoch_{n:04d}.png", rows)) if rank == 0 else None,
     )  # fmt: skip

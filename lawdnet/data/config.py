@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lawdnet.audio.base import EXTRACTORS
+from lawdnet.landmarks.base import SOURCES
 from lawdnet.types import CLIP_FRAMES, MAX_CLIPS, MIN_CLIPS
 
 FORMAT_VERSION = 1
@@ -39,6 +40,8 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if self.crop_width % 20:
             raise ValueError(f"crop_width: {self.crop_width} is no multiple of 20, so 1.3 × it is no even number")
+        if self.landmarks not in ("auto", *SOURCES):
+            raise ValueError(f"landmarks: unknown {self.landmarks!r}; there are auto, {', '.join(SOURCES)}")
         if not self.features:
             raise ValueError(f"features: name at least one of {', '.join(EXTRACTORS)}")
         for name in self.features:

@@ -66,7 +66,7 @@ class Dataset:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root = root.absolute()  # tasks run in folders of their own
         try:
             self.info: dict[str, Any] = json.loads((root / MANIFEST).read_text(encoding="utf8"))
         except FileNotFoundError:
@@ -105,9 +105,11 @@ class Dataset:
         return pq.read_table(self.root / VIDEOS)
 
     def segments(self, split: str | None = None) -> list[SegmentRef]:
-        """References to all segments in a fixed order (by file name, then position)."""
+        """References to all segments of accepted videos in a fixed order (by video id, then position)."""
+        videos = pq.read_table(self.root / VIDEOS, columns=["video_id", "status"]).to_pylist()
         references = []
-        for path in sorted((self.root / SEGMENTS).glob("*.parquet")):
+        for name in sorted(row["video_id"] for row in videos if row["status"] == "accepted"):
+            path = self.root / SEGMENTS / f"{name}.parquet"
             table = pq.read_table(path, columns=["segment_id", "video_id", "split", "num_frames"])
             references += [
                 SegmentRef(path=str(path), row_group=group, **row) for group, row in enumerate(table.to_pylist())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lawdnet.face.track import inside
 from lawdnet.types import Bool, Float32, Landmarks, RejectReason
 
 
@@ -28,11 +29,7 @@ class Usable:
 
 def usable_frames(landmarks: Landmarks, height: int, width: int) -> Usable:
     """Frames that have a face with all 68 points inside the picture of height × width px."""
-    points_T68x2 = landmarks.points_T68x2
-    limit = np.array([width - 1, height - 1], np.float32)
-    with np.errstate(invalid="ignore"):
-        inside_T = ((points_T68x2 >= 0) & (points_T68x2 <= limit)).all((1, 2))
-    valid_T = landmarks.valid_T
+    valid_T, inside_T = landmarks.valid_T, inside(landmarks.points_T68x2, height, width)
     return Usable(valid_T & inside_T, int((~valid_T).sum()), int((valid_T & ~inside_T).sum()))
 
 

@@ -31,6 +31,7 @@ VIDEO_SCHEMA = pa.schema(
         "seconds": pa.float64(),
         "bytes": pa.int64(),
         "sha256": pa.string(),
+        "landmarks_sha256": pa.string(),
     }
 )
 

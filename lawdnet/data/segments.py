@@ -17,7 +17,7 @@ from lawdnet.data.config import BuildConfig
 from lawdnet.data.quality import Usable, face_scale, scale_change, usable_frames
 from lawdnet.face.align import crop_face, fit_similarity, transform_points
 from lawdnet.face.track import fill_gaps
-from lawdnet.landmarks.base import LandmarkSource
+from lawdnet.landmarks.base import LandmarkSource, landmarks_of
 from lawdnet.types import CLIP_FRAMES, Float32, Landmarks, Rejected, RejectReason, Segment, UInt8, Video
 from lawdnet.video import decode, probe
 
@@ -114,14 +114,6 @@ def read_features(path: Path, video: Video, extractors: Mapping[str, AudioExtrac
     }
 
 
-def check_landmark_count(landmarks: Landmarks, video: Video, tolerance: int) -> None:
-    """Landmark rows belong to the source's frames; another number means another file."""
-    rows, frames = len(landmarks.valid_T), video.num_source_frames
-    if abs(rows - frames) > tolerance:
-        hint = " (the rows fit a 25 fps copy: put that copy beside the CSV)" if rows == video.num_frames else ""
-        raise Rejected(RejectReason.LANDMARK_COUNT, f"{rows} landmark rows for {frames} frames{hint}")
-
-
 def video_segments(
     path: Path,
     *,
@@ -142,10 +134,8 @@ def video_segments(
         Rejected: at any point; segments drawn before it belong to a video that must not be kept.
     """
     video = probe(path)
-    landmarks = source.detect(path)
-    check_landmark_count(landmarks, video, config.landmark_tolerance)
+    landmarks = fill_gaps(landmarks_of(video, source, config.landmark_tolerance), config.max_gap)
     features = read_features(path, video, extractors)
-    landmarks = fill_gaps(landmarks, config.max_gap)
     usable = usable_frames(landmarks, video.height, video.width)
 
     for index, run in enumerate(_runs(path, video, landmarks, usable, config, tally)):
@@ -204,8 +194,7 @@ def _grow(
     run = _Run(0)
     for tick, (source_index, frame_HW3) in enumerate(decode(path)):
         tally.frames += 1
-        # a last tick or row that only one side has (rounding, a row OpenFace lost) is a frame without a face
-        known = tick < video.num_frames and source_index < len(landmarks.valid_T)
+        known = tick < video.num_frames  # a tick that was not promised has no features
         if not (known and usable.usable_T[source_index]):
             outside = known and bool(landmarks.valid_T[source_index])
             tally.outside += outside

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from lawdnet.types import Bool, Landmarks
+from lawdnet.types import Bool, Float32, Landmarks
 
 
 def runs(valid_T: Bool) -> list[tuple[int, int]]:
@@ -31,3 +31,10 @@ def fill_gaps(landmarks: Landmarks, max_gap: int = 5) -> Landmarks:
             points[start:stop] = (1 - weight) * points[start - 1] + weight * points[stop]
             valid[start:stop] = True
     return replace(landmarks, points_T68x2=points, valid_T=valid)
+
+
+def inside(points_T68x2: Float32, height: int, width: int) -> Bool:
+    """Frames whose points all lie in a picture of height × width px; NaN does not."""
+    limit = np.array([width - 1, height - 1], np.float32)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(((points_T68x2 >= 0) & (points_T68x2 <= limit)).all((1, 2)))

@@ -93,6 +93,7 @@ class Engine:
         if self.extractor.feature_dim != generator.config.audio_dim:
             found, wanted = self.extractor.feature_dim, generator.config.audio_dim
             raise ValueError(f"{checkpoint}: hears {wanted} {self.extractor.name} values a frame, not {found}")
+        self._bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         self._keep_HW = torch.from_numpy(keep_mask(*stage_size(self.mouth_px)).copy()).to(self.device)
 
     def prepare(self, video: Path, source: LandmarkSource) -> Template:
@@ -210,7 +211,7 @@ class Engine:
         source_B3HW = _to_tensor(np.stack(crops), self.device) * self._keep_HW
         reference_B15HW = reference_15HW.expand(len(crops), -1, -1, -1)
         audio = torch.from_numpy(audio_BC5).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             made_B3HW = self.generator(source_B3HW, reference_B15HW, audio)
         pictures: UInt8 = (made_B3HW.float() * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
         return pictures

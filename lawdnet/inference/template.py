@@ -15,15 +15,13 @@ import numpy as np
 from lawdnet.face.align import crop_face, fit_all
 from lawdnet.face.geometry import stage_size
 from lawdnet.face.lips import lip_gap
-from lawdnet.face.track import fill_gaps
-from lawdnet.landmarks.base import LandmarkSource
-from lawdnet.types import NUM_REFERENCES, Bool, Float32, Landmarks, Rejected, RejectReason, UInt8, Video
+from lawdnet.face.track import fill_gaps, inside
+from lawdnet.landmarks.base import LandmarkSource, landmarks_of
+from lawdnet.types import NUM_REFERENCES, Bool, Float32, Rejected, RejectReason, UInt8, Video
 from lawdnet.video import decode, probe
 
 CANDIDATES = 48
 """Crops kept while looking for references; even."""
-ROWS_TOLERANCE = 1
-"""Landmark rows that may be missing or too many at the end; OpenFace often loses the last frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +97,11 @@ def prepare(path: Path, source: LandmarkSource, *, mouth_px: int, crop_width: in
             frames show a face.
     """
     video = probe(path)
-    landmarks = _landmarks_of(video, source)
+    landmarks = fill_gaps(landmarks_of(video, source))
     matrix_S33 = fit_all(landmarks.points_T68x2, crop_width)
     matrix_S33[~landmarks.valid_T] = np.nan
     usable_S = _finite(matrix_S33)
-    gap_S, whole_S = lip_gap(landmarks.points_T68x2), _inside(landmarks.points_T68x2, video)
+    gap_S, whole_S = lip_gap(landmarks.points_T68x2), inside(landmarks.points_T68x2, video.height, video.width)
     index_T: list[int] = []
     candidates = Candidates()
     for tick, (index, frame_HW3) in enumerate(decode(path)):
@@ -157,25 +155,6 @@ def choose(candidates: Sequence[Candidate], video: Video) -> list[Candidate]:
         distance = {c.tick: min((abs(c.tick - d.tick) for d in chosen), default=0) for c in group}
         chosen.append(max(group, key=lambda c: (distance[c.tick], c.sharpness)))
     return chosen
-
-
-def _landmarks_of(video: Video, source: LandmarkSource) -> Landmarks:
-    """Landmarks with short gaps filled, one row for each source frame."""
-    found = source.detect(video.path)
-    rows, frames = len(found.valid_T), video.num_source_frames
-    if abs(rows - frames) > ROWS_TOLERANCE:
-        raise Rejected(RejectReason.LANDMARK_COUNT, f"{video.path.name}: {rows} landmark rows for {frames} frames")
-    filled = fill_gaps(found)
-    # The last frame may decode where probing did not promise it, or have no row: it is one without a face.
-    spare = ROWS_TOLERANCE + 1
-    points = np.pad(filled.points_T68x2, ((0, spare), (0, 0), (0, 0)), constant_values=np.nan)
-    return Landmarks(points_T68x2=points, valid_T=np.pad(filled.valid_T, (0, spare)), source=found.source)
-
-
-def _inside(points_S68x2: Float32, video: Video) -> Bool:
-    limit = np.array([video.width - 1, video.height - 1], np.float32)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(((points_S68x2 >= 0) & (points_S68x2 <= limit)).all((1, 2)))
 
 
 def _finite(matrix_T33: Float32) -> Bool:

@@ -8,8 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from lawdnet.landmarks.openface import OpenFace
-from lawdnet.types import Landmarks
+from lawdnet.types import NUM_LANDMARKS, Landmarks, Rejected, RejectReason, Video
+
+ROWS_TOLERANCE = 1
+"""Landmark rows that may be missing or too many at the end; OpenFace often loses the last frame."""
+SPARE_ROWS = 2
+"""Frames that may decode where probing did not promise them; they have no face."""
 
 
 class LandmarkSource(Protocol):
@@ -40,3 +47,24 @@ def make_source(name: str, **options: Any) -> LandmarkSource:
     if name not in SOURCES:
         raise ValueError(f"landmarks: unknown source {name!r}; there are {', '.join(sorted(SOURCES))}")
     return SOURCES[name](**options)
+
+
+def landmarks_of(video: Video, source: LandmarkSource, tolerance: int = ROWS_TOLERANCE) -> Landmarks:
+    """A video's landmarks, a row for each source frame and `SPARE_ROWS` more.
+
+    Rows belong to the source's frames; another number of them means another file.
+
+    Raises:
+        Rejected: LANDMARK_COUNT, or what the source raises.
+    """
+    found = source.detect(video.path)
+    rows, frames = len(found.valid_T), video.num_source_frames
+    if abs(rows - frames) > tolerance:
+        hint = " (the rows fit a 25 fps copy: put that copy beside the CSV)" if rows == video.num_frames else ""
+        raise Rejected(RejectReason.LANDMARK_COUNT, f"{rows} landmark rows for {frames} frames{hint}")
+    rows = min(rows, frames)
+    points_T68x2 = np.full((frames + SPARE_ROWS, NUM_LANDMARKS, 2), np.nan, np.float32)
+    points_T68x2[:rows] = found.points_T68x2[:rows]
+    valid_T = np.zeros(frames + SPARE_ROWS, bool)
+    valid_T[:rows] = found.valid_T[:rows]
+    return Landmarks(points_T68x2=points_T68x2, valid_T=valid_T, source=found.source)

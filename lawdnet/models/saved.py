@@ -54,7 +54,15 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def stage_checkpoints(stage_folder: Path) -> list[Path]:
     """Complete checkpoints of a stage, oldest first."""
-    return sorted(p for p in stage_folder.glob("epoch_*") if (p / META).is_file() and (p / STATE).is_file())
+    return sorted(folder for folder in stage_folder.glob("epoch_*") if _is_complete(folder))
+
+
+def _is_complete(folder: Path) -> bool:
+    """A checkpoint is copied into place file by file; one cut short by a kill is none."""
+    try:
+        return bool(read_meta(folder)["state_bytes"] == (folder / STATE).stat().st_size)
+    except (ValueError, KeyError, FileNotFoundError):
+        return False
 
 
 def find_checkpoint(path: Path, kind: str = "gan") -> Path:

@@ -15,10 +15,10 @@ import torch
 from lawdnet import __version__
 from lawdnet.models.discriminator import Discriminator
 from lawdnet.models.generator import Generator
-from lawdnet.models.saved import META, STATE, read_meta, read_state
+from lawdnet.models.saved import META, STATE, read_state
 from lawdnet.models.syncnet import SyncNet
 from lawdnet.training.config import TrainConfig
-from lawdnet.training.stages import STAGE_NAMES, Stage
+from lawdnet.training.stages import NAMES, Stage
 from lawdnet.training.steps import Step
 
 
@@ -87,13 +87,14 @@ def save(
     meta = {
         "stage": stage.name,
         "kind": stage.kind,
-        "stage_index": STAGE_NAMES.index(stage.name),
+        "stage_index": NAMES.index(stage.name),
         "epoch": epoch,
         "epochs": stage.epochs,
         "mouth_px": stage.mouth_px,
         "audio_feature": config.audio_feature,
         "sync_feature": config.sync_feature,
         "code_version": __version__,
+        "state_bytes": (folder / STATE).stat().st_size,
         **dataclasses.asdict(lineage),
         **shapes,
         "config": config.to_dict(),
@@ -128,21 +129,3 @@ def start_from(folder: Path, step: Step) -> None:
 
 def _same_shapes(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
     return {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
-
-
-def check_parent(folder: Path, stage: Stage, config: TrainConfig, lineage: Lineage) -> None:
-    """A stage starts only from a parent of the same features, crops and widths.
-
-    Raises:
-        ValueError: says what differs.
-    """
-    meta = read_meta(folder)
-    wanted = {"crop_width": lineage.crop_width, "audio_feature": config.audio_feature}
-    for name, value in wanted.items():
-        if meta[name] != value:
-            raise ValueError(f"{stage.name}: its parent {folder} has {name} {meta[name]}, this run has {value}")
-    if meta["config"]["base_channels"] != config.base_channels:
-        theirs = meta["config"]["base_channels"]
-        raise ValueError(
-            f"{stage.name}: its parent {folder} has base_channels {theirs}, this run {config.base_channels}"
-        )

@@ -48,6 +48,18 @@ class TrainConfig:
             raise ValueError(f"precision: {self.precision!r} is none of auto, fp32, bf16")
         if self.pixel_loss not in ("l1", "l2"):
             raise ValueError(f"pixel_loss: {self.pixel_loss!r} is neither l1 nor l2")
+        for name in (
+            "base_channels",
+            "sync_channels",
+            "disc_channels",
+            "disc_max_channels",
+            "key_points",
+            "sample_every",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1")
+        if self.grad_clip < 0:
+            raise ValueError("grad_clip: must be 0 (off) or positive")
         names = [stage.name for stage in self.stages]
         for position, stage in enumerate(self.stages):
             if stage.init_from in names[position:]:
@@ -157,6 +169,8 @@ def _fit(key: str, old: Any, value: Any) -> Any:
             return float(value)
         except (TypeError, ValueError):
             raise ValueError(f"--set {key}: {value!r} is no number") from None
+    if key.endswith(".init_from") and value is None:
+        return None
     if old is not None and type(value) is not type(old):
         raise ValueError(f"--set {key}: {value!r} is no {type(old).__name__}")
     return value

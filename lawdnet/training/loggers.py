@@ -25,6 +25,9 @@ class JsonlLogger:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            with path.open("a", encoding="utf8") as file:
+                file.write("\n")  # a line that a crash cut short must not swallow the next
         self.path = path
 
     def log(self, metrics: dict[str, float]) -> None:

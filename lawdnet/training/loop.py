@@ -45,12 +45,14 @@ class Loop:
     """Called with the metrics of every tenth step and the last of an epoch."""
     preview: Callable[[Tensor, int], None] | None = None
     """Called with pictures (rows × 3 × H × W) and the number of complete epochs."""
+    preview_every: int = 1
+    """Epochs between two of those calls; the last epoch always has one."""
 
     def run(self, epoch: int = 0, first_step: int = 0) -> None:
         """Trains from that position to the end of the stage.
 
         Raises:
-            NonFiniteLoss: on every rank, before any of them stepped.
+            NonFiniteLoss: on every rank, before any took the step that it belongs to.
         """
         stream = self.batches(epoch, first_step)
         for current in range(epoch, self.stage.epochs):
@@ -58,7 +60,8 @@ class Loop:
                 for group in optimizer.param_groups:
                     group["lr"] = self.stage.lr * self.stage.lr_factor(current)
             metrics, batch = self._epoch(stream, current, first_step if current == epoch else 0)
-            if self.preview and (pictures := self.step.preview(batch)) is not None:
+            is_wanted = (current + 1) % self.preview_every == 0 or current + 1 == self.stage.epochs
+            if self.preview and is_wanted and (pictures := self.step.preview(batch)) is not None:
                 self.preview(pictures, current + 1)
             self.report(metrics, epoch=current + 1)
 

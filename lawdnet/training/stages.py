@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+NAMES = ("syncnet", "frame_64", "frame_128", "frame_256", "clip_256")
+"""All stages, in the order in which they run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
@@ -45,7 +48,7 @@ class Stage:
     weights: Weights = field(default_factory=Weights)
 
     def __post_init__(self) -> None:
-        if self.mouth_px % 32:
+        if self.mouth_px < 32 or self.mouth_px % 32:
             raise ValueError(f"{self.name}.mouth_px: {self.mouth_px} is no multiple of 32")
         if self.num_frames not in (1, 5):
             raise ValueError(f"{self.name}.num_frames: {self.num_frames} is neither 1 nor 5")
@@ -54,6 +57,10 @@ class Stage:
                 raise ValueError(f"{self.name}.{name}: must be at least 1")
         if min(self.epochs_constant, self.epochs_decay) < 0 or not self.epochs:
             raise ValueError(f"{self.name}: epochs_constant + epochs_decay must be at least 1")
+        if self.num_frames == 1 and (self.kind == "syncnet" or self.weights.clip_gan or self.weights.sync):
+            raise ValueError(f"{self.name}.num_frames: must be 5, for the sync network, clip_gan or sync")
+        if self.init_from is not None and self.init_from not in NAMES:
+            raise ValueError(f"{self.name}.init_from: unknown {self.init_from!r}; there are {', '.join(NAMES)}")
         if not self.lr > 0:
             raise ValueError(f"{self.name}.lr: must be positive")
 
@@ -98,4 +105,3 @@ SMALL = (
 )  # fmt: skip
 
 PRESETS = {"full": FULL, "small": SMALL}
-STAGE_NAMES = tuple(stage.name for stage in FULL)

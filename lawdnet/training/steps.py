@@ -29,7 +29,7 @@ Metrics = dict[str, Tensor]
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss is NaN or infinite on some rank; no rank has changed its weights."""
+    """A loss or a gradient is NaN or infinite; no rank has taken the step that it belongs to."""
 
 
 class Step(Protocol):
@@ -54,11 +54,12 @@ def check_finite(losses: Metrics) -> None:
     Raises:
         NonFiniteLoss: names the losses of this rank, or says that it was another one.
     """
-    bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]
-    flag = torch.tensor(float(bool(bad)), device=next(iter(losses.values())).device)
+    is_bad_L = ~torch.isfinite(torch.stack([loss.detach() for loss in losses.values()]))
+    flag = is_bad_L.any().float()
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(flag)
     if flag > 0:
+        bad = [name for name, is_bad in zip(losses, is_bad_L.tolist(), strict=True) if is_bad]
         raise NonFiniteLoss(f"not finite: {', '.join(bad) if bad else 'a loss on another rank'}")
 
 
@@ -79,7 +80,8 @@ class _Networks:
         self.networks: dict[str, nn.Module] = {}
         self.wrapped: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        wants_bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        wants_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16)
 
     def add(self, name: str, network: nn.Module) -> nn.Module:
@@ -94,9 +96,10 @@ class _Networks:
         for name in names:
             self.optimizers[name].zero_grad(set_to_none=True)
         loss.backward()
+        largest = self.config.grad_clip or torch.inf
+        norms = {name: nn.utils.clip_grad_norm_(self.networks[name].parameters(), largest) for name in names}
+        check_finite({f"gradient of the {name}": norm for name, norm in norms.items()})
         for name in names:
-            if self.config.grad_clip:
-                nn.utils.clip_grad_norm_(self.networks[name].parameters(), self.config.grad_clip)
             self.optimizers[name].step()
 
 

@@ -83,7 +83,7 @@ def test_train_counts_epochs_over_all_stages(dataset: Path, tmp_path: Path, monk
         assert (workers, gpu) == (2, False)
         for stage in config.stages:
             folder = run / stage.name / f"epoch_{stage.epochs:04d}"
-            write_json(folder / "meta.json", {"epoch": stage.epochs})
+            write_json(folder / "meta.json", {"epoch": stage.epochs, "state_bytes": 0})
             (folder / "state.pt").touch()
             (run / stage.name / "metrics.jsonl").write_text('{"kind": "epoch", "total": 0.25}\n', encoding="utf8")
         # the first stage was trained before, the second goes on from its first epoch

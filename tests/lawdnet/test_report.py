@@ -189,7 +189,7 @@ def make_dataset(root: Path) -> Dataset:
         empty | zero | {"video_id": "carl-3", "path": "carl.mp4", "status": "failed", "detail": "killed 3 times"},
     ]  # fmt: skip
     (root / SEGMENTS).mkdir(parents=True)
-    write_segments(root / SEGMENTS / "anna.parquet", iter([segment("anna-1", 0, 60), segment("anna-1", 1, 200)]))
+    write_segments(root / SEGMENTS / "anna-1.parquet", iter([segment("anna-1", 0, 60), segment("anna-1", 1, 200)]))
     write_videos(root, rows)
     write_json(root / MANIFEST, manifest(BuildConfig(crop_width=80), {"mel": {"dim": 320}}, rows, "abc123"))
     return Dataset(root)
@@ -218,7 +218,7 @@ def test_a_dataset_where_everything_was_refused_has_a_report(tmp_path: Path) -> 
     dataset = make_dataset(tmp_path / "people")
     rows = [row for row in dataset.videos().to_pylist() if row["status"] != "accepted"]
     write_videos(dataset.root, rows)
-    (dataset.root / SEGMENTS / "anna.parquet").unlink()
+    (dataset.root / SEGMENTS / "anna-1.parquet").unlink()
     write_json(dataset.root / MANIFEST, manifest(BuildConfig(), {"mel": {"dim": 320}}, rows, "abc123"))
     inspect_report(Dataset(dataset.root), tmp_path / "sheet.html")
     assert "killed 3 times" in Page((tmp_path / "sheet.html").read_text(encoding="utf8")).text

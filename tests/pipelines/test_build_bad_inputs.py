@@ -82,8 +82,13 @@ BAD: dict[str, tuple[str, Callable[[Path, Path], object]]] = {
     "leaves.mp4": ("face_leaves_picture", lambda drawn, to: move_points(drawn, to, leave)),
     "grows.mp4": ("face_size_changes", lambda drawn, to: move_points(drawn, to, grow)),
     "53_frames.mp4": ("too_short", lambda drawn, to: rewrite(drawn, to, frames=53)),
-    "twin/good.mp4": ("duplicate", copy),
+    "twin/of good.mp4": ("duplicate", lambda drawn, to: copy_twin(drawn, to)),
 }
+
+
+def copy_twin(drawn: Path, to: Path) -> None:
+    to.write_bytes((to.parent.parent / "good.mp4").read_bytes())
+    to.with_suffix(".csv").write_bytes(drawn.with_suffix(".csv").read_bytes())
 
 
 def cut_rows(drawn: Path, to: Path) -> None:
@@ -156,7 +161,7 @@ def test_a_build_goes_on_where_it_was_killed(built: Dataset, source: Path, tmp_p
     whole = digest(root / "segments")
     (root / "dataset.json").unlink()
     (root / "videos.parquet").unlink()
-    items = list_inputs(source, CONFIG)
+    items = list_inputs(source)
     redo = {item["path"] for item in items[::3]}
     for item in items[::3]:
         (root / ".build" / f"{item['key']}.json").unlink()
@@ -184,9 +189,9 @@ def test_another_configuration_or_source_is_refused(built: Dataset, source: Path
 
 def test_no_input_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
-        list_inputs(tmp_path / "missing", CONFIG)
+        list_inputs(tmp_path / "missing")
     with pytest.raises(ValueError, match=r"no video here.*\.mp4"):
-        list_inputs(tmp_path, CONFIG)
+        list_inputs(tmp_path)
 
 
 def test_one_accepted_video_is_always_held_out(drawn: Path, tmp_path: Path, ray_session: None) -> None:
@@ -206,14 +211,43 @@ def test_one_accepted_video_is_always_held_out(drawn: Path, tmp_path: Path, ray_
     assert digest(root / "segments") == before
 
 
-def test_the_split_depends_on_the_path_alone(tmp_path: Path) -> None:
-    config = BuildConfig(val_fraction=0.5)
-    for number in range(40):
-        (tmp_path / f"{number}.mp4").write_bytes(b"x")
-    few = {item["path"]: item["split"] for item in list_inputs(tmp_path, config)}
-    assert 8 < list(few.values()).count("val") < 32
-    (tmp_path / "more.mp4").write_bytes(b"x")
-    assert few.items() <= {item["path"]: item["split"] for item in list_inputs(tmp_path, config)}.items()
+def test_a_csv_that_comes_later_or_changes_is_noticed(drawn: Path, tmp_path: Path, ray_session: None) -> None:
+    source, root = tmp_path / "source", tmp_path / "dataset"
+    path = copy(drawn, source / "a.mp4", csv=False)
+    assert build(source, root, CONFIG).info["counts"]["reasons"] == {"no_landmarks": 1}
+    copy(drawn, path)
+    first = build(source, root, CONFIG)
+    assert first.info["counts"]["accepted"] == 1
+    move_points(drawn, path, lambda points: points.__iadd__(1))
+    assert build(source, root, CONFIG).hash != first.hash
+
+
+def test_a_link_is_taken_under_its_own_name(drawn: Path, tmp_path: Path, ray_session: None) -> None:
+    store = copy(drawn, tmp_path / "store" / "x.mp4", csv=False)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "anna.mp4").symlink_to(store)
+    (tmp_path / "links" / "anna.csv").symlink_to(drawn.with_suffix(".csv"))
+    dataset = build(tmp_path / "links", tmp_path / "dataset", CONFIG)
+    assert [ref.video_id.partition("-")[0] for ref in dataset.segments()] == ["anna"]
+
+
+def test_a_dataset_that_no_build_made_is_left_alone(drawn: Path, tmp_path: Path) -> None:
+    copy(drawn, tmp_path / "source" / "a.mp4")
+    kept = tmp_path / "merged" / "segments" / "merged.parquet"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"x")
+    with pytest.raises(ValueError, match="no build here made"):
+        build(tmp_path / "source", tmp_path / "merged", CONFIG)
+    assert kept.exists()
+
+
+def test_a_stray_file_is_no_segment(built: Dataset) -> None:
+    stray = built.root / "segments" / "zz-stray.parquet"
+    stray.write_bytes(next(iter((built.root / "segments").glob("good-*.parquet"))).read_bytes())
+    try:
+        assert len(built.segments()) == built.info["counts"]["segments"]
+    finally:
+        stray.unlink()
 
 
 def test_parquet_is_plain(built: Dataset) -> None:

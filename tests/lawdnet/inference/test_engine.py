@@ -50,6 +50,7 @@ def save_checkpoint(folder: Path, **changes: object) -> Path:
     }
     folder.mkdir(parents=True)
     torch.save({"networks": {"generator": generator.state_dict()}}, folder / "state.pt")
+    meta["state_bytes"] = (folder / "state.pt").stat().st_size
     (folder / "meta.json").write_text(json.dumps(meta | changes))
     return folder
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 
 from lawdnet.training.config import TrainConfig, make_config, valid_keys
-from lawdnet.training.stages import FULL, PRESETS, SMALL, STAGE_NAMES
+from lawdnet.training.stages import FULL, NAMES, PRESETS, SMALL
 
 
 def test_the_published_numbers() -> None:
@@ -26,7 +26,7 @@ def test_the_published_numbers() -> None:
 
 
 def test_the_presets_have_the_same_stages_in_the_same_order() -> None:
-    assert [s.name for s in SMALL] == list(STAGE_NAMES)
+    assert [s.name for s in SMALL] == list(NAMES)
     assert [(s.kind, s.num_frames, s.init_from) for s in SMALL] == [(s.kind, s.num_frames, s.init_from) for s in FULL]
 
 
