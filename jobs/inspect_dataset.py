@@ -43,6 +43,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     """Counts, splits, extractors and reasons of a dataset, without opening its segments."""
     from lawdnet.types import FPS
 
+    dataset.segment_files()  # a dataset with holes must not look whole
     rows = (
         dataset.videos().select(["path", "status", "reason", "detail", "split", "segments", "frames_used"]).to_pylist()
     )

@@ -13,7 +13,7 @@ from jobs import console
 def synth(
     out: Annotated[Path, typer.Argument(help="Folder for the videos and their landmark CSV files.")],
     videos: Annotated[int, typer.Option(min=1, help="How many people.")] = 8,
-    seconds: Annotated[float, typer.Option(min=0.04, help="Length of each video.")] = 6.0,
+    seconds: Annotated[float, typer.Option(min=0.04, max=3600, help="Length of each video.")] = 6.0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same videos.")] = 0,
     as_json: console.Json = False,
 ) -> None:

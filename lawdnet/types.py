@@ -36,6 +36,7 @@ Bool = NDArray[np.bool_]
 class RejectReason(StrEnum):
     """Why an input gave no segments: the closed list behind the `reason` column of videos.parquet."""
 
+    UNREADABLE = "unreadable"
     EMPTY_FILE = "empty_file"
     NOT_A_VIDEO = "not_a_video"
     NO_VIDEO_STREAM = "no_video_stream"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,10 @@ class VideoBuilder:
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Builds one item and stores its outcome, so that the next build skips it."""
         began = time.perf_counter()
-        path, tally = Path(item["source"]), Tally()
+        path, tally = Path(os.fsdecode(item["source"])), Tally()
         row: dict[str, Any] = {**EMPTY_ROW, "path": item["path"], "landmarks": self.source.name}
         try:
+            _check_readable(path)
             csv = path.with_suffix(".csv")
             row |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
             row["landmarks_sha256"] = file_sha256(csv) if csv.is_file() else ""
@@ -52,6 +54,7 @@ class VideoBuilder:
             log.exception("%s: failed", item["path"])
             detail = f"{type(error).__name__}: {error}"
             row |= {"status": "failed", "reason": str(RejectReason.INTERNAL_ERROR), "detail": detail}
+        row["detail"] = row["detail"].encode("utf8", "backslashreplace").decode("utf8")  # it may name a file
         row |= {"frames": tally.frames, "seconds": round(time.perf_counter() - began, 3)}
         write_json(row_path(self.root, item["key"]), {"inputs": item["inputs"], "row": row})
         return {"key": item["key"]}
@@ -77,6 +80,14 @@ class VideoBuilder:
             "segments": count,
             "frames_used": tally.used,
         }
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        link = f"; the link leads to {path.readlink()}" if path.is_symlink() else ""
+        raise Rejected(RejectReason.UNREADABLE, f"{error.strerror}{link}") from error
 
 
 def split_draw(sha256: str) -> float:

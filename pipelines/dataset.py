@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,14 +62,15 @@ def list_inputs(source: Path) -> list[Row]:
         raise ValueError(f"{source}: no such file or folder")
     folder = source if source.is_dir() else source.parent
     found = sorted(source.rglob("*")) if source.is_dir() else [source]
-    paths = [p for p in found if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file() and not p.name.startswith(".")]
+    paths = [p for p in found if p.suffix.lower() in VIDEO_SUFFIXES and not p.is_dir() and not p.name.startswith(".")]
     if not paths:
         raise ValueError(f"{source}: no video here (looked for {', '.join(sorted(VIDEO_SUFFIXES))})")
-    names = [p.relative_to(folder).as_posix() for p in paths]
+    # a name that is no UTF-8 is shown with escapes, and opened by its bytes
+    names = [os.fsencode(p.relative_to(folder)).decode("utf8", "backslashreplace") for p in paths]
     return [
         {
             "path": name,
-            "source": str(path.absolute()),
+            "source": os.fsencode(path.absolute()),
             "key": hashlib.sha256(name.encode()).hexdigest()[:16],
             "inputs": [_state(path), _state(path.with_suffix(".csv"))],
         }
@@ -95,6 +97,8 @@ def build(source: Path, root: Path, config: BuildConfig, on_row: Progress | None
     Raises:
         ValueError: no input, or `root` was built from another source or with another configuration.
     """
+    if source.is_dir() and root.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{root}: lies inside the source {source}, which is never changed; choose another --out")
     items = list_inputs(source)
     extractors = {name: {"dim": make_extractor(name).feature_dim, "model_sha256": None} for name in config.features}
     _claim(source, root, config)

@@ -33,7 +33,7 @@ from lawdnet.models.saved import META, RUN, STATE, load_syncnet, read_meta, stag
 from lawdnet.training import checkpoint
 from lawdnet.training.checkpoint import Lineage
 from lawdnet.training.config import TrainConfig
-from lawdnet.training.loggers import JsonlLogger, read_jsonl, write_pictures
+from lawdnet.training.loggers import JsonlLogger, JsonlTail, write_pictures
 from lawdnet.training.loop import Loop
 from lawdnet.training.stages import NAMES, Stage
 from lawdnet.training.steps import GanStep, NonFiniteLoss, Step, SyncStep
@@ -74,6 +74,10 @@ def train(
         ValueError: a parent stage is missing or does not fit, the dataset lacks a feature or a training split, or the
             run belongs to other settings.
     """
+    if run.resolve().is_relative_to(dataset.root.resolve()):
+        raise ValueError(f"{run}: lies inside the dataset; choose another --out")
+    if not resources.can_grow() and workers > (os.cpu_count() or 1):
+        raise ValueError(f"--workers {workers}: this machine has {os.cpu_count()} CPUs; name a cluster in RAY_ADDRESS")
     segments = dataset.segments("train")
     if not segments:
         raise ValueError(f"{dataset.root}: no training segments; `lawdnet inspect` shows what was rejected and why")
@@ -145,7 +149,7 @@ def _claim(run: Path, dataset: Dataset, config: TrainConfig) -> None:
         "config": config.to_dict(),
     }
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf8"))
+        found = _read_run(path)
         if found["dataset_hash"] != dataset.hash:
             raise ValueError(f"{run}: was trained on another dataset ({found['dataset']}); choose another --out")
         old, new = found["config"], content["config"]
@@ -157,6 +161,14 @@ def _claim(run: Path, dataset: Dataset, config: TrainConfig) -> None:
             raise ValueError(f"{run}: was started with other settings ({', '.join(changed)}); choose another --out")
         content["config"]["stages"] = sorted((begun | rows).values(), key=lambda row: NAMES.index(row["name"]))
     write_json(path, content)
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); delete it to go on from the checkpoints") from None
+    return content
 
 
 def _bound(row: dict[str, Any]) -> dict[str, Any]:
@@ -322,16 +334,12 @@ class _Reporter:
 @contextmanager
 def _followed(path: Path, on_row: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Hands the file's new epoch lines to `on_row` while the block runs."""
-    seen = len(read_jsonl(path)) if path.exists() else 0
-    stop = threading.Event()
+    tail, stop = JsonlTail(path), threading.Event()
 
     def drain() -> None:
-        nonlocal seen
-        rows = read_jsonl(path) if path.exists() else []
-        for row in rows[seen:]:
+        for row in tail.rows():
             if row.get("kind") == "epoch":
                 on_row(row)
-        seen = len(rows)
 
     def follow() -> None:
         while not stop.wait(0.5):

@@ -15,7 +15,7 @@ from av.audio.frame import AudioFrame
 from av.container import InputContainer
 from av.error import FFmpegError
 
-from lawdnet.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Float32, Rejected, RejectReason
+from lawdnet.types import FPS, SAMPLE_RATE, Float32, Rejected, RejectReason
 from lawdnet.video import picture_start
 from lawdnet.video.container import demux, open_media
 
@@ -29,8 +29,8 @@ MAX_HOLE_SECONDS = 3600
 logger = logging.getLogger(__name__)
 
 
-def load_audio(path: Path, *, num_frames: int | None = None) -> Float32:
-    """The first audio stream of a file as 16 kHz mono float32 in [-1, 1].
+def load_audio(path: Path, *, num_frames: int | None = None, rate: int = SAMPLE_RATE) -> Float32:
+    """The first audio stream of a file as mono float32 in [-1, 1], at 16 kHz unless told.
 
     Holes between time stamps are silent. Channels are mixed by FFmpeg's weights, scaled so that no mix clips.
 
@@ -39,23 +39,24 @@ def load_audio(path: Path, *, num_frames: int | None = None) -> Float32:
         num_frames: frames of the video on the 25 fps clock. With it, sample 0 is at the file's first picture
             (the first sample where there are no pictures), and the wave has exactly 640·num_frames samples:
             up to `AUDIO_TOLERANCE_FRAMES` missing at either end are silence, a surplus is left out.
+        rate: samples per second, a multiple of 25; what is heard rather than analysed deserves 48 000.
 
     Raises:
         Rejected: EMPTY_FILE, NOT_A_VIDEO, DAMAGED, NO_AUDIO or, with num_frames, AUDIO_TOO_SHORT.
     """
     origin = picture_start(path) if num_frames is not None else None
-    limit = None if num_frames is None else num_frames * SAMPLES_PER_FRAME
+    limit = None if num_frames is None else num_frames * rate // FPS
     pieces: list[tuple[int, Float32]] = []
     with open_media(path) as container:
-        for start, samples in _resampled(container, origin):
+        for start, samples in _resampled(container, origin, rate):
             if limit is not None and start >= limit:
                 break
             pieces.append((start, samples))
     if not pieces:
-        raise Rejected(RejectReason.NO_AUDIO, "the audio stream holds no sound for these pictures")
+        raise Rejected(RejectReason.NO_AUDIO, "the audio stream holds no sound")
     end = max(start + len(samples) for start, samples in pieces)
     if limit is not None:
-        _check_cover(min(start for start, _ in pieces), end, limit)
+        _check_cover(min(start for start, _ in pieces) / rate, (limit - end) / rate)
     return _join(pieces, end if limit is None else limit)
 
 
@@ -78,24 +79,25 @@ def _join(pieces: list[tuple[int, Float32]], length: int) -> Float32:
     return np.clip(np.nan_to_num(wave, nan=0.0), -1, 1)
 
 
-def _check_cover(start: int, end: int, length: int) -> None:
-    allowed = AUDIO_TOLERANCE_FRAMES * SAMPLES_PER_FRAME
-    for missing, where in ((start, "begins {} s after the first picture"), (length - end, "ends {} s early")):
+def _check_cover(late: float, early: float) -> None:
+    """Seconds missing at the beginning and at the end."""
+    allowed = AUDIO_TOLERANCE_FRAMES / FPS
+    for missing, where in ((late, "begins {} s after the first picture"), (early, "ends {} s early")):
         if missing > allowed:
-            text = where.format(f"{missing / SAMPLE_RATE:.2f}")
-            detail = f"the sound {text} (allowed: {allowed / SAMPLE_RATE:.2f} s)"
+            text = where.format(f"{missing:.2f}")
+            detail = f"the sound {text} (allowed: {allowed:.2f} s)"
             raise Rejected(RejectReason.AUDIO_TOO_SHORT, detail)
 
 
-def _resampled(container: InputContainer, origin: Fraction | None) -> Iterator[tuple[int, Float32]]:
-    """(position, samples) at 16 kHz, counted from origin (s), or from the first sample where that is None."""
+def _resampled(container: InputContainer, origin: Fraction | None, rate: int) -> Iterator[tuple[int, Float32]]:
+    """(position, samples) at `rate`, counted from origin (s), or from the first sample where that is None."""
     for _, run in itertools.groupby(_runs(container), key=lambda item: item[0]):
         _, start, first = next(run)
         origin = start if origin is None else origin
-        position = round((start - origin) * SAMPLE_RATE)
+        position = round((start - origin) * rate)
         # Without rematrix_maxval a float mix of two equal channels would be √2 too loud.
         options = {"rematrix_maxval": "1.0"}
-        resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE, options=options)
+        resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate, options=options)
         for frame in itertools.chain([first], (item[2] for item in run), [None]):
             for output in resampler.resample(frame):
                 if output is not None:  # what a resampler with nothing to do answers to the flush

@@ -47,6 +47,8 @@ class BuildConfig:
         for name in self.features:
             if name not in EXTRACTORS:
                 raise ValueError(f"features: unknown {name!r}; there are {', '.join(EXTRACTORS)}")
+        if len(set(self.features)) < len(self.features):
+            raise ValueError(f"features: {', '.join(self.features)} names one twice")
         if not MIN_CLIPS <= self.min_clips <= self.max_clips <= MAX_CLIPS:
             raise ValueError(f"min_clips, max_clips: need {MIN_CLIPS} ≤ min ≤ max ≤ {MAX_CLIPS}")
         if not 0 <= self.val_fraction < 1:

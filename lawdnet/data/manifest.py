@@ -69,14 +69,14 @@ class Dataset:
         self.root = root = root.absolute()  # tasks run in folders of their own
         try:
             self.info: dict[str, Any] = json.loads((root / MANIFEST).read_text(encoding="utf8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ValueError(
                 f"{root}: no dataset here ({MANIFEST} is missing); make one with `lawdnet build`"
             ) from None
         except json.JSONDecodeError as error:
             raise ValueError(f"{root / MANIFEST}: damaged ({error}); run the same `lawdnet build` again") from None
-        if self.info.get("format_version") != FORMAT_VERSION:
-            found = self.info.get("format_version")
+        if not isinstance(self.info, dict) or self.info.get("format_version") != FORMAT_VERSION:
+            found = self.info.get("format_version") if isinstance(self.info, dict) else "unknown"
             raise ValueError(f"{root}: dataset format {found}, this version reads {FORMAT_VERSION}; build it again")
 
     @property
@@ -104,12 +104,25 @@ class Dataset:
         """A row per input, in the columns of VIDEO_SCHEMA."""
         return pq.read_table(self.root / VIDEOS)
 
-    def segments(self, split: str | None = None) -> list[SegmentRef]:
-        """References to all segments of accepted videos in a fixed order (by video id, then position)."""
+    def segment_files(self) -> list[Path]:
+        """Segment files of the accepted videos, in the order of their ids.
+
+        Raises:
+            ValueError: one is missing.
+        """
         videos = pq.read_table(self.root / VIDEOS, columns=["video_id", "status"]).to_pylist()
+        names = sorted(row["video_id"] for row in videos if row["status"] == "accepted")
+        paths = [self.root / SEGMENTS / f"{name}.parquet" for name in names]
+        missing = [path for path in paths if not path.exists()]
+        if missing:
+            text = f"{len(missing)} of {len(paths)} segment files are missing, {missing[0].name} the first"
+            raise ValueError(f"{self.root}: {text}; run the same `lawdnet build` again")
+        return paths
+
+    def segments(self, split: str | None = None) -> list[SegmentRef]:
+        """References to all segments in a fixed order (by video id, then position)."""
         references = []
-        for name in sorted(row["video_id"] for row in videos if row["status"] == "accepted"):
-            path = self.root / SEGMENTS / f"{name}.parquet"
+        for path in self.segment_files():
             table = pq.read_table(path, columns=["segment_id", "video_id", "split", "num_frames"])
             references += [
                 SegmentRef(path=str(path), row_group=group, **row) for group, row in enumerate(table.to_pylist())

@@ -88,6 +88,8 @@ class Tally:
     no_face: int = 0
     outside: int = 0
     size_changes: int = 0
+    longest: int = 0
+    """Usable frames in the longest row."""
 
     def describe(self) -> str:
         """One line for the `detail` column."""
@@ -161,7 +163,8 @@ def video_segments(
         raise Rejected(RejectReason.DAMAGED, promise)
     if not tally.segments:
         reason = RejectReason.FACE_SIZE_CHANGES if tally.size_changes else _short_reason(tally, usable, config)
-        raise Rejected(reason, f"no {config.min_frames} usable frames in a row: {tally.describe()}")
+        need = f"at most {tally.longest} usable frames in a row, {config.min_frames} are needed"
+        raise Rejected(reason, f"{need}; {tally.describe()}")
 
 
 def _short_reason(tally: Tally, usable: Usable, config: BuildConfig) -> RejectReason:
@@ -174,6 +177,7 @@ def _runs(
 ) -> Iterator[_Run]:
     """Decodes and crops; yields the frames of every segment whose face keeps its size."""
     for run, is_end in _grow(path, video, landmarks, usable, config, tally):
+        tally.longest = max(tally.longest, len(run.frames_jpeg))
         room = config.max_frames + config.min_frames
         lengths = cut(len(run.frames_jpeg), config.min_frames, config.max_frames) if is_end else [config.max_frames]
         assert is_end or len(run.frames_jpeg) >= room

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,11 +27,13 @@ from lawdnet.landmarks.base import LandmarkSource
 from lawdnet.models.generator import Generator
 from lawdnet.models.legacy import generator_from_legacy, read_legacy
 from lawdnet.models.saved import find_checkpoint, load_generator
-from lawdnet.types import SAMPLES_PER_FRAME, Float32, UInt8
+from lawdnet.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Float32, Rejected, UInt8
 from lawdnet.video import VideoWriter
 
 OnProgress = Callable[[int, int], None]
 """Called with (frames done, frames in all)."""
+HEARD_RATE = 48_000
+"""Samples per second of the sound in a result; the network hears 16 kHz."""
 LEGACY_MOUTH_PX = {"frame": 256, "clip": 288}
 """What the published code trained frame and clip generators at; its files do not say."""
 
@@ -86,7 +88,7 @@ class Engine:
             raise ValueError(f"batch_size: {batch_size}, give at least 1")
         self.device = _device(device)
         self.batch_size = batch_size
-        generator, meta = _load(Path(checkpoint), {"mouth_px": mouth_px, "audio_feature": audio_feature})
+        generator, meta = _load_network(Path(checkpoint), {"mouth_px": mouth_px, "audio_feature": audio_feature})
         self.generator: torch.nn.Module = generator.to(self.device).eval()
         self.mouth_px, self.crop_width = int(meta["mouth_px"]), int(meta["crop_width"])
         self.extractor = make_extractor(meta["audio_feature"])
@@ -102,7 +104,8 @@ class Engine:
         Raises:
             Rejected: see `lawdnet.inference.template.prepare`.
         """
-        return prepare(Path(video), source, mouth_px=self.mouth_px, crop_width=self.crop_width)
+        with _named(video):
+            return prepare(Path(video), source, mouth_px=self.mouth_px, crop_width=self.crop_width)
 
     def frames(self, template: Template, wave: Float32) -> Iterator[UInt8]:
         """The pictures that go with a sound, one for each begun 1/25 s of it, streamed.
@@ -131,7 +134,7 @@ class Engine:
     def render(
         self, template: Template, audio: Path | Float32, out: Path, on_progress: OnProgress | None = None
     ) -> Summary:
-        """Writes an MP4 of the template saying `audio`, with that sound.
+        """Writes an MP4 of the template saying `audio`, with that sound (48 kHz mono from a file).
 
         Args:
             audio: any file with sound, or a 16 kHz mono wave in [-1, 1].
@@ -139,17 +142,16 @@ class Engine:
 
         Raises:
             Rejected: the sound cannot be read.
-            ValueError: as `frames`, or `out` is the template or the sound.
+            ValueError: as `frames`, or `out` is the template or the sound, or no name for an MP4.
         """
         began = time.perf_counter()
-        for source in (template.path, audio):
-            if isinstance(source, Path) and out.exists() and out.samefile(source):
-                raise ValueError(f"{out}: is an input; name another file for the result")
-        wave = load_audio(audio) if isinstance(audio, Path) else audio
+        _check_out(out, template.path, audio)
+        wave = _load(audio, SAMPLE_RATE) if isinstance(audio, Path) else audio
+        sound, rate = (_load(audio, HEARD_RATE), HEARD_RATE) if isinstance(audio, Path) else (audio, SAMPLE_RATE)
         total = num_frames(wave)
         with (
             closing(ahead(self.frames(template, wave), self.batch_size)) as drawn,
-            VideoWriter(out, height=template.height, width=template.width, audio=wave) as writer,
+            VideoWriter(out, height=template.height, width=template.width, audio=sound, sample_rate=rate) as writer,
         ):
             for done, frame_HW3 in enumerate(drawn, 1):
                 writer.write(frame_HW3)
@@ -217,6 +219,30 @@ class Engine:
         return pictures
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """With several inputs a refusal must say which one it is about."""
+    try:
+        yield
+    except Rejected as error:
+        raise Rejected(error.reason, f"{path}: {error.detail}") from error
+
+
+def _load(path: Path, rate: int) -> Float32:
+    with _named(path):
+        return load_audio(path, rate=rate)
+
+
+def _check_out(out: Path, video: Path, audio: Path | Float32) -> None:
+    if out.suffix.lower() != ".mp4":
+        raise ValueError(f"{out}: the result is an MP4; name it .mp4")
+    if out.is_dir():
+        raise ValueError(f"{out}: is a folder; name a file in it")
+    inputs = [video, audio] if isinstance(audio, Path) else [video]
+    if out.exists() and any(out.samefile(path) for path in inputs):
+        raise ValueError(f"{out}: is an input; name another file for the result")
+
+
 def num_frames(wave: Float32) -> int:
     """Frames that a 16 kHz wave lasts; one that has begun counts."""
     return -(-len(wave) // SAMPLES_PER_FRAME)
@@ -238,7 +264,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load(checkpoint: Path, told: dict[str, Any]) -> tuple[Generator, dict[str, Any]]:
+def _load_network(checkpoint: Path, told: dict[str, Any]) -> tuple[Generator, dict[str, Any]]:
     told = {name: value for name, value in told.items() if value is not None}
     if checkpoint.is_file():
         return _load_legacy(checkpoint, told)

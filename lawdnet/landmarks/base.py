@@ -15,6 +15,8 @@ from lawdnet.types import NUM_LANDMARKS, Landmarks, Rejected, RejectReason, Vide
 
 ROWS_TOLERANCE = 1
 """Landmark rows that may be missing or too many at the end; OpenFace often loses the last frame."""
+MIN_FACE_PX = 4
+"""Points closer together than this are no face."""
 SPARE_ROWS = 2
 """Frames that may decode where probing did not promise them; they have no face."""
 
@@ -66,5 +68,8 @@ def landmarks_of(video: Video, source: LandmarkSource, tolerance: int = ROWS_TOL
     points_T68x2 = np.full((frames + SPARE_ROWS, NUM_LANDMARKS, 2), np.nan, np.float32)
     points_T68x2[:rows] = found.points_T68x2[:rows]
     valid_T = np.zeros(frames + SPARE_ROWS, bool)
-    valid_T[:rows] = found.valid_T[:rows]
+    with np.errstate(invalid="ignore"):
+        spread_T = np.ptp(found.points_T68x2[:rows], axis=1).max(1)
+        # trackers write zeros where they have nothing, and call it a success
+        valid_T[:rows] = found.valid_T[:rows] & (spread_T >= MIN_FACE_PX)
     return Landmarks(points_T68x2=points_T68x2, valid_T=valid_T, source=found.source)

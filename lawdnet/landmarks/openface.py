@@ -128,7 +128,7 @@ def _read_columns(path: Path) -> dict[str, NDArray[np.float64]]:
     index = {name: str(names.index(name)) for name in [*REQUIRED, *OPTIONAL] if name in names}
     try:
         table = csv.read_csv(
-            path,
+            pa.BufferReader(path.read_bytes()),  # by name it refuses one that is no UTF-8
             # numbered names, because real headers have blanks and may repeat a name that nobody reads
             read_options=csv.ReadOptions(
                 column_names=[str(i) for i in range(len(names))], skip_rows=1, use_threads=False

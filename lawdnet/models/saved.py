@@ -22,6 +22,9 @@ META = "meta.json"
 RUN = "run.json"
 
 
+_KINDS = {"gan": "generator", "syncnet": "sync network"}
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """What a checkpoint says of itself.
 
@@ -48,7 +51,9 @@ def read_state(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"{folder}: no checkpoint ({STATE} is missing)") from None
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"{folder / STATE}: cannot be read ({str(error).splitlines()[0]})") from None
+        del error  # torch advises to switch the protection off, which nobody should
+        hint = "it is damaged, cut short, or holds more than tensors; delete this folder to go on from the epoch before"
+        raise ValueError(f"{folder / STATE}: cannot be read; {hint}") from None
     return state
 
 
@@ -61,7 +66,7 @@ def _is_complete(folder: Path) -> bool:
     """A checkpoint is copied into place file by file; one cut short by a kill is none."""
     try:
         return bool(read_meta(folder)["state_bytes"] == (folder / STATE).stat().st_size)
-    except (ValueError, KeyError, FileNotFoundError):
+    except (ValueError, KeyError, OSError):
         return False
 
 
@@ -79,7 +84,7 @@ def find_checkpoint(path: Path, kind: str = "gan") -> Path:
     found = [(meta["stage_index"], meta["epoch"], folder) for folder in folders
              if (meta := read_meta(folder))["kind"] == kind]  # fmt: skip
     if not found:
-        raise ValueError(f"{path}: no {kind} checkpoint here or one folder down; train with `lawdnet train`")
+        raise ValueError(f"{path}: no {_KINDS[kind]} checkpoint here or one folder down; train with `lawdnet train`")
     return max(found)[2]
 
 

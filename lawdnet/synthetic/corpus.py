@@ -61,10 +61,12 @@ def write_corpus(out: Path, *, videos: int, seconds: float, seed: int) -> list[P
         The videos' paths, in order.
 
     Raises:
-        ValueError: `videos` is not positive.
+        ValueError: `videos` is not positive, or `out` is not empty.
     """
     if videos < 1:
         raise ValueError(f"videos: {videos}, give at least 1")
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out}: holds files already; choose an empty or new folder")
     return [write_member(out, index, seconds=seconds, seed=seed) for index in range(videos)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -36,13 +36,36 @@ class JsonlLogger:
             file.write(json.dumps({"time": round(time.time(), 3), **metrics}) + "\n")
 
 
-def read_jsonl(path: Path) -> list[dict[str, float]]:
-    """All complete lines; a last one cut short by a crash is left out."""
+class JsonlTail:
+    """What is added to a file of JSON lines from now on; the file may not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read = path.stat().st_size if path.exists() else 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The complete lines added since the last call."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            added = file.read()
+        complete = added[: added.rfind(b"\n") + 1]
+        self._read += len(complete)
+        return _parse(complete)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All complete lines; one cut short by a crash is left out."""
+    return _parse(path.read_bytes())
+
+
+def _parse(lines: bytes) -> list[dict[str, Any]]:
     rows = []
-    for line in path.read_text(encoding="utf8").splitlines():
+    for line in lines.splitlines():
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:  # no JSON, or no UTF-8
             continue
     return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,8 @@ BAD: dict[str, tuple[str, Callable[[Path, Path], object]]] = {
     "leaves.mp4": ("face_leaves_picture", lambda drawn, to: move_points(drawn, to, leave)),
     "grows.mp4": ("face_size_changes", lambda drawn, to: move_points(drawn, to, grow)),
     "53_frames.mp4": ("too_short", lambda drawn, to: rewrite(drawn, to, frames=53)),
+    "dangling.mp4": ("unreadable", lambda drawn, to: to.symlink_to(to.with_name("unmounted"))),
+    "zeros.mp4": ("no_face", lambda drawn, to: move_points(drawn, to, lambda points: points.fill(0))),
     "twin/of good.mp4": ("duplicate", lambda drawn, to: copy_twin(drawn, to)),
 }
 
@@ -185,6 +188,35 @@ def test_another_configuration_or_source_is_refused(built: Dataset, source: Path
     copy(drawn, tmp_path / "x.mp4")
     with pytest.raises(ValueError, match="was built from"):
         build(tmp_path, built.root, CONFIG)
+
+
+def test_output_inside_the_source_is_refused(drawn: Path, tmp_path: Path) -> None:
+    copy(drawn, tmp_path / "a.mp4")
+    for root in (tmp_path, tmp_path / "dataset"):
+        with pytest.raises(ValueError, match="lies inside the source"):
+            build(tmp_path, root, CONFIG)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "a.mp4"]
+
+
+def test_odd_rows_and_names_do_not_cost_a_video(drawn: Path, tmp_path: Path, ray_session: None) -> None:
+    """A success that is all zeros is a gap to bridge; a name that is no UTF-8 is shown with escapes."""
+    source = tmp_path / "source"
+    move_points(drawn, source / "zero_row.mp4", lambda points: points[30].fill(0))
+    name = os.fsdecode(b"\xff\xfe.mp4")
+    copy(drawn, source / "plain.mp4").rename(source / name)
+    (source / "plain.csv").rename((source / name).with_suffix(".csv"))
+    rows = build(source, tmp_path / "dataset", CONFIG).videos().to_pylist()
+    assert {row["path"]: row["status"] for row in rows} == {"zero_row.mp4": "accepted", "\\xff\\xfe.mp4": "accepted"}
+
+
+def test_a_missing_segment_file_is_named(built: Dataset, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "dataset"
+    shutil.copytree(built.root, root)
+    sorted((root / "segments").iterdir())[0].unlink()
+    with pytest.raises(ValueError, match=f"1 of {len(GOOD_NAMES)} segment files are missing.*build` again"):
+        Dataset(root).segments()
 
 
 def test_no_input_is_an_error(tmp_path: Path) -> None:

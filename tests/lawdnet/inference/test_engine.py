@@ -228,7 +228,7 @@ def test_render_writes_the_whole_sound_and_counts(engine: Engine, tmp_path: Path
     )
     made = probe(tmp_path / "out.mp4")
     assert (summary.frames, summary.passed_through, made.num_frames) == (21, 10, 21)
-    assert (made.height, made.width, made.sample_rate) == (162, 146, 16000)  # H.264 needs even sizes
+    assert (made.height, made.width, made.sample_rate) == (162, 146, 48000)  # H.264 needs even sizes
     assert seen == [(n, 21) for n in range(1, 22)]
     assert summary.fps == pytest.approx(21 / summary.seconds)
 

@@ -195,7 +195,7 @@ def test_a_run_is_found_by_its_furthest_stage(config: TrainConfig, tmp_path: Pat
     assert (meta["stage"], meta["mouth_px"], meta["crop_width"]) == ("frame_128", 32, 160)
     assert not generator.training
     assert load_syncnet(find_checkpoint(tmp_path, "syncnet")).config.audio_dim == DIM
-    with pytest.raises(ValueError, match="no gan checkpoint"):
+    with pytest.raises(ValueError, match="no generator checkpoint"):
         find_checkpoint(tmp_path / "syncnet")
 
 
