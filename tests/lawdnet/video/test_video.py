@@ -22,7 +22,6 @@ from lawdnet.video import reading as video
 from lawdnet.video.clock import on_clock
 
 RATES = [Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 30, 50, 60, Fraction(25, 2)]
-SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "media"
 
 
 def nearest(times: list[Fraction]) -> list[int]:
@@ -390,13 +389,3 @@ def test_a_picture_that_changes_size_is_damage(media: Any) -> None:
     path.write_bytes(small.read_bytes() + large.read_bytes())
     with pytest.raises(Rejected, match="picture size changes at frame 2"):
         list(decode(path))
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared media beside the repository")
-def test_real_recordings() -> None:
-    info = probe(SHARED / "silent_portrait_25fps.mp4")
-    assert (info.num_frames, info.num_source_frames, info.height, info.width) == (550, 550, 768, 576)
-    assert sum(1 for _ in decode(info.path)) == 550
-    info = probe(SHARED / "talk_30fps.mp4")
-    assert (info.num_frames, info.num_source_frames, info.height, info.width) == (500, 600, 1920, 1080)
-    assert load_audio(info.path, num_frames=500).shape == (320_000,)

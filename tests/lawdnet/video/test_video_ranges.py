@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lawdnet.video import decode, reading
+from lawdnet.audio import load_audio
+from lawdnet.video import decode, probe, reading
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "media"
 
@@ -55,3 +56,13 @@ def test_stamps_that_lead_nowhere_fall_back_to_the_start(media: Any, monkeypatch
 @pytest.mark.skipif(not SHARED.exists(), reason="no shared media beside the repository")
 def test_real_recordings_seek() -> None:
     assert_ranges(SHARED / "silent_portrait_25fps.mp4", [(100, 110), (301, 320), (540, None)])
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared media beside the repository")
+def test_real_recordings() -> None:
+    info = probe(SHARED / "silent_portrait_25fps.mp4")
+    assert (info.num_frames, info.num_source_frames, info.height, info.width) == (550, 550, 768, 576)
+    assert sum(1 for _ in decode(info.path)) == 550
+    info = probe(SHARED / "talk_30fps.mp4")
+    assert (info.num_frames, info.num_source_frames, info.height, info.width) == (500, 600, 1920, 1080)
+    assert load_audio(info.path, num_frames=500).shape == (320_000,)
