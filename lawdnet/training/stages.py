@@ -98,9 +98,9 @@ SMALL = (
           lr=1e-3, weights=_SMALL),
     Stage(name="frame_128", mouth_px=64, init_from="frame_64", batch_size=16, samples_per_segment=32,
           epochs_constant=1, epochs_decay=2, lr=7e-4, weights=_SMALL),
-    Stage(name="frame_256", mouth_px=96, init_from="frame_128", batch_size=8, samples_per_segment=24,
+    Stage(name="frame_256", mouth_px=96, init_from="frame_128", batch_size=8, samples_per_segment=10,
           epochs_constant=1, epochs_decay=1, lr=5e-4, weights=_SMALL),
-    Stage(name="clip_256", mouth_px=96, num_frames=5, init_from="frame_256", batch_size=2, samples_per_segment=3,
+    Stage(name="clip_256", mouth_px=96, num_frames=5, init_from="frame_256", batch_size=2, samples_per_segment=2,
           epochs_constant=1, epochs_decay=0, lr=2e-4, weights=replace(_SMALL, clip_gan=0.1, sync=0.1)),
 )  # fmt: skip
 
