@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import platform
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from lawdnet.training.loggers import read_jsonl
 from lawdnet.training.steps import GanStep
 from lawdnet.types import FPS
 from pipelines import resources
+from pipelines.background import repeated
 from pipelines.dataset import build
 from pipelines.training import METRICS, SAMPLES, lineage, train
 
@@ -57,23 +57,14 @@ class _Steps:
         yield
         self.seconds[name] = round(time.perf_counter() - began, 2)
 
-    @contextmanager
-    def watch_memory(self) -> Iterator[None]:
-        """Samples the resident memory of the whole process tree twice a second; shared pages count in each process."""
-        stop = threading.Event()
+    def watch_memory(self) -> AbstractContextManager[None]:
+        """Samples the resident memory of the whole process tree; shared pages count in each process."""
         us = psutil.Process()
 
         def sample() -> None:
-            while not stop.wait(0.5):
-                self.peak_bytes = max(self.peak_bytes, sum(map(_resident, [us, *us.children(recursive=True)])))
+            self.peak_bytes = max(self.peak_bytes, sum(map(_resident, [us, *us.children(recursive=True)])))
 
-        thread = threading.Thread(target=sample, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+        return repeated(sample)
 
 
 def _resident(process: psutil.Process) -> int:

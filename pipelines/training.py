@@ -12,9 +12,8 @@ import json
 import logging
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from lawdnet.training.loop import Loop
 from lawdnet.training.stages import NAMES, Stage
 from lawdnet.training.steps import GanStep, NonFiniteLoss, Step, SyncStep
 from pipelines import resources
+from pipelines.background import repeated
 from pipelines.sampling import rank_batches
 
 log = logging.getLogger(__name__)
@@ -331,25 +331,13 @@ class _Reporter:
         self.logger.log({"kind": "epoch", "epoch": epoch, **metrics})
 
 
-@contextmanager
-def _followed(path: Path, on_row: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+def _followed(path: Path, on_row: Callable[[dict[str, Any]], None]) -> AbstractContextManager[None]:
     """Hands the file's new epoch lines to `on_row` while the block runs."""
-    tail, stop = JsonlTail(path), threading.Event()
+    tail = JsonlTail(path)
 
     def drain() -> None:
         for row in tail.rows():
             if row.get("kind") == "epoch":
                 on_row(row)
 
-    def follow() -> None:
-        while not stop.wait(0.5):
-            drain()
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        drain()
+    return repeated(drain)

@@ -20,7 +20,11 @@ def config() -> dict[str, Any]:
 def test_ray_accepts_it(config: dict[str, Any]) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(prepare_config(config))
+    prepared = prepare_config(config)
+    validate_config(prepared)
+    assert prepared["head_node_type"] == "head"
+    with pytest.raises(Exception, match="unknown_key"):
+        validate_config(prepare_config(config | {"unknown_key": 1}))
 
 
 def test_groups(config: dict[str, Any]) -> None:
