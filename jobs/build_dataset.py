@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,40 +18,68 @@ if TYPE_CHECKING:
 
 def build(
     source: Annotated[
-        Path, typer.Argument(help="Folder of videos, searched to its depth, or one video. Never changed.")
+        str,
+        typer.Argument(
+            help="Folder of videos (searched to its depth), one video, a list file, or s3://… or gs://…. Never changed."
+        ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DATASET", help="Folder of the dataset.", show_default=False)],
+    out: Annotated[
+        str, typer.Option(metavar="DATASET", help="Folder of the dataset, or s3://… or gs://….", show_default=False)
+    ],
     landmarks: Annotated[
-        str, typer.Option(help="Where facial landmarks come from; auto takes the CSV beside each video.")
+        str,
+        typer.Option(help="openface, face-alignment, mediapipe, or auto: the CSV beside a video, else what is there."),
     ] = "auto",
-    features: Annotated[str, typer.Option(help="Audio features to store, separated by commas.")] = "mel",
+    face: Annotated[
+        str, typer.Option(help="Of several people: largest, all, sync (who speaks; needs --sync), or a number from 0.")
+    ] = "largest",
+    features: Annotated[
+        str, typer.Option(help="Audio features to store, separated by commas: mel, deepspeech, deepspeech2, hubert.")
+    ] = "mel",
     crop_width: Annotated[
         int, typer.Option(min=20, help="Width of a stored face in px; its height is 1.3 times that.")
     ] = 320,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RULE", help="Only segments whose scores meet this; again for more.", show_default=False),
+    ] = None,
+    sync: Annotated[
+        Path | None,
+        typer.Option(help="Sync network that gives offset and confidence: a run with a syncnet stage, or a .model."),
+    ] = None,
+    weights_dir: Annotated[
+        Path | None, typer.Option(help="Folder of weights for landmarks and features, looked in first.")
+    ] = None,
+    gpu: Annotated[float, typer.Option(min=0, help="Share of a GPU for each worker; 0 works on CPUs.")] = 0.0,
     settings: console.Settings = [],  # noqa: B006 typer copies it
     as_json: console.Json = False,
 ) -> None:
-    """Turn a folder of talking-head videos into a dataset.
+    """Turn talking-head videos into a dataset.
 
     Inputs that cannot be used are rejected with a reason and the others go on. A build that was stopped goes on where
-    it was when the same command runs again.
+    it was when the same command runs again; with more features, a sync network or other rules the same folder is
+    completed, and no picture is decoded a second time.
 
-    Example: `lawdnet build corpus --out dataset --set val_fraction=0.1`
+    Example: `lawdnet build corpus --out dataset --where 'face_px>=120' --set val_fraction=0.1`
     """
+    from lawdnet.storage import locate
+
     with console.options():
-        config = build_config(settings, landmarks=landmarks, features=split(features), crop_width=crop_width)
+        options = {"landmarks": landmarks, "face": face, "features": split(features), "crop_width": crop_width}
+        config = build_config(settings, **options, **({"where": tuple(where)} if where else {}))
+        place, root = locate(source), locate(out)
     from pipelines import dataset
 
     with console.Meter("build", "videos") as meter:
-        opened = dataset.build(source, out, config, on_row=_Watch(meter))
+        opened = dataset.build(place, root, config, weights_dir=weights_dir, sync=sync, gpu=gpu, on_row=_Watch(meter))
         seconds = meter.seconds
     content = describe(opened) | {"seconds": round(seconds, 3)}
-    lines = [f"built {out} in {console.duration(seconds)}", *summary(content)]
-    if content["segments"]:
-        lines.append(f"next: lawdnet train {out} --out RUN")
-    console.result(content, lines, as_json)
     if not content["segments"]:
+        console.result(content, summary(content), as_json)
         raise ValueError(f"{source}: no input gave a segment; the reasons are above and in {out}/videos.parquet")
+    lines = [f"built {out} in {console.duration(seconds)}", *summary(content)]
+    lines.append(f"next: lawdnet train {shlex.quote(out)} --out RUN")
+    console.result(content, lines, as_json)
 
 
 class _Watch:
@@ -71,8 +100,8 @@ class _Watch:
             if is_good
             else f"{row['status']}, {row['reason']}: {row['detail']}"
         )
-        note = f"{self.frames / max(self.meter.seconds, 1e-3):.0f} frames/s, {self.rejects} rejected"
-        self.meter.update(done, total, note=note, event=f"{row['path']}: {outcome}")
+        rate = f"{self.frames / max(self.meter.seconds, 1e-3):.0f} frames/s, " if self.frames else ""
+        self.meter.update(done, total, note=f"{rate}{self.rejects} rejected", event=f"{row['path']}: {outcome}")
 
 
 def split(text: str) -> tuple[str, ...]:
@@ -92,16 +121,36 @@ def build_config(settings: Iterable[str], **options: Any) -> BuildConfig:
 
     from lawdnet.data.config import BuildConfig
 
-    defaults = {field.name: field.default for field in dataclasses.fields(BuildConfig)}
+    defaults = {field.name: field.default for field in dataclasses.fields(BuildConfig) if field.name != "options"}
+    nested: dict[str, dict[str, Any]] = {}
     for setting in settings:
         key, sign, text = setting.partition("=")
         key = key.strip()
         if not sign:
             raise ValueError(f"--set {setting!r}: write key=value")
+        name, dot, option = key.partition(".")
+        if dot:
+            nested.setdefault(name, {})[option] = _option(name, option, yaml.safe_load(text))
+            continue
         if key not in defaults:
-            raise ValueError(f"--set: unknown key {key!r}; valid are {', '.join(defaults)}")
+            raise ValueError(f"--set: unknown key {key!r}; valid are {', '.join(defaults)}, and FEATURE.OPTION")
         options[key] = _typed(key, yaml.safe_load(text), type(defaults[key]))
-    return BuildConfig(**options)
+    return BuildConfig(**options, options=nested)
+
+
+def _option(name: str, option: str, value: Any) -> Any:
+    """The value of an extractor's or landmark source's own option."""
+    from lawdnet.audio.base import EXTRACTORS, extractor_options
+    from lawdnet.landmarks.base import SOURCES, source_options
+
+    if name not in (*EXTRACTORS, *SOURCES):
+        raise ValueError(f"--set {name}.{option}: no feature or landmark source {name!r}; there are "
+                         f"{', '.join([*EXTRACTORS, *SOURCES])}")  # fmt: skip
+    known = extractor_options(name) if name in EXTRACTORS else source_options(name)
+    valid = [key for key in known if key not in ("weights_dir", "device")]
+    if option not in valid:
+        raise ValueError(f"--set {name}.{option}: valid are {', '.join(valid) or 'none'}")
+    return value
 
 
 def _typed(key: str, value: Any, wanted: type) -> Any:

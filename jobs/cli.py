@@ -9,9 +9,13 @@ import typer
 from jobs.build_dataset import build
 from jobs.console import command
 from jobs.doctor import doctor
+from jobs.export_segments import export_segments
+from jobs.import_lawdnet import import_lawdnet
 from jobs.infer import infer
 from jobs.inspect_dataset import inspect
+from jobs.merge import merge
 from jobs.quickstart import quickstart
+from jobs.select_dataset import select
 from jobs.synth import synth
 from jobs.train import train
 
@@ -22,7 +26,19 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     add_completion=False,
 )
-for function in (quickstart, synth, build, inspect, train, infer, doctor):
+for function in (
+    quickstart,
+    synth,
+    build,
+    inspect,
+    select,
+    merge,
+    import_lawdnet,
+    export_segments,
+    train,
+    infer,
+    doctor,
+):
     app.command()(command(function))
 
 
@@ -42,7 +58,7 @@ def _top(
 ) -> None:
     """From a folder of talking-head videos to a lip-sync generator.
 
-    Start with `lawdnet quickstart`. With your own videos: build, inspect, train, infer.
+    Start with `lawdnet quickstart`. With your own videos: build, inspect, select, train, infer.
     """
 
 

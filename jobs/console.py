@@ -83,8 +83,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-def _check_out(out: Path | None) -> None:
-    if IN_JOB in os.environ and out and not out.is_absolute():
+def _check_out(out: Path | str | None) -> None:
+    if IN_JOB in os.environ and out and not (os.path.isabs(out) or "://" in str(out)):
         where = "the job's own copy of the code, which Ray deletes"
         raise WrongUsage(f"{out}: would be in {where}; give an absolute path that all machines share")
 

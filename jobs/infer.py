@@ -17,8 +17,13 @@ def infer(
     audio: Annotated[Path, typer.Option(help="What to say: any file with sound.", show_default=False)],
     out: Annotated[Path, typer.Option(metavar="O.mp4", help="The video to write.", show_default=False)],
     landmarks: Annotated[
-        str, typer.Option(help="Where landmarks come from; auto takes the CSV beside the video.")
+        str,
+        typer.Option(
+            help="openface, face-alignment, mediapipe, or auto: the CSV beside the video, else what is there."
+        ),
     ] = "auto",
+    face: Annotated[str, typer.Option(help="Of several people: largest, or a number from 0.")] = "largest",
+    weights_dir: Annotated[Path | None, typer.Option(help="Folder of weights for landmarks and features.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: console.Json = False,
 ) -> None:
@@ -29,12 +34,15 @@ def infer(
     for path in (checkpoint, video, audio):
         console.existing(path)
     from lawdnet.inference.engine import Engine
-    from lawdnet.landmarks.base import make_source
+    from lawdnet.landmarks.base import make_source, resolve_auto, source_options
 
-    source = make_source("openface" if landmarks == "auto" else landmarks)
-    engine = Engine(checkpoint, device=device)
+    name = resolve_auto(video, weights_dir) if landmarks == "auto" else landmarks
+    with console.options():
+        takes_weights = "weights_dir" in source_options(name)
+        source = make_source(name, **({"weights_dir": weights_dir} if takes_weights else {}))
+    engine = Engine(checkpoint, device=device, weights_dir=weights_dir)
     with console.Meter("infer", "frames") as meter:
-        template = engine.prepare(video, source)
+        template = engine.prepare(video, source, face=face)
         made = engine.render(template, audio, out, on_progress=lambda done, total: _show(meter, done, total))
     content = {"out": str(out), **dataclasses.asdict(made)}
     lines = [f"wrote {out}: {made.frames} frames in {console.duration(made.seconds)} ({made.fps:.1f} frames/s)"]

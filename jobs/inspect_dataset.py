@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,87 +15,105 @@ if TYPE_CHECKING:
     from lawdnet.data.manifest import Dataset
 
 EXAMPLES = 3
-"""Paths shown per reason."""
+"""Paths shown per reason: the longest videos, of which most was lost."""
 
 
 def inspect(
-    dataset: Annotated[Path, typer.Argument(help="A folder made by `lawdnet build`.")],
+    dataset: Annotated[str, typer.Argument(help="A dataset: a folder, or an address such as s3://bucket/name.")],
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a report with pictures.")] = None,
+    max_videos: Annotated[int, typer.Option(min=0, help="Videos with pictures in the report.")] = 50,
+    order: Annotated[
+        str,
+        typer.Option(help="Which videos: even, random, or a score's name for the lowest first (-NAME: the highest)."),
+    ] = "even",
     as_json: console.Json = False,
 ) -> None:
-    """Show what a dataset holds, and which inputs were rejected and why.
+    """Show what a dataset holds, how its scores are spread, and what was left out and why.
 
-    Example: `lawdnet inspect dataset --html report.html`
+    Example: `lawdnet inspect dataset --html report.html --order sharpness`
     """
     from lawdnet.data.manifest import Dataset
+    from lawdnet.storage import locate
 
-    opened = Dataset(dataset)
+    opened = Dataset(locate(dataset))
     content = describe(opened) | {"scores": scores(opened)}
     lines = [str(dataset), *summary(content)]
     if html:
         from lawdnet.report import inspect_report
 
-        inspect_report(opened, html)
+        inspect_report(opened, html, max_videos=max_videos, order=order)
         content["html"] = str(html)
         lines.append(f"report: {html}")
     console.result(content, lines, as_json)
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """Counts, splits, extractors and reasons of a dataset, without opening its segments."""
+    """Counts, splits, extractors, funnel, times and reasons of a dataset, without opening its segments.
+
+    Raises:
+        ValueError: a file of segments is missing.
+    """
+    from lawdnet.data.schema import BUILD_STAGES
+    from lawdnet.data.selection import check_files
     from lawdnet.types import FPS
 
-    dataset.segment_files()  # a dataset with holes must not look whole
-    rows = (
-        dataset.videos().select(["path", "status", "reason", "detail", "split", "segments", "frames_used"]).to_pylist()
-    )
+    check_files(dataset)  # a dataset with holes must not look whole
+    rows = dataset.videos().to_pylist()
     frames = sum(row["frames_used"] for row in rows)
     splits: dict[str, dict[str, int]] = {name: {"videos": 0, "segments": 0, "frames": 0} for name in ("train", "val")}
-    reasons: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["status"] == "accepted":
             split = splits[row["split"]]
             split["videos"] += 1
             split["segments"] += row["segments"]
             split["frames"] += row["frames_used"]
-            continue
-        entry = reasons.setdefault(row["reason"], {"count": 0, "examples": []})
-        entry["count"] += 1
-        if entry["count"] <= EXAMPLES:
-            entry["examples"].append({"path": row["path"], "detail": row["detail"]})
     statuses = {name: sum(row["status"] == name for row in rows) for name in ("accepted", "rejected", "failed")}
+    stages = {stage: round(sum(row[f"seconds_{stage}"] or 0.0 for row in rows), 3) for stage in BUILD_STAGES}
     return {
         "dataset": str(dataset.root),
+        "source": dataset.info.get("source"),
         "videos": {"all": len(rows), **statuses},
         "segments": sum(row["segments"] for row in rows),
         "frames": frames,
         "hours": round(frames / FPS / 3600, 4),
         "crop_width": dataset.crop_width,
         "splits": splits,
+        "landmarks": dict(Counter(row["landmarks"] for row in rows if row["status"] == "accepted")),
         "extractors": {name: entry["dim"] for name, entry in dataset.info["extractors"].items()},
-        "reasons": dict(sorted(reasons.items(), key=lambda item: -item[1]["count"])),
+        "funnel": dataset.info.get("funnel", []),
+        "stages": stages if any(stages.values()) else {},
+        "reasons": _reasons([row for row in rows if row["status"] != "accepted"]),
         "hash": dataset.hash,
     }
 
 
+def _reasons(refused: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Reason → how many, and those of which most was lost; the commonest reason first."""
+    reasons: dict[str, dict[str, Any]] = {}
+    for row in sorted(refused, key=lambda row: -(row["frames"] or 0)):
+        entry = reasons.setdefault(row["reason"], {"count": 0, "examples": []})
+        entry["count"] += 1
+        if entry["count"] <= EXAMPLES:
+            entry["examples"].append({"path": row["path"], "detail": row["detail"]})
+    return dict(sorted(reasons.items(), key=lambda item: -item[1]["count"]))
+
+
 def scores(dataset: Dataset) -> dict[str, dict[str, float]]:
-    """Minimum, median and maximum of every score over all segments."""
+    """Quantiles of the length and every score over the segments of the dataset, and how many were not measured."""
     import numpy as np
-    import pyarrow.parquet as pq
+    import pyarrow.compute as pc
 
+    from lawdnet.data.rules import score_names
     from lawdnet.data.schema import SCORE
+    from lawdnet.data.selection import quantiles
 
-    values: dict[str, list[float]] = {}
-    for path in sorted({ref.path for ref in dataset.segments()}):
-        with pq.ParquetFile(path) as file:
-            names = [name for name in file.schema_arrow.names if name.startswith(SCORE)]
-            for name, column in file.read(columns=names).to_pydict().items():
-                values.setdefault(name.removeprefix(SCORE), []).extend(column)
-    marks = {"min": 0, "median": 50, "max": 100}
-    return {
-        name: {mark: round(float(np.nanpercentile(column, q)), 4) for mark, q in marks.items()}
-        for name, column in sorted(values.items())
-    }
+    index = dataset.index()
+    kept = index.filter(pc.equal(index["dropped"], ""))
+    found = {}
+    for name in ["num_frames", *score_names(index)]:
+        values = kept[name if name == "num_frames" else SCORE + name].to_numpy().astype(np.float64)
+        found[name] = quantiles(values) | {"not_measured": int((~np.isfinite(values)).sum())}
+    return found
 
 
 def summary(content: dict[str, Any]) -> list[str]:
@@ -107,11 +127,16 @@ def summary(content: dict[str, Any]) -> list[str]:
         ("videos", f"{videos['accepted']} of {videos['all']} used"),
         ("segments", f"{content['segments']} ({split})"),
         ("frames", f"{content['frames']} ({length}), crops {content['crop_width']} px wide"),
+        ("landmarks", ", ".join(f"{name} ({console.count(n, 'video')})" for name, n in content["landmarks"].items())),
         ("features", ", ".join(f"{name} ({dim})" for name, dim in content["extractors"].items())),
     ]
-    for name, marks in content.get("scores", {}).items():
-        rows.append((name, f"{marks['min']:g} … {marks['max']:g}, median {marks['median']:g}"))
     lines = console.columns(rows)
+    lines += _score_lines(content.get("scores", {}))
+    if len(content["funnel"]) > 1:
+        lines += ["segments, rule by rule:", *funnel_lines(content["funnel"])]
+    if content["stages"]:
+        seconds = (f"{stage} {console.duration(value)}" for stage, value in content["stages"].items())
+        lines.append(f"time of work: {', '.join(seconds)}")
     if content["reasons"]:
         lines.append(f"not used: {videos['rejected']} rejected, {videos['failed']} failed")
     for reason, entry in content["reasons"].items():
@@ -119,6 +144,41 @@ def summary(content: dict[str, Any]) -> list[str]:
         lines += [f"      {example['path']}: {example['detail']}" for example in entry["examples"]]
         if entry["count"] > EXAMPLES:
             lines.append(f"      … and {entry['count'] - EXAMPLES} more")
+    return lines
+
+
+def _score_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+    measured = {name: marks for name, marks in scores.items() if len(marks) > 1}
+    if not measured:
+        return []
+    heads = [mark for mark in next(iter(measured.values())) if mark != "not_measured"]
+    table = [["score", *heads]]
+    for name, marks in measured.items():
+        note = f"  ({marks['not_measured']} not measured)" if marks["not_measured"] else ""
+        table.append([name, *(f"{marks[head]:.4g}" for head in heads), note])
+    return _aligned(table)
+
+
+def funnel_lines(funnel: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line per step of a funnel: the rule, what fell at it and what was left."""
+    table = [["rule", "fell", "left"]]
+    for step in funnel:
+        came, missing = step["left"] + step["dropped"], step.get("not_measured", 0)
+        share = f" ({100 * step['dropped'] / came:.1f} %)" if came else ""
+        note = f"  {missing} of them not measured" if missing else ""
+        fell = f"{step['dropped']}{share}" if step["rule"] else ""
+        table.append([step["rule"] or "measured", fell, str(step["left"]), note])
+    return _aligned(table)
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Rows under a head: the first column to the left, numbers to the right, a note after the last."""
+    columns = len(table[0])
+    widths = [max(len(row[i]) for row in table) for i in range(columns)]
+    lines = []
+    for first, *rest in table:
+        cells = (f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=False))
+        lines.append(f"  {first:<{widths[0]}}  {'  '.join(cells)}{''.join(rest[columns - 1 :])}".rstrip())
     return lines
 
 

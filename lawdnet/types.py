@@ -30,6 +30,7 @@ AUDIO_WINDOW = 2 * AUDIO_CONTEXT + 1
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
 Bool = NDArray[np.bool_]
 
 
@@ -48,10 +49,12 @@ class RejectReason(StrEnum):
     LANDMARK_COUNT = "landmark_count"
     NO_FACE = "no_face"
     FACE_LEAVES_PICTURE = "face_leaves_picture"
-    FACE_SIZE_CHANGES = "face_size_changes"
     TOO_SHORT = "too_short"
     FEATURE_LENGTH = "feature_length"
+    THRESHOLD = "threshold"
     DUPLICATE = "duplicate"
+    TIMEOUT = "timeout"
+    CRASH = "crash"
     INTERNAL_ERROR = "internal_error"
 
 
@@ -83,6 +86,8 @@ class Video:
     """The source's average rate."""
     sample_rate: int | None
     """Of the first audio stream; None where there is no audio."""
+    shown_T: Int32 = field(default_factory=lambda: np.zeros(0, np.int32), compare=False, repr=False)
+    """The source frame that each frame of the 25 fps clock shows."""
     video_id: str = ""
 
 
@@ -98,6 +103,25 @@ class Landmarks:
         frames = len(self.valid_T)
         if self.points_T68x2.shape != (frames, NUM_LANDMARKS, 2):
             raise ValueError(f"points_T68x2: shape {self.points_T68x2.shape}, expected ({frames}, 68, 2)")
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face found in one picture."""
+
+    points_68x2: Float32
+    """iBUG order, in px of the picture, pixel centres at integers."""
+    score: float = 1.0
+    """How sure its finder is; larger is surer."""
+    box_4: Float32 | None = None
+    """x0 y0 x1 y1 in px, as detected; None where only the points are known."""
+
+    @property
+    def box(self) -> Float32:
+        """x0 y0 x1 y1 in px: the detected box, else the one around the points."""
+        if self.box_4 is not None:
+            return self.box_4
+        return np.concatenate([self.points_68x2.min(0), self.points_68x2.max(0)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +152,8 @@ class Segment:
     index: int
     start_frame: int
     """First frame on the video's 25 fps clock."""
+    track: int = 0
+    """Which face of the video: segments of one track show one person without a cut between them."""
     split: str
     """`train` or `val`, the same for all segments of a video."""
     frames_jpeg: tuple[bytes, ...]

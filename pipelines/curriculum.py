@@ -16,11 +16,12 @@ import torch
 
 from lawdnet.audio.io import load_audio, write_wav
 from lawdnet.data.config import BuildConfig
-from lawdnet.data.manifest import Dataset, write_json
+from lawdnet.data.manifest import Dataset
 from lawdnet.evaluation.protocol import MouthMotion, compare, mouth_motion
 from lawdnet.inference.engine import Engine
 from lawdnet.landmarks.openface import OpenFace, read_csv
 from lawdnet.report import QuickstartContent, quickstart_report
+from lawdnet.storage import write_json
 from lawdnet.synthetic import write_member, write_talking_head
 from lawdnet.training import checkpoint
 from lawdnet.training.config import TrainConfig, make_config

@@ -82,6 +82,14 @@ def cpus() -> int:
     return int(ray.cluster_resources().get("CPU", 1))
 
 
+def workers(gpu: float) -> int:
+    """Workers with one CPU, and this share of a GPU, that the cluster has room for now."""
+    import ray
+
+    gpus = ray.cluster_resources().get("GPU", 0)
+    return max(1, min(cpus(), int(gpus / gpu) if gpu else cpus()))
+
+
 def can_grow() -> bool:
     """Whether the cluster may add nodes when work waits; one that was started here cannot."""
     return bool(os.environ.get("RAY_ADDRESS"))

@@ -25,10 +25,11 @@ from ray.train.torch import TorchTrainer, prepare_model
 from torch import nn
 
 from lawdnet import __version__
-from lawdnet.data.manifest import Dataset, SegmentRef, write_json
+from lawdnet.data.manifest import Dataset, SegmentRef
 from lawdnet.data.sampling import steps_per_epoch
 from lawdnet.models.perceptual import VGG19Features
 from lawdnet.models.saved import META, RUN, STATE, load_syncnet, read_meta, stage_checkpoints
+from lawdnet.storage import write_json
 from lawdnet.training import checkpoint
 from lawdnet.training.checkpoint import Lineage
 from lawdnet.training.config import TrainConfig

@@ -16,15 +16,17 @@ LEAVES = {"lawdnet.report", "lawdnet.synthetic"}
 
 ALLOWED = {
     "types": set(),
+    "storage": set(),
+    "weights": set(),
     "video": {"types"},
-    "audio": {"types", "video"},
-    "landmarks": {"types", "video"},
+    "audio": {"types", "video", "weights"},
     "face": {"types"},
-    "data": {"types", "video", "audio", "landmarks", "face"},
+    "landmarks": {"types", "video", "face", "weights"},
+    "data": {"types", "storage", "video", "audio", "landmarks", "face"},
     "models": {"types"},
-    "training": {"types", "data", "models", "face.geometry", "face.mask"},
+    "training": {"types", "storage", "data", "models", "face.geometry", "face.mask"},
     "inference": {"types", "video", "audio", "landmarks", "face", "models"},
-    "evaluation": {"types", "video", "audio", "landmarks", "face", "models", "inference", "data"},
+    "evaluation": {"types", "weights", "video", "audio", "landmarks", "face", "models", "inference", "data"},
 }
 """Part of lawdnet → the parts it may import beside itself and the package's own `__version__`."""
 

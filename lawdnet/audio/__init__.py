@@ -3,17 +3,33 @@
 A new extractor is a class in a file of its own (see `base.AudioExtractor`) and one line here.
 """
 
-from lawdnet.audio.base import EXTRACTORS, AudioExtractor, fit_to_video, make_extractor, windows
+from lawdnet.audio.base import (
+    EXTRACTORS,
+    AudioExtractor,
+    extractor_options,
+    fit_to_video,
+    frame_features,
+    make_extractor,
+    windows,
+)
+from lawdnet.audio.deepspeech import DeepSpeech
+from lawdnet.audio.deepspeech2 import DeepSpeech2
+from lawdnet.audio.hubert import Hubert
 from lawdnet.audio.io import load_audio, write_wav
 from lawdnet.audio.mel import Mel
 
-EXTRACTORS[Mel.name] = Mel
+EXTRACTORS.update({extractor.name: extractor for extractor in (Mel, DeepSpeech, DeepSpeech2, Hubert)})
 
 __all__ = [
     "EXTRACTORS",
     "AudioExtractor",
+    "DeepSpeech",
+    "DeepSpeech2",
+    "Hubert",
     "Mel",
+    "extractor_options",
     "fit_to_video",
+    "frame_features",
     "load_audio",
     "make_extractor",
     "windows",

@@ -24,7 +24,7 @@ AUDIO_TOLERANCE_FRAMES = 5
 MAX_JITTER = Fraction(1, FPS)
 """Seconds by which time stamps may stray from the count of samples before the sound is moved to its stamp."""
 MAX_HOLE_SECONDS = 3600
-"""Longest silence between two time stamps that is believed (a muted microphone sends nothing)."""
+"""Silence between time stamps, in all, that is believed where no pictures bound it (a muted microphone sends none)."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +47,19 @@ def load_audio(path: Path, *, num_frames: int | None = None, rate: int = SAMPLE_
     origin = picture_start(path) if num_frames is not None else None
     limit = None if num_frames is None else num_frames * rate // FPS
     pieces: list[tuple[int, Float32]] = []
+    heard = 0
     with open_media(path) as container:
         for start, samples in _resampled(container, origin, rate):
             if limit is not None and start >= limit:
                 break
-            pieces.append((start, samples))
+            if limit is None and start - heard > MAX_HOLE_SECONDS * rate:
+                raise Rejected(RejectReason.DAMAGED, f"hardly any sound before {start / rate:.0f} s")
+            heard += len(samples)
+            if start + len(samples) > 0:
+                pieces.append((start, samples))
     if not pieces:
-        raise Rejected(RejectReason.NO_AUDIO, "the audio stream holds no sound")
+        where = "" if limit is None else " while there are pictures"
+        raise Rejected(RejectReason.NO_AUDIO, f"the audio stream holds no sound{where}")
     end = max(start + len(samples) for start, samples in pieces)
     if limit is not None:
         _check_cover(min(start for start, _ in pieces) / rate, (limit - end) / rate)
@@ -76,7 +82,8 @@ def _join(pieces: list[tuple[int, Float32]], length: int) -> Float32:
         inside = samples[max(0, -start) : max(0, length - start)]
         at = max(0, start)
         wave[at : at + len(inside)] = inside
-    return np.clip(np.nan_to_num(wave, nan=0.0), -1, 1)
+    np.nan_to_num(wave, copy=False, nan=0.0)  # in place: an hour is 230 MB
+    return np.clip(wave, -1, 1, out=wave)
 
 
 def _check_cover(late: float, early: float) -> None:
@@ -113,9 +120,6 @@ def _runs(container: InputContainer) -> Iterator[tuple[int, Fraction, AudioFrame
     for frame in _frames(container):
         time = expected if frame.pts is None else frame.pts * (frame.time_base or Fraction(1))
         this = frame.format.name, frame.layout.name, frame.sample_rate
-        if run >= 0 and time - expected > MAX_HOLE_SECONDS:
-            detail = f"no sound between {float(expected):.2f} s and {float(time):.2f} s"
-            raise Rejected(RejectReason.DAMAGED, detail)
         if this != layout or abs(time - expected) > MAX_JITTER:
             run, expected, layout = run + 1, time, this
         yield run, expected, frame

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lawdnet.audio.base import Beat, check_mono, no_beat
 from lawdnet.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Float32
 
 BANDS = 80
@@ -42,6 +43,7 @@ class Mel:
 
     name = "mel"
     frame_shift = 1 / FPS
+    model_sha256: str | None = None
 
     def __init__(self, hops: Literal["stack", "mean"] = "stack") -> None:
         if hops not in ("stack", "mean"):
@@ -49,13 +51,15 @@ class Mel:
         self.hops = hops
         self.feature_dim = BANDS * HOPS if hops == "stack" else BANDS
 
-    def extract(self, wave: Float32) -> Float32:
+    def extract(self, wave: Float32, beat: Beat = no_beat) -> Float32:
         """A 16 kHz mono wave in [-1, 1] as T×C rows at 25 Hz, T = ceil(samples / 640)."""
-        if wave.ndim != 1:
-            raise ValueError(f"wave: shape {wave.shape}, expected one dimension (mono)")
-        rows = -(-len(wave) // SAMPLES_PER_FRAME)
-        blocks = [self._block(wave, start, min(BLOCK, rows - start)) for start in range(0, rows, BLOCK)]
-        return np.concatenate([np.empty((0, self.feature_dim), np.float32), *blocks])
+        check_mono(wave)
+        out_TC = np.empty((-(-len(wave) // SAMPLES_PER_FRAME), self.feature_dim), np.float32)
+        for start in range(0, len(out_TC), BLOCK):
+            block_TC = out_TC[start : start + BLOCK]
+            block_TC[:] = self._block(wave, start, len(block_TC))
+            beat()
+        return out_TC
 
     def _block(self, wave: Float32, start: int, count: int) -> Float32:
         """Rows start … start+count."""

@@ -1,41 +1,58 @@
-"""What decides the content of a dataset; its hash decides whether two builds are the same."""
+"""What decides the content of a dataset, and how much of it a change leaves standing."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from lawdnet.audio.base import EXTRACTORS
+from lawdnet.data.rules import parse_rule
+from lawdnet.face.track import face_rank
 from lawdnet.landmarks.base import SOURCES
+from lawdnet.landmarks.tracks import MAX_GAP, SMOOTHING
 from lawdnet.types import CLIP_FRAMES, MAX_CLIPS, MIN_CLIPS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """Every choice that changes a segment's bytes. Two builds with the same hash give the same rows."""
+    """Every choice that changes a dataset. Two builds with equal ones give the same rows.
+
+    A dataset can be built again with other `features`, `where` and `val_fraction`: only what is missing is computed.
+    Another value of any other field means other pictures, so it needs a folder of its own.
+    """
 
     landmarks: str = "auto"
-    """A landmark source by name, or `auto`: the CSV beside the video where there is one."""
+    """A landmark source by name, or `auto`: the CSV beside the video, else a source whose weights are there."""
+    face: str = "largest"
+    """Whose face: `largest`, `all` (segments of everyone), `sync` (at any time the one who speaks; needs a sync
+    network), or a number: 0 is the largest."""
     features: tuple[str, ...] = ("mel",)
     """Audio extractors by name; all are stored."""
     crop_width: int = 320
     """Width of a stored crop in px; the height is 1.3 times that."""
     jpeg_quality: int = 95
-    max_gap: int = 5
+    shot_threshold: float = 3.0
+    """How far a cut must stand out from the motion around it; 0 takes every video as one shot."""
+    smoothing: float = SMOOTHING
+    """Standard deviation in frames of the smoothing that steadies the crop; 0 is none."""
+    max_gap: int = MAX_GAP
     """Frames without a face that are bridged by interpolation; longer gaps end a segment."""
-    max_scale_change: float = 1.5
-    """Largest over smallest face size within a segment."""
     landmark_tolerance: int = 1
     """Landmark rows that may be missing or too many at the end; OpenFace often loses the last frame."""
     min_clips: int = MIN_CLIPS
     max_clips: int = MAX_CLIPS
+    where: tuple[str, ...] = ("scale_change<=1.5",)
+    """Rules that a segment's scores must meet to be part of the dataset; all that is measured stays stored."""
     val_fraction: float = 0.05
     """Share of the *videos* kept for validation."""
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Options of extractors and landmark sources: name → option → value."""
 
     def __post_init__(self) -> None:
         if self.crop_width % 20:
@@ -55,6 +72,12 @@ class BuildConfig:
             raise ValueError(f"val_fraction: {self.val_fraction} is not in [0, 1)")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality: {self.jpeg_quality} is not in 1 … 100")
+        for name in ("shot_threshold", "smoothing", "max_gap", "landmark_tolerance"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative")
+        face_rank(self.face)
+        for rule in self.where:
+            parse_rule(rule)
 
     @property
     def min_frames(self) -> int:
@@ -68,9 +91,22 @@ class BuildConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return dataclasses.asdict(self) | {"features": list(self.features)}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values |= {name: list(values[name]) for name in ("features", "where")}
+        return values | {"options": {name: dict(options) for name, options in self.options.items()}}
+
+    def structure(self) -> dict[str, Any]:
+        """What decides which pictures are stored: the fields that a dataset keeps for life."""
+        values = self.to_dict()
+        for name in ("features", "where", "val_fraction"):
+            del values[name]
+        return values | {"options": {name: found for name, found in values["options"].items() if name in SOURCES}}
 
     def hash(self) -> str:
         """16 hex digits that change with every field and with the format."""
-        text = json.dumps({"format": FORMAT_VERSION, **self.to_dict()}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest({"format": FORMAT_VERSION, **self.to_dict()})
+
+
+def digest(content: Any) -> str:
+    """16 hex digits of plain values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,49 +1,30 @@
-"""A dataset as a folder: where its files are, what describes them, and how they come to be whole or not at all."""
+"""A dataset as a folder, here or in an object store: where its files are, and what describes them."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lawdnet import __version__
 from lawdnet.data.config import FORMAT_VERSION, BuildConfig
-from lawdnet.data.schema import VIDEO_SCHEMA
+from lawdnet.data.schema import PLACE_COLUMNS, SCORE, VIDEO_SCHEMA
+from lawdnet.storage import Location, atomic, locate, parquet_file
 from lawdnet.types import FPS, SAMPLE_RATE
 
 MANIFEST = "dataset.json"
 VIDEOS = "videos.parquet"
+INDEX = "index.parquet"
 SEGMENTS = "segments"
 BUILD = ".build"
 """One small JSON file per finished input: what a build that starts again skips."""
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes `path` when the block ends well, and is gone when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        if temporary.exists():
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Atomic, readable, UTF-8."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
 
 
 @dataclass(frozen=True)
@@ -65,8 +46,9 @@ class Dataset:
         ValueError: the folder holds no dataset, or one of another format.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root = root.absolute()  # tasks run in folders of their own
+    def __init__(self, root: Location) -> None:
+        root = locate(root)
+        self.root = root = root.absolute() if isinstance(root, Path) else root  # tasks run in folders of their own
         try:
             self.info: dict[str, Any] = json.loads((root / MANIFEST).read_text(encoding="utf8"))
         except (FileNotFoundError, NotADirectoryError):
@@ -102,41 +84,72 @@ class Dataset:
 
     def videos(self) -> pa.Table:
         """A row per input, in the columns of VIDEO_SCHEMA."""
-        return pq.read_table(self.root / VIDEOS)
+        return _read_table(self.root / VIDEOS)
 
-    def segment_files(self) -> list[Path]:
-        """Segment files of the accepted videos, in the order of their ids.
+    def index(self) -> pa.Table:
+        """A row per stored segment, also of those a rule left out; see `index_schema`.
 
         Raises:
-            ValueError: one is missing.
+            ValueError: the file is missing.
         """
-        videos = pq.read_table(self.root / VIDEOS, columns=["video_id", "status"]).to_pylist()
-        names = sorted(row["video_id"] for row in videos if row["status"] == "accepted")
-        paths = [self.root / SEGMENTS / f"{name}.parquet" for name in names]
-        missing = [path for path in paths if not path.exists()]
-        if missing:
-            text = f"{len(missing)} of {len(paths)} segment files are missing, {missing[0].name} the first"
-            raise ValueError(f"{self.root}: {text}; run the same `lawdnet build` again")
-        return paths
+        try:
+            return _read_table(self.root / INDEX)
+        except FileNotFoundError:
+            raise ValueError(f"{self.root}: {INDEX} is missing; run the same `lawdnet build` again") from None
 
     def segments(self, split: str | None = None) -> list[SegmentRef]:
-        """References to all segments in a fixed order (by video id, then position)."""
-        references = []
-        for path in self.segment_files():
-            table = pq.read_table(path, columns=["segment_id", "video_id", "split", "num_frames"])
-            references += [
-                SegmentRef(path=str(path), row_group=group, **row) for group, row in enumerate(table.to_pylist())
-            ]
-        return [ref for ref in references if split in (None, ref.split)]
+        """References to the segments of the dataset, in the index's order (by video id, then position)."""
+        index = self.index()
+        mask = pc.equal(index["dropped"], "")
+        if split is not None:
+            mask = pc.and_(mask, pc.equal(index["split"], split))
+        names = ["segment_id", "video_id", "split", "num_frames", "path", "row_group"]
+        rows = index.select(names).filter(mask).to_pylist()
+        return [SegmentRef(**{**row, "path": self.resolve(row["path"])}) for row in rows]
+
+    def resolve(self, path: str) -> str:
+        """A path of the index as one that opens from anywhere."""
+        return path if "://" in path or Path(path).is_absolute() else str(self.root / path)
+
+
+def _read_table(path: Location) -> pa.Table:
+    with parquet_file(path) as file:
+        return file.read()
+
+
+def index_schema(scores: Sequence[str]) -> pa.Schema:
+    """Columns of index.parquet: what a segment is, where it lies, the rule it fell at, and its scores.
+
+    `path` is relative to the dataset, or absolute (a path or URI) where the file belongs to another one; `dropped` is
+    empty for the segments of the dataset; a score is null where it was not measured.
+    """
+    place = {"path": pa.string(), "row_group": pa.int32(), "dropped": pa.string()}
+    return pa.schema({**PLACE_COLUMNS, **place, **{SCORE + name: pa.float32() for name in scores}})
+
+
+def write_index(root: Location, table: pa.Table) -> None:
+    """index.parquet, in row groups that a reader can skip."""
+    with atomic(root / INDEX) as temporary:
+        pq.write_table(table, temporary, compression="zstd", row_group_size=65536)
 
 
 def manifest(
     config: BuildConfig,
-    extractors: dict[str, dict[str, Any]],
-    rows: Sequence[dict[str, Any]],
+    extractors: Mapping[str, Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    source: str,
+    funnel: Sequence[Mapping[str, Any]],
     dataset_hash: str,
 ) -> dict[str, Any]:
-    """The content of dataset.json."""
+    """The content of dataset.json.
+
+    Args:
+        extractors: name → dim, model_sha256.
+        rows: of videos.parquet.
+        source: the folder or list the videos came from.
+        funnel: rule, dropped, left; the first, with rule "", is all that was measured.
+    """
     reasons = Counter(row["reason"] for row in rows if row["reason"])
     return {
         "format_version": FORMAT_VERSION,
@@ -145,7 +158,10 @@ def manifest(
         "sample_rate": SAMPLE_RATE,
         "crop_width": config.crop_width,
         "crop_height": round(1.3 * config.crop_width),
+        "source": source,
         "extractors": extractors,
+        "rules": list(config.where),
+        "funnel": list(funnel),
         "counts": {
             "videos": len(rows),
             **{status: sum(row["status"] == status for row in rows) for status in ("accepted", "rejected", "failed")},
@@ -159,7 +175,7 @@ def manifest(
     }
 
 
-def write_videos(root: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_videos(root: Location, rows: Sequence[Mapping[str, Any]]) -> None:
     """videos.parquet, one row per input."""
     with atomic(root / VIDEOS) as temporary:
         pq.write_table(pa.Table.from_pylist(list(rows), schema=VIDEO_SCHEMA), temporary, compression="zstd")

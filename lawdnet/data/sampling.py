@@ -10,7 +10,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,6 +19,7 @@ from lawdnet.audio.base import windows
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.schema import FEATURES, from_rows, read_segment
 from lawdnet.face.geometry import stage_size
+from lawdnet.storage import locate
 from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES, Float32, UInt8
 
 GROUP_SEGMENTS = 8
@@ -174,7 +174,7 @@ class _Loaded:
 
 
 def _load(ref: SegmentRef, spec: SampleSpec) -> _Loaded:
-    table = read_segment(Path(ref.path), ref.row_group, spec.columns)
+    table = read_segment(locate(ref.path), ref.row_group, spec.columns)
     sync = from_rows(table[FEATURES + spec.sync]) if spec.sync else None
     return _Loaded(ref, table["frames_jpeg"][0].values, windows(from_rows(table[FEATURES + spec.audio])), sync)
 

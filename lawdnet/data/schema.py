@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lawdnet.storage import Location, parquet_file
 from lawdnet.types import NUM_LANDMARKS, Float32, Segment
 
 POINTS = 2 * NUM_LANDMARKS
 FEATURES = "features_"
 SCORE = "score_"
+BUILD_STAGES = ("open", "faces", "sound", "crop", "score", "write")
+"""Where the time of a build goes: fetch and probe, landmarks, features, decode and crop, scores, write."""
+
+PLACE_COLUMNS: dict[str, pa.DataType] = {
+    "segment_id": pa.string(),
+    "video_id": pa.string(),
+    "index": pa.int32(),
+    "track": pa.int32(),
+    "start_frame": pa.int64(),
+    "split": pa.string(),
+    "num_frames": pa.int32(),
+}
+"""What a segment is, in its file and in the index."""
 
 VIDEO_SCHEMA = pa.schema(
     {
@@ -29,6 +43,7 @@ VIDEO_SCHEMA = pa.schema(
         "frames": pa.int64(),
         "frames_used": pa.int64(),
         "seconds": pa.float64(),
+        **{f"seconds_{stage}": pa.float64() for stage in BUILD_STAGES},
         "bytes": pa.int64(),
         "sha256": pa.string(),
         "landmarks_sha256": pa.string(),
@@ -45,12 +60,7 @@ def segment_schema(feature_dims: Mapping[str, int], scores: Sequence[str]) -> pa
     """Columns of segments/*.parquet for these extractors (name → C) and scores."""
     return pa.schema(
         {
-            "segment_id": pa.string(),
-            "video_id": pa.string(),
-            "index": pa.int32(),
-            "start_frame": pa.int64(),
-            "split": pa.string(),
-            "num_frames": pa.int32(),
+            **PLACE_COLUMNS,
             "frames_jpeg": pa.list_(pa.binary()),
             "landmarks": rows_type(POINTS),
             "matrices": rows_type(9),
@@ -60,7 +70,7 @@ def segment_schema(feature_dims: Mapping[str, int], scores: Sequence[str]) -> pa
     )
 
 
-def _to_rows(values_TC: Float32) -> pa.Array:
+def to_rows(values_TC: Float32) -> pa.Array:
     """T×C float32 as one list<fixed list> value, without a Python object per number."""
     length, width = values_TC.shape
     flat = pa.array(np.ascontiguousarray(values_TC, np.float32).reshape(-1))
@@ -69,7 +79,7 @@ def _to_rows(values_TC: Float32) -> pa.Array:
 
 
 def from_rows(column: pa.ChunkedArray | pa.Array, row: int = 0) -> Float32:
-    """T×C float32 of one cell written by `_to_rows`."""
+    """T×C float32 of one cell written by `to_rows`."""
     rows = column[row].values
     return rows.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), rows.type.list_size)
 
@@ -81,13 +91,14 @@ def segment_to_table(segment: Segment) -> pa.Table:
         "segment_id": [segment.segment_id],
         "video_id": [segment.video_id],
         "index": [segment.index],
+        "track": [segment.track],
         "start_frame": [segment.start_frame],
         "split": [segment.split],
         "num_frames": [frames],
         "frames_jpeg": [list(segment.frames_jpeg)],
-        "landmarks": _to_rows(segment.landmarks_T68x2.reshape(frames, POINTS)),
-        "matrices": _to_rows(segment.matrix_T33.reshape(frames, 9)),
-        **{FEATURES + name: _to_rows(rows_TC) for name, rows_TC in segment.features.items()},
+        "landmarks": to_rows(segment.landmarks_T68x2.reshape(frames, POINTS)),
+        "matrices": to_rows(segment.matrix_T33.reshape(frames, 9)),
+        **{FEATURES + name: to_rows(rows_TC) for name, rows_TC in segment.features.items()},
         **{SCORE + name: [value] for name, value in segment.scores.items()},
     }
     dims = {name: rows_TC.shape[1] for name, rows_TC in segment.features.items()}
@@ -96,7 +107,7 @@ def segment_to_table(segment: Segment) -> pa.Table:
 
 def table_to_segment(table: pa.Table, row: int = 0) -> Segment:
     """The inverse of `segment_to_table`."""
-    cell = {name: table[name][row].as_py() for name in ("segment_id", "video_id", "index", "start_frame", "split")}
+    cell = {name: table[name][row].as_py() for name in PLACE_COLUMNS if name != "num_frames"}
     names = table.column_names
     return Segment(
         **cell,
@@ -128,16 +139,38 @@ def write_segments(path: Path, segments: Iterator[Segment]) -> int:
     return count
 
 
-def read_segment(path: Path, row_group: int, columns: Sequence[str] | None = None) -> pa.Table:
+def read_segment(path: Location, row_group: int, columns: Sequence[str] | None = None) -> pa.Table:
     """One segment's row, only the named columns."""
-    with pq.ParquetFile(path) as file:
+    with parquet_file(path) as file:
         return file.read_row_group(row_group, columns=columns)
 
 
-def set_split(path: Path, to: Path, split: str) -> None:
-    """Copies a segment file with another value in its `split` column, one segment in memory at a time."""
-    with pq.ParquetFile(path) as file, pq.ParquetWriter(to, file.schema_arrow, compression="zstd") as writer:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
-            column = pa.array([split] * table.num_rows, pa.string())
-            writer.write_table(table.set_column(table.schema.get_field_index("split"), "split", column))
+def rewrite_segments(path: Path, to: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Copies a segment file with every row changed, one segment in memory at a time; all keep the same columns."""
+    writer: pq.ParquetWriter | None = None
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                table = _in_order(change(file.read_row_group(group)))
+                writer = writer or pq.ParquetWriter(to, table.schema, compression="zstd")
+                writer.write_table(table)
+    finally:
+        if writer:
+            writer.close()
+
+
+def _in_order(table: pa.Table) -> pa.Table:
+    """The table as `segment_to_table` would have made it: what is read back has other names inside its lists."""
+    names = table.column_names
+    dims = {n.removeprefix(FEATURES): table.schema.field(n).type.value_type.list_size
+            for n in names if n.startswith(FEATURES)}  # fmt: skip
+    schema = segment_schema(dims, [n.removeprefix(SCORE) for n in names if n.startswith(SCORE)])
+    return table.select(schema.names).cast(schema)
+
+
+def with_columns(table: pa.Table, columns: Mapping[str, pa.Array]) -> pa.Table:
+    """The table with columns replaced where they exist, else added at the end."""
+    for name, column in columns.items():
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, name, column) if place >= 0 else table.append_column(name, column)
+    return table

@@ -1,25 +1,38 @@
-"""One video to segments: decode once, crop, encode; memory does not grow with the length of the video."""
+"""One video to segments: find the tracks, decode, crop; memory does not grow with the length of the video.
+
+Shape letters: T ticks, N ticks of a track, H W crop height and width, C feature dimension; 33 a matrix that
+takes frame px to crop px.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from lawdnet.audio.base import AudioExtractor, fit_to_video
+from lawdnet.audio.base import AudioExtractor, frame_features
 from lawdnet.audio.io import load_audio
 from lawdnet.data.config import BuildConfig
-from lawdnet.data.quality import Usable, face_scale, scale_change, usable_frames
-from lawdnet.face.align import crop_face, fit_similarity, transform_points
-from lawdnet.face.track import fill_gaps
-from lawdnet.landmarks.base import LandmarkSource, landmarks_of
-from lawdnet.types import CLIP_FRAMES, Float32, Landmarks, Rejected, RejectReason, Segment, UInt8, Video
-from lawdnet.video import decode, probe
+from lawdnet.data.quality import PictureScores, picture_scores, segment_scores
+from lawdnet.face.align import crop_face, fit_all, transform_points
+from lawdnet.face.track import KERNEL_SIGMAS, Track, bridge, inside, runs, steady
+from lawdnet.landmarks.base import LandmarkSource
+from lawdnet.landmarks.tracks import cut_in_two, find_tracks
+from lawdnet.types import CLIP_FRAMES, SAMPLES_PER_FRAME, Float32, Rejected, RejectReason, Segment, UInt8, Video
+from lawdnet.video import decode
+from lawdnet.video.shots import with_cuts
+
+Scorer = Callable[[Segment, Float32], Mapping[str, float]]
+"""More scores of a segment, given the 640·T samples of its sound."""
 
 
 def video_id(path: Path, sha256: str) -> str:
@@ -28,10 +41,9 @@ def video_id(path: Path, sha256: str) -> str:
     return f"{stem}-{sha256[:10]}"
 
 
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def split_draw(sha256: str) -> float:
+    """In [0, 1), by a video's content alone: neither its name nor its company moves it to another split."""
+    return int(hashlib.sha256(f"split {sha256}".encode()).hexdigest()[:8], 16) / 2**32
 
 
 def encode_jpeg(image_HW3: UInt8, quality: int) -> bytes:
@@ -62,62 +74,122 @@ def cut(length: int, min_frames: int, max_frames: int) -> list[int]:
 
 
 @dataclass
-class _Run:
-    """Consecutive usable frames that wait to become segments."""
-
-    start: int
-    frames_jpeg: list[bytes] = field(default_factory=list)
-    landmarks: list[Float32] = field(default_factory=list)
-    matrices: list[Float32] = field(default_factory=list)
-
-    def take(self, frames: int) -> _Run:
-        """Splits the first `frames` off, and returns them."""
-        head = _Run(self.start, self.frames_jpeg[:frames], self.landmarks[:frames], self.matrices[:frames])
-        self.start += frames
-        del self.frames_jpeg[:frames], self.landmarks[:frames], self.matrices[:frames]
-        return head
-
-
-@dataclass
 class Tally:
-    """What became of a video's frames; filled while its segments are drawn."""
+    """What became of a video's frames and of the time; filled while its segments are drawn."""
 
+    beat: Callable[[], None] = lambda: None
+    """Called wherever the work gets on: a watchdog listens."""
     frames: int = 0
     used: int = 0
     segments: int = 0
     no_face: int = 0
     outside: int = 0
-    size_changes: int = 0
     longest: int = 0
     """Usable frames in the longest row."""
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """By stage of the build."""
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the time of the block to a stage."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - began
 
     def describe(self) -> str:
         """One line for the `detail` column."""
         parts = [f"{self.used} of {self.frames} frames used"]
-        causes = {
-            "without a face": self.no_face,
-            "with the face partly outside": self.outside,
-            "in segments where the face size changes too much": self.size_changes,
-        }
+        causes = {"without a face": self.no_face, "with the face partly outside": self.outside}
         parts += [f"{count} {cause}" for cause, count in causes.items() if count]
         return "; ".join(parts)
 
+    def short_reason(self, min_frames: int) -> RejectReason:
+        """What to name when there are too few usable frames in a row."""
+        if self.frames < min_frames or not (self.no_face or self.outside):
+            return RejectReason.TOO_SHORT
+        return RejectReason.NO_FACE if self.no_face >= self.outside else RejectReason.FACE_LEAVES_PICTURE
 
-def read_features(path: Path, video: Video, extractors: Mapping[str, AudioExtractor]) -> dict[str, Float32]:
-    """Every feature of a video's sound, each with exactly `video.num_frames` rows (the length contract).
 
-    Raises:
-        Rejected: no sound, too little of it, or an extractor that gives the wrong number of rows.
-    """
-    wave = load_audio(path, num_frames=video.num_frames)
-    return {
-        name: fit_to_video(extractor.extract(wave), extractor.frame_shift, video.num_frames)
-        for name, extractor in extractors.items()
-    }
+@dataclass(frozen=True)
+class _Piece:
+    """T consecutive usable frames of one track, ready to be a segment."""
+
+    start: int
+    track: int
+    frames_jpeg: list[bytes]
+    landmarks_T68x2: Float32
+    matrix_T33: Float32
+    detected_T: np.ndarray
+    pictures: list[PictureScores]
+
+
+class _Lane:
+    """One track within one shot, on its way to segments; its crops wait here until a segment is full."""
+
+    def __init__(self, number: int, track: Track, height: int, width: int, config: BuildConfig) -> None:
+        self.number, self.start, self.config, self.size = number, track.start, config, (height, width)
+        self.first = 0  # tick of the oldest crop that waits
+        self.frames_jpeg: list[bytes] = []
+        self.pictures: list[PictureScores] = []
+        self._set(track)
+
+    def _set(self, track: Track) -> None:
+        filled = bridge(track, self.config.max_gap)
+        self.track, self.stop, self.valid_N = track, track.stop, filled.valid_N
+        # smoothing steadies the crop; the mouth's own points stay as they were found
+        self.matrix_N33 = fit_all(steady(filled.points_N68x2, self.config.smoothing), self.config.crop_width)
+        self.points_N68x2 = transform_points(filled.points_N68x2, self.matrix_N33)
+        fits_N = np.isfinite(self.matrix_N33).all((1, 2))
+        self.usable_N = filled.valid_N & fits_N & inside(filled.points_N68x2, *self.size)
+
+    def split(self, tick: int, number: int) -> _Lane:
+        """Ends this lane before a cut, and gives the one that goes on after it.
+
+        What is bridged or smoothed never reaches over the cut; it comes early enough that no such crop was made yet.
+        """
+        track, rest = cut_in_two(self.track, tick)
+        self._set(track)
+        return _Lane(number, rest, *self.size, self.config)
+
+    def see(self, tick: int, frame_HW3: UInt8) -> Iterator[_Piece]:
+        """Takes the frame of a tick within the track; gives the pieces that it completes."""
+        place = tick - self.start
+        if self.usable_N[place]:
+            self.first = self.first if self.frames_jpeg else tick
+            crop_HW3 = crop_face(frame_HW3, self.matrix_N33[place], self.config.crop_width)
+            self.frames_jpeg.append(encode_jpeg(crop_HW3, self.config.jpeg_quality))
+            self.pictures.append(picture_scores(crop_HW3, self.points_N68x2[place], self.matrix_N33[place]))
+            if len(self.frames_jpeg) >= self.config.max_frames + self.config.min_frames:
+                yield self._take(self.config.max_frames)
+        if not self.usable_N[place] or tick + 1 == self.stop:
+            yield from self.end()
+
+    def end(self) -> Iterator[_Piece]:
+        """The pieces that what waits is cut into; the rest is lost."""
+        for length in cut(len(self.frames_jpeg), self.config.min_frames, self.config.max_frames):
+            yield self._take(length)
+        self.frames_jpeg, self.pictures = [], []
+
+    def _take(self, length: int) -> _Piece:
+        start, place = self.first, slice(self.first - self.start, self.first - self.start + length)
+        piece = _Piece(
+            start,
+            self.number,
+            self.frames_jpeg[:length],
+            self.points_N68x2[place],
+            self.matrix_N33[place],
+            self.track.valid_N[place],
+            self.pictures[:length],
+        )
+        self.first += length
+        del self.frames_jpeg[:length], self.pictures[:length]
+        return piece
 
 
 def video_segments(
-    path: Path,
+    video: Video,
     *,
     name: str,
     split: str,
@@ -125,93 +197,94 @@ def video_segments(
     extractors: Mapping[str, AudioExtractor],
     config: BuildConfig,
     tally: Tally,
+    scorer: Scorer | None = None,
 ) -> Iterator[Segment]:
-    """Draws the segments of one video, in order; at most `max_frames + min_frames` crops wait in memory.
+    """Draws the segments of one video, each face's in order; few crops wait in memory.
 
     Args:
+        video: as probed.
         name: the video id.
-        tally: counts frames as they go by.
+        tally: counts frames and seconds as they go by.
+        scorer: measures more of a finished segment.
 
     Raises:
         Rejected: at any point; segments drawn before it belong to a video that must not be kept.
     """
-    video = probe(path)
-    landmarks = fill_gaps(landmarks_of(video, source, config.landmark_tolerance), config.max_gap)
-    features = read_features(path, video, extractors)
-    usable = usable_frames(landmarks, video.height, video.width)
-
-    for index, run in enumerate(_runs(path, video, landmarks, usable, config, tally)):
-        stop = run.start + len(run.frames_jpeg)
-        matrix_T33 = np.stack(run.matrices)
-        yield Segment(
-            segment_id=f"{name}-{index:04d}",
-            video_id=name,
-            index=index,
-            start_frame=run.start,
-            split=split,
-            frames_jpeg=tuple(run.frames_jpeg),
-            landmarks_T68x2=np.stack(run.landmarks),
-            matrix_T33=matrix_T33,
-            features={extractor: rows_TC[run.start : stop] for extractor, rows_TC in features.items()},
-            scores={
-                "face_px": float(config.crop_width / face_scale(matrix_T33).mean()),
-                "scale_change": scale_change(matrix_T33),
-            },
-        )
+    if video.sample_rate is None:
+        raise Rejected(RejectReason.NO_AUDIO, "there is no audio stream")
+    with tally.timed("faces"):
+        tracks = find_tracks(video, source, face=config.face, max_gap=config.max_gap, beat=tally.beat)
+    with tally.timed("sound"):
+        wave = load_audio(video.path, num_frames=video.num_frames)
+        features = {
+            extractor: frame_features(made, wave, video.num_frames, beat=tally.beat)
+            for extractor, made in extractors.items()
+        }
+    lanes = [_Lane(number, track, video.height, video.width, config) for number, track in enumerate(tracks)]
+    for index, piece in enumerate(_crop(video.path, lanes, config, tally)):
+        stop = piece.start + len(piece.frames_jpeg)
+        sound = wave[piece.start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
+        with tally.timed("score"):
+            measured = segment_scores(piece.pictures, piece.matrix_T33, piece.detected_T, sound, config.crop_width)
+            segment = Segment(
+                segment_id=f"{name}-{index:04d}",
+                video_id=name,
+                index=index,
+                start_frame=piece.start,
+                track=piece.track,
+                split=split,
+                frames_jpeg=tuple(piece.frames_jpeg),
+                landmarks_T68x2=piece.landmarks_T68x2,
+                matrix_T33=piece.matrix_T33,
+                features={extractor: rows_TC[piece.start : stop] for extractor, rows_TC in features.items()},
+                scores=measured,
+            )
+            if scorer:
+                segment = replace(segment, scores=measured | dict(scorer(segment, sound)))
+        tally.segments += 1
+        tally.used += segment.num_frames
+        yield segment
     if abs(tally.frames - video.num_frames) > 1:
         promise = f"the file promises {video.num_frames} frames and decodes to {tally.frames}"
         raise Rejected(RejectReason.DAMAGED, promise)
+    _count(lanes, tally)
     if not tally.segments:
-        reason = RejectReason.FACE_SIZE_CHANGES if tally.size_changes else _short_reason(tally, usable, config)
         need = f"at most {tally.longest} usable frames in a row, {config.min_frames} are needed"
-        raise Rejected(reason, f"{need}; {tally.describe()}")
+        raise Rejected(tally.short_reason(config.min_frames), f"{need}; {tally.describe()}")
 
 
-def _short_reason(tally: Tally, usable: Usable, config: BuildConfig) -> RejectReason:
-    short = tally.frames < config.min_frames
-    return RejectReason.TOO_SHORT if short else usable.main_reason()
+def _count(lanes: list[_Lane], tally: Tally) -> None:
+    """What could become of the frames: of each tick the best that any lane made of it."""
+    valid_T, usable_T = np.zeros(tally.frames, bool), np.zeros(tally.frames, bool)
+    for lane in lanes:
+        span = slice(lane.start, min(lane.stop, tally.frames))
+        valid_T[span] |= lane.valid_N[: len(valid_T[span])]
+        usable_T[span] |= lane.usable_N[: len(valid_T[span])]
+        tally.longest = max([tally.longest, *(stop - start for start, stop in runs(lane.usable_N))])
+    tally.no_face, tally.outside = int((~valid_T).sum()), int((valid_T & ~usable_T).sum())
 
 
-def _runs(
-    path: Path, video: Video, landmarks: Landmarks, usable: Usable, config: BuildConfig, tally: Tally
-) -> Iterator[_Run]:
-    """Decodes and crops; yields the frames of every segment whose face keeps its size."""
-    for run, is_end in _grow(path, video, landmarks, usable, config, tally):
-        tally.longest = max(tally.longest, len(run.frames_jpeg))
-        room = config.max_frames + config.min_frames
-        lengths = cut(len(run.frames_jpeg), config.min_frames, config.max_frames) if is_end else [config.max_frames]
-        assert is_end or len(run.frames_jpeg) >= room
-        for length in lengths:
-            head = run.take(length)
-            if scale_change(np.stack(head.matrices)) > config.max_scale_change:
-                tally.size_changes += length
-                continue
-            tally.segments += 1
-            tally.used += length
-            yield head
-
-
-def _grow(
-    path: Path, video: Video, landmarks: Landmarks, usable: Usable, config: BuildConfig, tally: Tally
-) -> Iterator[tuple[_Run, bool]]:
-    """Yields a run each time it is long enough to cut a full segment off, and again when it ends."""
-    run = _Run(0)
-    for tick, (source_index, frame_HW3) in enumerate(decode(path)):
+def _crop(path: Path, lanes: list[_Lane], config: BuildConfig, tally: Tally) -> Iterator[_Piece]:
+    """Decodes, crops and encodes: each lane sees the ticks of its track; a cut makes two lanes of one in `lanes`."""
+    waiting = deque(lanes)
+    active: list[_Lane] = []
+    # a crop depends on so many ticks after it: those it is smoothed with, and a gap that is bridged to them
+    ahead = math.ceil(KERNEL_SIGMAS * config.smoothing) + config.max_gap + 1
+    began = time.perf_counter()
+    for tick, frame_HW3, cuts in with_cuts((picture for _, picture in decode(path)), config.shot_threshold, ahead):
+        tally.beat()
         tally.frames += 1
-        known = tick < video.num_frames  # a tick that was not promised has no features
-        if not (known and usable.usable_T[source_index]):
-            outside = known and bool(landmarks.valid_T[source_index])
-            tally.outside += outside
-            tally.no_face += not outside
-            yield run, True
-            run = _Run(tick + 1)
-            continue
-        points_68x2 = landmarks.points_T68x2[source_index]
-        matrix_33 = fit_similarity(points_68x2, config.crop_width).astype(np.float32)
-        crop_HW3 = crop_face(frame_HW3, matrix_33, config.crop_width)
-        run.frames_jpeg.append(encode_jpeg(crop_HW3, config.jpeg_quality))
-        run.landmarks.append(transform_points(points_68x2, matrix_33).astype(np.float32))
-        run.matrices.append(matrix_33)
-        if len(run.frames_jpeg) >= config.max_frames + config.min_frames:
-            yield run, False
-    yield run, True
+        for cut_tick in cuts:
+            for lane in [lane for lane in lanes if lane.start < cut_tick < lane.stop]:
+                rest = lane.split(cut_tick, len(lanes))
+                lanes.append(rest)
+                waiting.append(rest)
+                waiting = deque(sorted(waiting, key=lambda lane: lane.start))
+        while waiting and waiting[0].start <= tick:
+            active.append(waiting.popleft())
+        pieces = [piece for lane in active for piece in lane.see(tick, frame_HW3)]
+        active = [lane for lane in active if tick + 1 < lane.stop]
+        tally.seconds["crop"] += time.perf_counter() - began
+        yield from pieces
+        began = time.perf_counter()
+    yield from (piece for lane in active for piece in lane.end())

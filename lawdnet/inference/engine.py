@@ -6,7 +6,7 @@ Shape letters: B batch, T frames, C feature dimension, H W crop, 33 a matrix tha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lawdnet.audio import fit_to_video, load_audio, make_extractor, windows
+from lawdnet.audio import load_audio
+from lawdnet.audio.base import AudioExtractor, extractor_options, frame_features, make_extractor, windows
 from lawdnet.face.align import paste_face, scale_matrix
 from lawdnet.face.geometry import stage_size
 from lawdnet.face.mask import keep_mask, paste_alpha
@@ -25,7 +26,7 @@ from lawdnet.inference.stream import ahead, back_and_forth, ping_pong
 from lawdnet.inference.template import Template, network_crop, prepare
 from lawdnet.landmarks.base import LandmarkSource
 from lawdnet.models.generator import Generator
-from lawdnet.models.legacy import generator_from_legacy, read_legacy
+from lawdnet.models.legacy import load_legacy_generator
 from lawdnet.models.saved import find_checkpoint, load_generator
 from lawdnet.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Float32, Rejected, UInt8
 from lawdnet.video import VideoWriter
@@ -34,8 +35,6 @@ OnProgress = Callable[[int, int], None]
 """Called with (frames done, frames in all)."""
 HEARD_RATE = 48_000
 """Samples per second of the sound in a result; the network hears 16 kHz."""
-LEGACY_MOUTH_PX = {"frame": 256, "clip": 288}
-"""What the published code trained frame and clip generators at; its files do not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,8 @@ class Engine:
         checkpoint: a run, a stage folder or an epoch folder of it, or a `.pth` of LawDNet 2024.
         device: `auto` (a GPU if there is one), or as torch names them.
         batch_size: frames that the network draws at once.
-        mouth_px, audio_feature: for a `.pth` only, which does not tell; see `LEGACY_MOUTH_PX`.
+        mouth_px, audio_feature: for a `.pth` only, which does not tell; see `load_legacy_generator`.
+        weights_dir: looked in first for the weights of the audio features.
 
     Raises:
         ValueError: no such checkpoint, a damaged one, or features that this installation computes otherwise.
@@ -83,29 +83,35 @@ class Engine:
         batch_size: int = 8,
         mouth_px: int | None = None,
         audio_feature: str | None = None,
+        weights_dir: Path | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size}, give at least 1")
         self.device = _device(device)
         self.batch_size = batch_size
-        generator, meta = _load_network(Path(checkpoint), {"mouth_px": mouth_px, "audio_feature": audio_feature})
+        generator, meta = open_generator(Path(checkpoint), mouth_px=mouth_px, audio_feature=audio_feature)
         self.generator: torch.nn.Module = generator.to(self.device).eval()
         self.mouth_px, self.crop_width = int(meta["mouth_px"]), int(meta["crop_width"])
-        self.extractor = make_extractor(meta["audio_feature"])
+        self.extractor = _extractor(meta, weights_dir)
         if self.extractor.feature_dim != generator.config.audio_dim:
             found, wanted = self.extractor.feature_dim, generator.config.audio_dim
             raise ValueError(f"{checkpoint}: hears {wanted} {self.extractor.name} values a frame, not {found}")
         self._bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         self._keep_HW = torch.from_numpy(keep_mask(*stage_size(self.mouth_px)).copy()).to(self.device)
 
-    def prepare(self, video: Path, source: LandmarkSource) -> Template:
+    def prepare(self, video: Path, source: LandmarkSource, *, face: str = "largest") -> Template:
         """Finds the face of a video and chooses its references; the result can be kept and used again.
+
+        Args:
+            video: any video.
+            source: finds its faces.
+            face: whose, of several; `largest` or a number (0 is the largest).
 
         Raises:
             Rejected: see `lawdnet.inference.template.prepare`.
         """
         with _named(video):
-            return prepare(Path(video), source, mouth_px=self.mouth_px, crop_width=self.crop_width)
+            return prepare(Path(video), source, mouth_px=self.mouth_px, crop_width=self.crop_width, face=face)
 
     def frames(self, template: Template, wave: Float32) -> Iterator[UInt8]:
         """The pictures that go with a sound, one for each begun 1/25 s of it, streamed.
@@ -128,8 +134,7 @@ class Engine:
         """T×C×5 feature windows of a 16 kHz mono wave, T = ceil(samples / 640)."""
         if wave.ndim != 1 or not len(wave):
             raise ValueError(f"the sound has shape {wave.shape}, expected mono samples and at least one")
-        values_RC = self.extractor.extract(wave)
-        return windows(fit_to_video(values_RC, self.extractor.frame_shift, num_frames(wave)))
+        return windows(frame_features(self.extractor, wave, num_frames(wave)))
 
     def render(
         self, template: Template, audio: Path | Float32, out: Path, on_progress: OnProgress | None = None
@@ -264,19 +269,43 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load_network(checkpoint: Path, told: dict[str, Any]) -> tuple[Generator, dict[str, Any]]:
+def _extractor(meta: Mapping[str, Any], weights_dir: Path | None) -> AudioExtractor:
+    """The extractor that the training data were made with, with its options.
+
+    Raises:
+        ValueError: its weights are not there, or are others than those.
+    """
+    name = meta["audio_feature"]
+    known = meta.get("features", {}).get(name, {})
+    options = dict(known.get("options", {}))
+    if "weights_dir" in extractor_options(name):
+        options["weights_dir"] = weights_dir
+    made = make_extractor(name, **options)
+    if known.get("model_sha256") not in (None, made.model_sha256):
+        raise ValueError(f"{name}: these weights are not those of the training data (SHA-256 {made.model_sha256}, "
+                         f"expected {known['model_sha256']}); name their folder with --weights-dir")  # fmt: skip
+    return made
+
+
+def open_generator(
+    checkpoint: Path, *, mouth_px: int | None = None, audio_feature: str | None = None
+) -> tuple[Generator, dict[str, Any]]:
+    """The generator of a run, a checkpoint or a `.pth` in evaluation mode, and what is known of it.
+
+    Args:
+        checkpoint: as of `Engine`.
+        mouth_px, audio_feature: as of `Engine`.
+
+    Raises:
+        ValueError: no such checkpoint, a damaged one, or something told that it says itself.
+    """
+    told: dict[str, Any] = {"mouth_px": mouth_px, "audio_feature": audio_feature}
     told = {name: value for name, value in told.items() if value is not None}
     if checkpoint.is_file():
-        return _load_legacy(checkpoint, told)
+        generator, meta = load_legacy_generator(checkpoint)
+        if mouth_px is not None:
+            told["crop_width"] = stage_size(mouth_px)[1]
+        return generator, meta | told
     if told:
         raise ValueError(f"{', '.join(told)}: {checkpoint} says this itself; leave it out")
     return load_generator(find_checkpoint(checkpoint))
-
-
-def _load_legacy(path: Path, told: dict[str, Any]) -> tuple[Generator, dict[str, Any]]:
-    networks = read_legacy(path)
-    if "net_g" not in networks:
-        raise ValueError(f"{path}: holds {', '.join(networks)} and no generator (net_g)")
-    mouth_px = told.get("mouth_px", LEGACY_MOUTH_PX["clip" if "net_dV" in networks else "frame"])
-    meta = {"mouth_px": mouth_px, "crop_width": stage_size(mouth_px)[1], "audio_feature": "deepspeech"}
-    return generator_from_legacy(networks["net_g"]), meta | told

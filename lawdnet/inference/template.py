@@ -1,6 +1,6 @@
 """A video made ready for any number of sounds: where its face is in every frame, and five pictures of it.
 
-Shape letters: S source frames, T ticks of the 25 fps clock, H W crop, 33 a matrix that takes frame px to crop px.
+Shape letters: T ticks of the 25 fps clock, H W crop, 33 a matrix that takes frame px to crop px.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import numpy as np
 from lawdnet.face.align import crop_face, fit_all
 from lawdnet.face.geometry import stage_size
 from lawdnet.face.lips import lip_gap
-from lawdnet.face.track import fill_gaps, inside
-from lawdnet.landmarks.base import LandmarkSource, landmarks_of
-from lawdnet.types import NUM_REFERENCES, Bool, Float32, Rejected, RejectReason, UInt8, Video
+from lawdnet.face.track import Track, bridge, inside, steady
+from lawdnet.landmarks.base import LandmarkSource
+from lawdnet.landmarks.tracks import MAX_GAP, SMOOTHING, cut_at, find_tracks
+from lawdnet.types import NUM_LANDMARKS, NUM_REFERENCES, Bool, Float32, Rejected, RejectReason, UInt8, Video
 from lawdnet.video import decode, probe
+from lawdnet.video.shots import ShotDetector
 
 CANDIDATES = 48
 """Crops kept while looking for references; even."""
@@ -83,42 +85,52 @@ class Candidates:
             self._stretch *= 2
 
 
-def prepare(path: Path, source: LandmarkSource, *, mouth_px: int, crop_width: int) -> Template:
-    """Reads a video once; memory does not grow with its pictures.
+def prepare(path: Path, source: LandmarkSource, *, mouth_px: int, crop_width: int, face: str = "largest") -> Template:
+    """Reads a video once (twice for a source that looks at pictures); memory does not grow with its pictures.
 
     Args:
         path: any video, with or without sound.
         source: finds the face.
         mouth_px: mouth size of the network.
         crop_width: width in px of the crops that the network's training data are stored in.
+        face: whose face, of several; see `lawdnet.face.track.choose`.
 
     Raises:
         Rejected: the video cannot be read, its landmarks are missing or belong to another file, or fewer than five
             frames show a face.
     """
     video = probe(path)
-    landmarks = fill_gaps(landmarks_of(video, source))
-    matrix_S33 = fit_all(landmarks.points_T68x2, crop_width)
-    matrix_S33[~landmarks.valid_T] = np.nan
-    usable_S = _finite(matrix_S33)
-    gap_S, whole_S = lip_gap(landmarks.points_T68x2), inside(landmarks.points_T68x2, video.height, video.width)
-    index_T: list[int] = []
-    candidates = Candidates()
+    tracks = find_tracks(video, source, face=face, max_gap=MAX_GAP)
+    points_T68x2, matrix_T33 = _fitted(tracks, video.num_frames, crop_width)
+    usable_T = _finite(matrix_T33)
+    gap_T, whole_T = lip_gap(points_T68x2), inside(points_T68x2, video.height, video.width)
+    shown, ticks, candidates, cuts = -1, 0, Candidates(), ShotDetector()
     for tick, (index, frame_HW3) in enumerate(decode(path)):
-        is_new = not index_T or index != index_T[-1]
-        index_T.append(index)
-        if is_new and usable_S[index]:
-            crop = network_crop(frame_HW3, matrix_S33[index], crop_width, mouth_px)
-            candidates.add(Candidate(tick, float(gap_S[index]), bool(whole_S[index]), sharpness(crop), crop))
+        cuts.see(frame_HW3)
+        if index != shown and tick < video.num_frames and usable_T[tick]:
+            crop = network_crop(frame_HW3, matrix_T33[tick], crop_width, mouth_px)
+            candidates.add(Candidate(tick, float(gap_T[tick]), bool(whole_T[tick]), sharpness(crop), crop))
+        shown, ticks = index, tick + 1
     references = choose(candidates.best, video)
     return Template(
         path=path,
         height=video.height,
         width=video.width,
-        matrix_T33=matrix_S33[index_T],
+        matrix_T33=_fitted(cut_at(tracks, cuts.shots[1:]), max(ticks, video.num_frames), crop_width)[1][:ticks],
         reference_5HW3=np.stack([c.crop_HW3 for c in references]),
         reference_ticks=tuple(c.tick for c in references),
     )
+
+
+def _fitted(tracks: Sequence[Track], num_frames: int, crop_width: int) -> tuple[Float32, Float32]:
+    """Points and matrices of every tick, as a build makes them; NaN where no face is known."""
+    points_T68x2 = np.full((num_frames, NUM_LANDMARKS, 2), np.nan, np.float32)
+    matrix_T33 = np.full((num_frames, 3, 3), np.nan, np.float32)
+    for track in tracks:
+        filled = bridge(track, MAX_GAP)
+        points_T68x2[track.start : track.stop] = filled.points_N68x2
+        matrix_T33[track.start : track.stop] = fit_all(steady(filled.points_N68x2, SMOOTHING), crop_width)
+    return points_T68x2, matrix_T33
 
 
 def network_crop(frame_HW3: UInt8, matrix_33: Float32, crop_width: int, mouth_px: int) -> UInt8:

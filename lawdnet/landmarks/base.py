@@ -1,75 +1,127 @@
 """What a source of landmarks is, and the sources there are.
 
-To add one: write a class with `name` and `detect` in its own file, and add it to SOURCES.
+To add one: write a class with `name`, `model_sha256` and `faces` in its own file, and register it in `__init__`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
-from lawdnet.landmarks.openface import OpenFace
-from lawdnet.types import NUM_LANDMARKS, Landmarks, Rejected, RejectReason, Video
+from lawdnet.types import Face, Rejected, RejectReason, UInt8, Video
+from lawdnet.weights import file_sha256
 
 ROWS_TOLERANCE = 1
 """Landmark rows that may be missing or too many at the end; OpenFace often loses the last frame."""
 MIN_FACE_PX = 4
 """Points closer together than this are no face."""
-SPARE_ROWS = 2
-"""Frames that may decode where probing did not promise them; they have no face."""
+BATCH = 16
+"""Pictures that are looked at together."""
+MAX_BATCH_BYTES = 256 << 20
+"""Fewer pictures where they are so large that a batch would take more memory than this."""
+
+Frames = Iterable[tuple[int, UInt8]]
+"""(source frame index, RGB picture H×W×3) of every tick, as `lawdnet.video.decode` gives them."""
 
 
 class LandmarkSource(Protocol):
-    """Finds the face of a video."""
+    """Finds the faces of a video."""
 
     name: str
+    reads_pictures: bool
+    """Whether `faces` looks at the pictures; a source that does not is spared their decoding."""
 
-    def detect(self, video_path: Path) -> Landmarks:
-        """68 points for each of the source's own frames (not of the 25 fps clock).
+    @property
+    def model_sha256(self) -> str | None:
+        """Of the weights; None where there are none."""
+        ...
 
-        Rows without a face are invalid; frames after the last row have none either.
+    def faces(self, video: Video, frames: Frames) -> Iterator[list[Face]]:
+        """The faces of every tick, in order; an empty list where there is none.
+
+        Pictures are pulled as they are needed, at most one batch ahead, and always to the end. A source frame that is
+        shown on several ticks is looked at once.
 
         Raises:
-            Rejected: NO_LANDMARKS, BAD_LANDMARKS, NO_FACE or what reading the video raises.
+            Rejected: NO_LANDMARKS, BAD_LANDMARKS, LANDMARK_COUNT (before a picture is pulled), or what decoding raises.
         """
         ...
 
 
-SOURCES: dict[str, type[LandmarkSource]] = {OpenFace.name: OpenFace}
+SOURCES: dict[str, type[LandmarkSource]] = {}
 
 
 def make_source(name: str, **options: Any) -> LandmarkSource:
-    """The source of this name.
+    """A landmark source by name, with its own options.
+
+    Raises:
+        ValueError: unknown name or option, a package that is not installed, weights that are not there.
+    """
+    known = source_options(name)
+    for option in options:
+        if option not in known:
+            there_are = f"there are {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"landmarks: {name} has no option {option!r}; {there_are}")
+    return SOURCES[name](**options)
+
+
+def source_options(name: str) -> dict[str, Any]:
+    """The options of a source and their defaults.
 
     Raises:
         ValueError: there is no such source; the message lists those there are.
     """
     if name not in SOURCES:
         raise ValueError(f"landmarks: unknown source {name!r}; there are {', '.join(sorted(SOURCES))}")
-    return SOURCES[name](**options)
+    return {option: given.default for option, given in inspect.signature(SOURCES[name]).parameters.items()}
 
 
-def landmarks_of(video: Video, source: LandmarkSource, tolerance: int = ROWS_TOLERANCE) -> Landmarks:
-    """A video's landmarks, a row for each source frame and `SPARE_ROWS` more.
+def csv_of(video_path: Path) -> Path:
+    """The CSV beside a video: `talk.csv`, or `talk.CSV` where only that exists."""
+    lower, upper = video_path.with_suffix(".csv"), video_path.with_suffix(".CSV")
+    return upper if upper.is_file() and not lower.is_file() else lower
 
-    Rows belong to the source's frames; another number of them means another file.
+
+def has_csv(video_path: Path) -> bool:
+    """Whether a CSV lies beside a video."""
+    return csv_of(video_path).is_file()
+
+
+def resolve_auto(path: Path, weights_dir: Path | None = None) -> str:
+    """The source that `auto` means for one video: its CSV, else the first that finds faces in pictures and is ready.
 
     Raises:
-        Rejected: LANDMARK_COUNT, or what the source raises.
+        Rejected: NO_LANDMARKS, with what was looked for.
     """
-    found = source.detect(video.path)
-    rows, frames = len(found.valid_T), video.num_source_frames
-    if abs(rows - frames) > tolerance:
-        hint = " (the rows fit a 25 fps copy: put that copy beside the CSV)" if rows == video.num_frames else ""
-        raise Rejected(RejectReason.LANDMARK_COUNT, f"{rows} landmark rows for {frames} frames{hint}")
-    rows = min(rows, frames)
-    points_T68x2 = np.full((frames + SPARE_ROWS, NUM_LANDMARKS, 2), np.nan, np.float32)
-    points_T68x2[:rows] = found.points_T68x2[:rows]
-    valid_T = np.zeros(frames + SPARE_ROWS, bool)
-    with np.errstate(invalid="ignore"):
-        spread_T = np.ptp(found.points_T68x2[:rows], axis=1).max(1)
-        # trackers write zeros where they have nothing, and call it a success
-        valid_T[:rows] = found.valid_T[:rows] & (spread_T >= MIN_FACE_PX)
-    return Landmarks(points_T68x2=points_T68x2, valid_T=valid_T, source=found.source)
+    if has_csv(path):
+        return "openface"
+    names = ("face-alignment", "mediapipe")
+    for name in names:
+        try:
+            make_source(name, weights_dir=weights_dir)
+        except ValueError:
+            continue
+        return name
+    detail = f"no {csv_of(path).name} beside it, and neither {' nor '.join(names)} is ready"
+    raise Rejected(RejectReason.NO_LANDMARKS, f"{detail} (--landmarks {names[0]} says what it lacks)")
+
+
+def sha256_of(paths: Sequence[Path]) -> str:
+    """One digest for the files that make up a model; of a single file its own."""
+    digests = [file_sha256(path) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def in_batches(video: Video, frames: Frames, find: Callable[[list[UInt8]], list[list[Face]]]) -> Iterator[list[Face]]:
+    """The faces of every tick by a function that takes a list of pictures; each source frame goes in once."""
+    size = max(1, min(BATCH, MAX_BATCH_BYTES // max(1, 3 * video.height * video.width)))
+    shown = ((next(ticks)[1], 1 + sum(1 for _ in ticks)) for _, ticks in groupby(frames, key=itemgetter(0)))
+    while batch := list(islice(shown, size)):
+        found = find([picture for picture, _ in batch])
+        for faces, (_, ticks) in zip(found, batch, strict=True):
+            yield from (list(faces) for _ in range(ticks))

@@ -7,6 +7,8 @@ present `face_id`, `confidence` and `success`. All others (gaze, pose, 3-D `X_0 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from lawdnet.types import NUM_LANDMARKS, Float32, Landmarks, Rejected, RejectReason
+from lawdnet.landmarks.base import MIN_FACE_PX, ROWS_TOLERANCE, Frames, csv_of, has_csv
+from lawdnet.types import NUM_LANDMARKS, Bool, Face, Float32, Landmarks, Rejected, RejectReason, Video
 
 POINTS = [f"{axis}_{i}" for axis in "xy" for i in range(NUM_LANDMARKS)]
 REQUIRED = ["frame", *POINTS]
@@ -40,9 +43,34 @@ FRAMES_PER_ROW = 100
 
 
 class OpenFace:
-    """Reads the CSV beside the video: `talk.mp4` has `talk.csv`."""
+    """Reads the CSV beside the video: `talk.mp4` has `talk.csv`.
+
+    Args:
+        tolerance: rows that may be missing or too many at the end.
+    """
 
     name = "openface"
+    reads_pictures = False
+    model_sha256: str | None = None
+
+    def __init__(self, *, tolerance: int = ROWS_TOLERANCE) -> None:
+        self.tolerance = tolerance
+
+    def faces(self, video: Video, frames: Frames) -> Iterator[list[Face]]:
+        """The faces of every tick, the surest first; see `LandmarkSource.faces`.
+
+        Rows belong to the source's frames; another number of them means another file.
+
+        Raises:
+            Rejected: NO_LANDMARKS without a file, BAD_LANDMARKS if it cannot be read, LANDMARK_COUNT if it is another
+                video's; all before a picture is pulled.
+        """
+        rows = _read_rows(_found_csv(video.path))
+        count = int(rows.frame_R.max())
+        if abs(count - video.num_source_frames) > self.tolerance:
+            raise _wrong_count(count, video)
+        by_frame = _faces_by_frame(rows)
+        return (list(by_frame.get(index + 1, ())) for index, _ in frames)
 
     def detect(self, video_path: Path) -> Landmarks:
         """The face of each frame as `read_csv` finds it.
@@ -50,10 +78,61 @@ class OpenFace:
         Raises:
             Rejected: NO_LANDMARKS without a file, BAD_LANDMARKS if it cannot be read.
         """
-        path = Path(video_path).with_suffix(".csv")
-        if not path.is_file():
-            raise Rejected(RejectReason.NO_LANDMARKS, f"no {path.name} beside {Path(video_path).name}")
-        return read_csv(path)
+        return read_csv(_found_csv(Path(video_path)))
+
+
+def _found_csv(video_path: Path) -> Path:
+    if not has_csv(video_path):
+        raise Rejected(RejectReason.NO_LANDMARKS, f"no {csv_of(video_path).name} beside {video_path.name}")
+    return csv_of(video_path)
+
+
+def _wrong_count(rows: int, video: Video) -> Rejected:
+    hint = " (the rows fit a 25 fps copy: put that copy beside the CSV)" if rows == video.num_frames else ""
+    return Rejected(RejectReason.LANDMARK_COUNT, f"{rows} landmark rows for {video.num_source_frames} frames{hint}")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a file lists, R rows in its order."""
+
+    frame_R: NDArray[np.int64]
+    """From 1."""
+    face_R: NDArray[np.float64]
+    confidence_R: NDArray[np.float64]
+    """0 where it is unknown or the row is not valid."""
+    points_R68x2: Float32
+    valid_R: Bool
+    """Tracked with success, and all coordinates finite."""
+
+
+def _read_rows(path: Path) -> _Rows:
+    columns = _read_columns(path)
+    rows = len(columns["frame"])
+    ones = np.ones(rows)
+    frame = _frame_numbers(path, columns["frame"])
+    face = columns.get("face_id", 0 * ones)
+    with np.errstate(over="ignore"):
+        flat = np.stack([columns[name].astype(np.float32) for name in POINTS], 1)
+    points = flat.reshape(rows, 2, NUM_LANDMARKS).swapaxes(1, 2)
+    valid = np.isfinite(points).all((1, 2)) & (columns.get("success", ones) > 0)
+    confidence = np.where(valid, np.nan_to_num(columns.get("confidence", ones), posinf=0, neginf=0), 0)
+    _refuse_duplicates(path, frame, face)
+    return _Rows(frame, face, confidence, points, valid)
+
+
+def _faces_by_frame(rows: _Rows) -> dict[int, list[Face]]:
+    """The faces of each frame that has any, the surest first."""
+    with np.errstate(invalid="ignore"):
+        spread_R = np.ptp(rows.points_R68x2, axis=1).max(1)
+    # trackers write zeros where they have nothing, and call it a success
+    good_R = rows.valid_R & (spread_R >= MIN_FACE_PX)
+    by_frame: dict[int, list[Face]] = {}
+    for row in np.lexsort((rows.face_R, -rows.confidence_R)):
+        if good_R[row]:
+            face = Face(rows.points_R68x2[row], float(rows.confidence_R[row]))
+            by_frame.setdefault(int(rows.frame_R[row]), []).append(face)
+    return by_frame
 
 
 def read_csv(path: Path) -> Landmarks:
@@ -66,22 +145,13 @@ def read_csv(path: Path) -> Landmarks:
     Raises:
         Rejected: BAD_LANDMARKS, with a detail that says what is wrong and where.
     """
-    columns = _read_columns(path)
-    rows = len(columns["frame"])
-    ones = np.ones(rows)
-    frame = _frame_numbers(path, columns["frame"])
-    face = columns.get("face_id", 0 * ones)
-    points = np.stack([columns[name] for name in POINTS], 1).reshape(rows, 2, NUM_LANDMARKS).swapaxes(1, 2)
-    valid = np.isfinite(points).all((1, 2)) & (columns.get("success", ones) > 0)
-    confidence = np.where(valid, np.nan_to_num(columns.get("confidence", ones), posinf=0, neginf=0), 0)
-    _refuse_duplicates(path, frame, face)
-
-    _, face_index = np.unique(face, return_inverse=True)
-    total = np.bincount(face_index, weights=confidence)[face_index]
-    best_last = np.lexsort((-face_index, total, valid))
-    best_last = best_last[valid[best_last]]
-    points_T68x2 = np.full((frame.max(), NUM_LANDMARKS, 2), np.nan, np.float32)
-    points_T68x2[frame[best_last] - 1] = points[best_last]
+    rows = _read_rows(path)
+    _, face_index = np.unique(rows.face_R, return_inverse=True)
+    total = np.bincount(face_index, weights=rows.confidence_R)[face_index]
+    best_last = np.lexsort((-face_index, total, rows.valid_R))
+    best_last = best_last[rows.valid_R[best_last]]
+    points_T68x2 = np.full((rows.frame_R.max(), NUM_LANDMARKS, 2), np.nan, np.float32)
+    points_T68x2[rows.frame_R[best_last] - 1] = rows.points_R68x2[best_last]
     return Landmarks(points_T68x2=points_T68x2, valid_T=~np.isnan(points_T68x2[:, 0, 0]), source=OpenFace.name)
 
 

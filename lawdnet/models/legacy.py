@@ -9,8 +9,9 @@ audio encoder's BatchNorm.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,11 @@ from lawdnet.models.syncnet import SCORE_PX, SyncNet, SyncNetConfig
 
 State = dict[str, Tensor]
 N = TypeVar("N", bound=nn.Module)
+
+NOTES = "lawdnet"
+"""Key of what our own files say of themselves (`lawdnet.models.export`); the published code looks at other keys."""
+MOUTH_PX = {"frame": 256, "clip": 288}
+"""What the published code trained frame and clip generators at; its files do not say."""
 
 _GENERATOR = {
     "source_encoder": "source_in_conv",
@@ -43,6 +49,8 @@ _GENERATOR = {
     "warp.radius": "lawLayer_list.1.radius_layer.0",
     "decoder": "out_conv",
 }
+DISCRIMINATORS = {"image_discriminator": "net_dI", "clip_discriminator": "net_dV"}
+"""Our name → the published one."""
 _DISCRIMINATOR = {"blocks": "down_blocks", "score": "conv"}
 _SYNCNET = {
     "face_encoder": "face_encoder.face_conv",
@@ -59,6 +67,11 @@ def read_legacy(path: Path) -> dict[str, State]:
     Raises:
         ValueError: no such file, not such a file, or one that needs more than tensors and plain containers.
     """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[dict[str, State], dict[str, Any]]:
+    """The networks, and the notes of a file that we wrote."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
@@ -68,9 +81,57 @@ def read_legacy(path: Path) -> dict[str, State]:
     networks = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(networks, dict) or not networks or not all(map(_is_state, networks.values())):
         raise ValueError(f"{path}: not a LawDNet 2024 checkpoint: it has no networks under 'state_dict'")
-    return {
+    states = {
         name: {key.removeprefix("module."): value for key, value in state.items()} for name, state in networks.items()
     }
+    notes = content.get(NOTES)
+    return states, notes if isinstance(notes, dict) else {}
+
+
+def load_legacy_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
+    """The generator of an old file in evaluation mode, and what is known of it.
+
+    Returns:
+        with mouth_px, crop_width (px) and audio_feature. A published file does not tell: it is taken for one trained
+        with DeepSpeech at the published sizes, and with the published warp; a file of ours names its own.
+
+    Raises:
+        ValueError: as `read_legacy` and `generator_from_legacy`, or a file without a generator.
+    """
+    networks, notes = _read(path)
+    if "net_g" not in networks:
+        raise ValueError(f"{path}: holds {', '.join(networks)} and no generator (net_g)")
+    mouth_px = MOUTH_PX["clip" if "net_dV" in networks else "frame"]
+    known = {"mouth_px": mouth_px, "crop_width": mouth_px * 5 // 4, "audio_feature": "deepspeech"}
+    layout = {key: notes[key] for key in ("warp_layout", "warp_grid") if key in notes}
+    return generator_from_legacy(networks["net_g"], **layout).eval(), known | notes
+
+
+def start_from_legacy(path: Path, networks: Mapping[str, nn.Module]) -> list[str]:
+    """Loads an old file's networks into those to train: fine-tuning. Returns the names of those that were taken.
+
+    Args:
+        path: the file.
+        networks: `generator`, and where there are any `image_discriminator` and `clip_discriminator`. The generator
+            must have the file's configuration, warp included; a discriminator of another shape starts afresh.
+
+    Raises:
+        ValueError: as `load_legacy_generator`, or another generator than ours; the message says what differs.
+    """
+    theirs, _ = load_legacy_generator(path)
+    ours = networks["generator"]
+    assert isinstance(ours, Generator)
+    wanted, found = vars(ours.config), vars(theirs.config)
+    if other := [f"{key} {found[key]} (here {wanted[key]})" for key in found if found[key] != wanted[key]]:
+        raise ValueError(f"{path}: holds another generator than this run's: {', '.join(other)}")
+    ours.load_state_dict(theirs.state_dict())
+    taken, states = ["generator"], read_legacy(path)
+    for name in (name for name, published in DISCRIMINATORS.items() if name in networks and states.get(published)):
+        critic = discriminator_from_legacy(states[DISCRIMINATORS[name]])
+        if critic.config == networks[name].config:
+            networks[name].load_state_dict(critic.state_dict())
+            taken.append(name)
+    return taken
 
 
 def generator_from_legacy(state: State, *, warp_layout: str = "lawdnet2024", warp_grid: int = 60) -> Generator:
@@ -111,18 +172,30 @@ def discriminator_from_legacy(state: State) -> Discriminator:
     Raises:
         ValueError: as `generator_from_legacy`.
     """
-    widths = [
-        _size(state, f"down_blocks.{i}.conv.bias", 0) for i in range(_count(state, r"down_blocks\.\d+\.conv\.bias"))
-    ]
+    return _load(Discriminator(discriminator_config(state, "down_blocks.{}.conv")), state, _DISCRIMINATOR)
+
+
+def discriminator_config(state: State, block: str) -> DiscriminatorConfig:
+    """The shape of a discriminator, from its tensors.
+
+    Args:
+        state: of parameters.
+        block: the name of block {}'s convolution in it.
+
+    Raises:
+        ValueError: the state is not a discriminator's.
+    """
+    widths: list[int] = []
+    while (bias := f"{block.format(len(widths))}.bias") in state:
+        widths.append(_size(state, bias, 0))
     if not widths:
-        raise ValueError("down_blocks.0.conv.bias: not in the state, which is not a discriminator's")
-    config = DiscriminatorConfig(
-        in_channels=_size(state, "down_blocks.0.conv.weight", 1),
+        raise ValueError(f"{bias}: not in the state, which is not a discriminator's")
+    return DiscriminatorConfig(
+        in_channels=_size(state, f"{block.format(0)}.weight", 1),
         blocks=len(widths),
         expansion=widths[0] // 2,
         max_channels=max(widths),
     )
-    return _load(Discriminator(config), state, _DISCRIMINATOR)
 
 
 def discriminator_to_legacy(discriminator: Discriminator) -> State:

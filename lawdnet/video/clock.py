@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def on_clock(timed: Iterable[tuple[Fraction, T]]) -> Iterator[tuple[int, T]]:
-    """Put items with rising times (s, the first at 0) on the 25 fps clock by nearest time.
+    """Put items with times that never fall (s, the first at 0) on the 25 fps clock by nearest time.
 
     Yields:
         (position of the item in the input, item) once per tick.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,9 @@ from av.video.stream import VideoStream
 
 from lawdnet.types import Rejected, RejectReason
 
+MAX_PIXELS = 1 << 26
+"""Largest picture that is decoded (8192 × 8192): a few kB can claim any size, and three times as many bytes."""
+
 StreamT = TypeVar("StreamT", bound=Stream)
 
 
@@ -30,20 +34,24 @@ class _Nameless(io.BufferedReader):
 
 
 @contextlib.contextmanager
-def open_media(path: Path) -> Iterator[InputContainer]:
-    """Open any media file for demuxing.
+def open_media(path: Path, **options: str) -> Iterator[InputContainer]:
+    """Open any media file for demuxing; the options are FFmpeg's for its format.
 
     Raises:
-        Rejected: EMPTY_FILE, NOT_A_VIDEO (no known format) or DAMAGED (an MP4 without its index).
+        Rejected: UNREADABLE (a folder, pipe, socket or device), EMPTY_FILE, NOT_A_VIDEO (no known format) or DAMAGED
+            (an MP4 without its index).
         OSError: the file cannot be read at all.
     """
+    if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its writer, maybe for ever
+        raise Rejected(RejectReason.UNREADABLE, "this is a folder, pipe, socket or device, not a file")
     with _Nameless(io.FileIO(path)) as file:
         head = file.peek(16)[:16]
         if not head:
             raise Rejected(RejectReason.EMPTY_FILE, "the file has no bytes")
+        # Without protocols a playlist cannot open other files or addresses.
+        options |= {"protocol_whitelist": "none", "max_pixels": str(MAX_PIXELS)}
         try:
-            # Without protocols a playlist cannot open other files or addresses.
-            container: Any = av.open(file, container_options={"protocol_whitelist": "none"}, metadata_errors="replace")
+            container: Any = av.open(file, options=options, metadata_errors="replace")
         except FFmpegError as error:
             if head[4:8] == b"ftyp":
                 detail = "the index (moov) is missing or broken: the MP4 looks cut off, copy it again"

@@ -23,11 +23,15 @@ from av.video.stream import VideoStream
 
 from lawdnet.types import FPS, Rejected, RejectReason, UInt8, Video
 from lawdnet.video.clock import on_clock
-from lawdnet.video.container import demux, find_video, open_media
+from lawdnet.video.container import MAX_PIXELS, demux, find_video, open_media
 
 SEEK_MARGIN_SECONDS = 1
 """Sought before the wanted picture: containers seek by decoding time, and pictures just after a key frame may lean on
 those before it."""
+MAX_CUT_SECONDS = 1
+"""Longest picture that an edit list is believed to cut into."""
+MAX_STEP_BACK = Fraction(1, FPS)
+"""Seconds by which a picture may be stamped before the last one; it is then shown with it, and later ones on time."""
 UNTAGGED = 2
 """AVCOL_SPC_UNSPECIFIED: the file does not name its YUV matrix."""
 
@@ -39,7 +43,32 @@ def picture_start(path: Path) -> Fraction | None:
         if stream is None:
             return None
         frame = next(_pictures(container, stream))[1]
-        return _seconds(stream, frame.pts or 0)
+        is_cut = container.format.name.startswith("mov") and frame.pts == 0
+        start = _seconds(stream, frame.pts or 0)
+    return _start_after_cut(path) if is_cut else start
+
+
+def _start_after_cut(path: Path) -> Fraction:
+    """Time at which the first picture of an MP4 is shown that FFmpeg gives time zero.
+
+    Where an edit list cuts into a picture, FFmpeg leaves that picture out and moves the others, but not the sound, to
+    the cut: by up to a picture's length. Its plain reading of edit lists moves nothing.
+    """
+    with open_media(path) as container:
+        packets = demux(container, _require_video(container))
+        hidden, first = False, None
+        for packet in packets:
+            hidden |= packet.is_discard
+            if packet.pts == 0 and not packet.is_discard:
+                first = packet.pos
+                break
+    if not hidden or first is None:
+        return Fraction(0)
+    with open_media(path, advanced_editlist="0") as container:
+        stream = _require_video(container)
+        stamp = next((packet.pts for packet in demux(container, stream) if packet.pos == first), None)
+        start = _seconds(stream, stamp or 0)
+    return start if 0 < start < MAX_CUT_SECONDS else Fraction(0)
 
 
 def probe(path: Path) -> Video:
@@ -60,17 +89,18 @@ def probe(path: Path) -> Video:
     with open_media(path) as container:
         stream = _require_video(container)
         times = _packet_times(container, stream, first)
-        num_frames = sum(1 for _ in on_clock((time, None) for time in times))
+        shown_T = np.fromiter((index for index, _ in on_clock((time, None) for time in times)), np.int32)
         rate = _rate(stream)
-    fps = Fraction(len(times) - 1) / times[-1] if len(times) > 1 else rate
+    fps = Fraction(len(times) - 1) / times[-1] if any(times) else rate
     return Video(
         path=path,
-        num_frames=num_frames,
+        num_frames=len(shown_T),
         num_source_frames=len(times),
         height=height,
         width=width,
         fps=float(fps),
         sample_rate=sample_rate,
+        shown_T=shown_T,
     )
 
 
@@ -169,10 +199,12 @@ def _index(path: Path, mtime_ns: int, size: int) -> tuple[list[int], list[int]] 
 def _require_video(container: InputContainer) -> VideoStream:
     stream = find_video(container)
     if stream is None:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise Rejected(RejectReason.NO_VIDEO_STREAM, f"the file holds {kinds} but no moving pictures")
+        kinds = ", ".join(sorted({stream.type for stream in container.streams}))
+        holds = f"{kinds} but no moving pictures" if kinds else "nothing"
+        raise Rejected(RejectReason.NO_VIDEO_STREAM, f"the file holds {holds}")
     if stream.codec_context is None:
         raise Rejected(RejectReason.NO_VIDEO_STREAM, "the video codec is unknown")
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return stream
 
 
@@ -205,7 +237,7 @@ def _check_whole(stream: VideoStream, packets: int) -> None:
 
 
 def _pictures(container: InputContainer, stream: VideoStream) -> Iterator[tuple[Fraction, VideoFrame]]:
-    """Every picture with its time in s after the first, rising.
+    """Every picture with its time in s after the first, never falling.
 
     What does not decode before the first picture (a recording that starts between key frames) is passed over;
     after it, an error, or a picture that the packets promise and the decoder leaves out, is damage.
@@ -232,12 +264,15 @@ def _pictures(container: InputContainer, stream: VideoStream) -> Iterator[tuple[
             stamp = time + step if frame.pts is None else _seconds(stream, frame.pts - origin)
             if _left_out(promised, frame.pts) and count and stamp - time > 1.5 * step:
                 raise _stopped(stream, count, packets, "a picture does not decode")
-            time = stamp if stamp > time else time + step
+            if time - stamp > MAX_STEP_BACK:
+                raise _stopped(stream, count, packets, "the time stamps go back")
+            time = max(time, stamp)
             yield time, frame
             count += 1
     _check_whole(stream, packets)
     if count == 0:
-        raise Rejected(RejectReason.DAMAGED, "no picture could be decoded")
+        detail = f"no picture could be decoded: broken, or of more than {MAX_PIXELS} px"
+        raise Rejected(RejectReason.DAMAGED, detail)
     if promised and _seconds(stream, max(promised) - origin) - time > 0.75 / _rate(stream):
         raise _stopped(stream, count, packets, "the last pictures do not decode")
 

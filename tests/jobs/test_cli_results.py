@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from lawdnet.data.manifest import MANIFEST, write_json
+from lawdnet.data.manifest import MANIFEST
 from lawdnet.inference.engine import Summary
+from lawdnet.storage import write_json
 from lawdnet.training.config import TrainConfig
 
 runner = CliRunner()
@@ -25,10 +26,10 @@ class FakeEngine:
 
     asked: dict[str, Any]
 
-    def __init__(self, checkpoint: Path, *, device: str) -> None:
+    def __init__(self, checkpoint: Path, *, device: str, weights_dir: Path | None) -> None:
         FakeEngine.asked = {"checkpoint": checkpoint, "device": device}
 
-    def prepare(self, video: Path, source: Any) -> str:
+    def prepare(self, video: Path, source: Any, *, face: str) -> str:
         FakeEngine.asked |= {"video": video, "source": source.name}
         return "template"
 
@@ -42,7 +43,7 @@ class FakeEngine:
 @pytest.fixture
 def infer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr("lawdnet.inference.engine.Engine", FakeEngine)
-    for name in ("run", "v.mp4", "a.wav"):
+    for name in ("run", "v.mp4", "v.csv", "a.wav"):
         (tmp_path / name).touch()
     return [
         "infer", str(tmp_path / "run"), "--video", str(tmp_path / "v.mp4"), "--audio", str(tmp_path / "a.wav"),
@@ -68,13 +69,13 @@ def test_infer_as_json(infer: list[str], tmp_path: Path) -> None:
 
 def test_infer_names_the_sources_there_are(infer: list[str]) -> None:
     answer = runner.invoke(app, [*infer, "--landmarks", "guess"])
-    assert answer.exit_code == 1
+    assert answer.exit_code == 2
     assert "unknown source 'guess'; there are" in answer.stderr
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    write_json(tmp_path / "dataset" / MANIFEST, {"format_version": 1})
+    write_json(tmp_path / "dataset" / MANIFEST, {"format_version": 2})
     return tmp_path / "dataset"
 
 

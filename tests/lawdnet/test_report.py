@@ -8,26 +8,20 @@ import cv2
 import numpy as np
 import pytest
 
-from lawdnet.data.config import BuildConfig
-from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset, manifest, write_json, write_videos
-from lawdnet.data.schema import VIDEO_SCHEMA, write_segments
-from lawdnet.data.segments import encode_jpeg
-from lawdnet.report import (
-    MAX_POINTS,
-    QuickstartContent,
-    chart,
-    inspect_report,
-    nice_ticks,
-    quickstart_report,
-    smooth,
-)
-from lawdnet.types import Segment
+from lawdnet.data.manifest import MANIFEST, Dataset
+from lawdnet.data.rules import parse_rules
+from lawdnet.data.selection import choose, write_selection
+from lawdnet.report import QuickstartContent, inspect_report, quickstart_report
+from lawdnet.report.charts import MAX_POINTS, chart, histogram, nice_ticks, smooth
+from lawdnet.report.dataset import source_folder, video_order
+from lawdnet.storage import write_json
+from tests.small_datasets import Scores, make_dataset
 
 
 class Page(HTMLParser):
     """Addresses, curves and text of a page; fails on tags that do not match."""
 
-    VOID = frozenset({"meta", "img", "br", "line", "path"})
+    VOID = frozenset({"meta", "img", "br", "line", "path", "rect"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -162,42 +156,24 @@ def test_smooth_is_a_mean_that_keeps_level_and_length() -> None:
     assert smooth(np.array([1.0, math.nan, 3.0]), 1)[1] == 2.0
 
 
-def segment(video_id: str, index: int, grey: int) -> Segment:
-    jpeg = encode_jpeg(np.full((104, 80, 3), grey, np.uint8), 90)
-    return Segment(
-        segment_id=f"{video_id}-{index:04d}",
-        video_id=video_id,
-        index=index,
-        start_frame=index * 54,
-        split="train",
-        frames_jpeg=(jpeg,) * 54,
-        landmarks_T68x2=np.zeros((54, 68, 2), np.float32),
-        matrix_T33=np.repeat(np.eye(3, dtype=np.float32)[None], 54, 0),
-        features={"mel": np.zeros((54, 320), np.float32)},
-        scores={"face_px": 100.0},
-    )
+PEOPLE: dict[str, list[Scores]] = {
+    "anna-1": [{"face_px": 100.0, "yaw": -5.0}, {"face_px": 100.0, "yaw": 5.0}],
+    "bert-2": [{"face_px": 300.0, "yaw": 0.0}, {"face_px": 20.0, "yaw": None}],
+}
+REFUSED = [
+    {"path": "<bob>.mp4", "reason": "no_face", "detail": "no face in 80 frames", "frames": 80},
+    {"path": "carl.mp4", "status": "failed", "detail": "killed 3 times"},
+]
 
 
-def make_dataset(root: Path) -> Dataset:
-    empty: dict[str, Any] = dict.fromkeys(VIDEO_SCHEMA.names)
-    zero = {"segments": 0, "frames": 0, "frames_used": 0}
-    rows = [
-        empty | {"video_id": "anna-1", "path": "anna.mp4", "status": "accepted", "split": "train"}
-        | {"segments": 2, "frames": 120, "frames_used": 108},
-        empty | zero | {"video_id": "bob-2", "path": "<bob>.mp4", "status": "rejected"}
-        | {"reason": "no_face", "detail": "no face in 80 frames", "frames": 80},
-        empty | zero | {"video_id": "carl-3", "path": "carl.mp4", "status": "failed", "detail": "killed 3 times"},
-    ]  # fmt: skip
-    (root / SEGMENTS).mkdir(parents=True)
-    write_segments(root / SEGMENTS / "anna-1.parquet", iter([segment("anna-1", 0, 60), segment("anna-1", 1, 200)]))
-    write_videos(root, rows)
-    write_json(root / MANIFEST, manifest(BuildConfig(crop_width=80), {"mel": {"dim": 320}}, rows, "abc123"))
-    return Dataset(root)
+def page_of(dataset: Dataset, out: Path, **options: Any) -> Page:
+    inspect_report(dataset, out, **options)
+    return Page(out.read_text(encoding="utf8"))
 
 
 def test_the_dataset_report_shows_crops_and_what_was_refused(tmp_path: Path) -> None:
-    inspect_report(make_dataset(tmp_path / "people"), tmp_path / "sheet.html")
-    page = Page((tmp_path / "sheet.html").read_text(encoding="utf8"))
+    dataset = make_dataset(tmp_path / "people", PEOPLE, rejected=REFUSED)
+    page = page_of(dataset, tmp_path / "sheet.html")
     for text in (
         "Dataset people",
         "anna-1",
@@ -207,18 +183,115 @@ def test_the_dataset_report_shows_crops_and_what_was_refused(tmp_path: Path) -> 
         "killed 3 times",
     ):
         assert text in page.text
-    assert "33.3 %" in page.text  # videos accepted
-    assert "54.0 %" in page.text  # frames used
-    assert len(page.addresses) == 8
-    assert len(set(page.addresses)) == 2  # four from each segment
-    assert page.addresses[:4] == [page.addresses[0]] * 4
+    assert "50.0 %" in page.text  # videos accepted
+    assert "67.5 %" in page.text  # frames used: 216 of 320
+    assert len(page.addresses) == 16
+    assert len(set(page.addresses[:8])) == 8, "eight places, spread over the video"
+
+
+def test_the_dataset_report_shows_what_the_rules_left_out(tmp_path: Path) -> None:
+    base = make_dataset(tmp_path / "people", PEOPLE, rules=["face_px>=50 and abs(yaw)<4"])
+    page = page_of(base, tmp_path / "sheet.html")
+    assert "face_px>=50 and abs(yaw)<4" in page.text
+    assert "3 segments" in page.text
+    assert len(page.addresses) == 3 + 8  # what fell, and the one that is left
+    assert "20" in page.text
+    assert "–" in page.text, "what was not measured has no number"
+    html = (tmp_path / "sheet.html").read_text(encoding="utf8")
+    assert html.count('class="limit"') == 3  # face_px at 50, yaw at ±4
+    assert "anna-1" not in page.text, "nothing of it is left"
+
+
+def test_a_selection_has_a_report_with_the_pictures_of_its_source(tmp_path: Path) -> None:
+    base = make_dataset(tmp_path / "people", PEOPLE)
+    view = write_selection(choose(base, parse_rules(["yaw>0"])), tmp_path / "view")
+    page = page_of(view, tmp_path / "sheet.html")
+    assert "selected from ../people" in page.text
+    assert "1 of them not measured" in page.text
+    assert len(page.addresses) == 3 + 8
+
+
+@pytest.mark.parametrize(
+    ("order", "first"), [("yaw", "anna-1"), ("-face_px", "bert-2"), ("face_px", "anna-1"), ("-num_frames", "anna-1")]
+)
+def test_videos_come_in_the_order_asked_for(tmp_path: Path, order: str, first: str) -> None:
+    people: dict[str, list[Scores]] = {"anna-1": PEOPLE["anna-1"], "bert-2": PEOPLE["bert-2"][:1]}
+    page = page_of(make_dataset(tmp_path / "people", people), tmp_path / "sheet.html", order=order, max_videos=1)
+    others = set(people) - {first}
+    assert first in page.text
+    assert not any(other in page.text for other in others)
+    assert "1 of 2" in page.text
+
+
+def test_an_unknown_order_lists_the_choices(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "people", PEOPLE)
+    with pytest.raises(ValueError, match="'size': there are even, random, face_px, yaw, num_frames"):
+        inspect_report(dataset, tmp_path / "sheet.html", order="size")
+    (dataset.root / "segments" / "anna-1.parquet").unlink()
+    with pytest.raises(ValueError, match=r"anna-1\.parquet: missing"):
+        inspect_report(dataset, tmp_path / "sheet.html")
+    assert not (tmp_path / "sheet.html").exists()
+
+
+def test_random_videos_are_the_same_every_time(tmp_path: Path) -> None:
+    many: dict[str, list[Scores]] = {f"v{i:02d}": [{"yaw": 0.0}] for i in range(12)}
+    index = make_dataset(tmp_path / "people", many).index()
+    order = video_order(index, "random")
+    assert order == video_order(index, "random") != video_order(index, "even")
+    assert sorted(order) == video_order(index, "even") == sorted(many)
+
+
+def test_offsets_have_a_verdict(tmp_path: Path) -> None:
+    late: dict[str, list[Scores]] = {"a": [{"sync_offset": 3.0}] * 9 + [{"sync_offset": None}]}
+    page = page_of(make_dataset(tmp_path / "people", late), tmp_path / "sheet.html")
+    assert "all sound is 3 frames late" in page.text
+    assert "1 not measured" in page.text
+
+
+def test_refused_inputs_show_a_picture_where_they_can_still_be_read(tmp_path: Path, media: Any) -> None:
+    readable = media.write("seen.mkv", times=[i / 25 for i in range(5)])
+    (readable.parent / "text.mp4").write_text("no video")
+    gone = [{"path": name, "reason": "no_face", "detail": ""} for name in ("gone.mp4", readable.name, "text.mp4")]
+    dataset = make_dataset(tmp_path / "people", {}, rejected=gone, source=str(readable.parent))
+    assert len(page_of(dataset, tmp_path / "sheet.html").addresses) == 1
+    view = tmp_path / "view"
+    write_json(view / MANIFEST, dataset.info | {"source": "../people", "source_hash": dataset.hash})
+    assert source_folder(Dataset(view)) == readable.parent
+    write_json(view / MANIFEST, dataset.info | {"source": "s3://bucket/videos"})
+    assert source_folder(Dataset(view)) is None
 
 
 def test_a_dataset_where_everything_was_refused_has_a_report(tmp_path: Path) -> None:
-    dataset = make_dataset(tmp_path / "people")
-    rows = [row for row in dataset.videos().to_pylist() if row["status"] != "accepted"]
-    write_videos(dataset.root, rows)
-    (dataset.root / SEGMENTS / "anna-1.parquet").unlink()
-    write_json(dataset.root / MANIFEST, manifest(BuildConfig(), {"mel": {"dim": 320}}, rows, "abc123"))
-    inspect_report(Dataset(dataset.root), tmp_path / "sheet.html")
-    assert "killed 3 times" in Page((tmp_path / "sheet.html").read_text(encoding="utf8")).text
+    page = page_of(make_dataset(tmp_path / "people", {}, rejected=REFUSED), tmp_path / "sheet.html")
+    assert "killed 3 times" in page.text
+    assert page.addresses == []
+
+
+def test_a_histogram_counts_every_value_once() -> None:
+    values = np.concatenate([np.random.default_rng(0).normal(0, 1, 997), [1e6, -1e6, math.nan]])
+    kept = np.arange(1000) % 4 > 0
+    drawn = histogram(values, kept, limits=[(0.0, "x>=0"), (5e6, "far")])
+    kept_counts, fell_counts = zip(
+        *(map(int, re.findall(r"(\d+) (?:kept|fell)", bar.text)) for bar in drawn.bars), strict=True
+    )
+    assert (sum(kept_counts), sum(fell_counts)) == (drawn.kept, drawn.fell) == (749, 250)
+    assert drawn.not_measured == 1
+    assert len(drawn.bars) > 10, "two far values must not press the others into one bar"
+    assert [limit.text for limit in drawn.limits] == ["x>=0"]
+    highest = max(bar.kept_height + bar.fell_height for bar in drawn.bars)
+    assert 0.8 * drawn.bottom < highest <= drawn.bottom
+
+
+def test_whole_numbers_have_a_bar_each_in_the_middle_of_which_they_lie() -> None:
+    drawn = histogram(np.array([-2.0, 0, 0, 3]), np.ones(4, bool), step=1)
+    assert [bar.kept_height > 0 for bar in drawn.bars] == [True] * 3
+    places = {tick.text: tick.place for tick in drawn.ticks}
+    middle = drawn.bars[1].x + drawn.bars[1].width / 2
+    assert middle == pytest.approx(places["0"], abs=1)
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [5.0], [0.1, 0.1], [1e-30, 2e-30], [-1e30, 1e30]])
+def test_a_histogram_of_odd_values_is_finite(values: list[float]) -> None:
+    drawn = histogram(np.array(values), np.ones(len(values), bool))
+    assert drawn.kept + drawn.not_measured == len(values)
+    assert all(map(math.isfinite, [n for b in drawn.bars for n in (b.x, b.width, b.kept_height, b.fell_height)]))

@@ -14,10 +14,12 @@ import pytest
 from lawdnet.audio.io import load_audio
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
+from lawdnet.data.selection import check_files
 from lawdnet.landmarks.openface import read_csv, write_csv
 from lawdnet.types import FPS
 from lawdnet.video import decode, write_video
-from pipelines.dataset import build, list_inputs
+from pipelines.dataset import build
+from pipelines.inputs import list_inputs
 from tests.pipelines.conftest import copy
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)
@@ -81,7 +83,7 @@ BAD: dict[str, tuple[str, Callable[[Path, Path], object]]] = {
     "lost.mp4": ("no_face", fail_rows),
     "nan.mp4": ("no_face", lambda drawn, to: move_points(drawn, to, lambda points: points.fill(np.nan))),
     "leaves.mp4": ("face_leaves_picture", lambda drawn, to: move_points(drawn, to, leave)),
-    "grows.mp4": ("face_size_changes", lambda drawn, to: move_points(drawn, to, grow)),
+    "grows.mp4": ("threshold", lambda drawn, to: move_points(drawn, to, grow)),
     "53_frames.mp4": ("too_short", lambda drawn, to: rewrite(drawn, to, frames=53)),
     "dangling.mp4": ("unreadable", lambda drawn, to: to.symlink_to(to.with_name("unmounted"))),
     "zeros.mp4": ("no_face", lambda drawn, to: move_points(drawn, to, lambda points: points.fill(0))),
@@ -151,7 +153,8 @@ def test_the_good_come_out_as_without_the_bad(built: Dataset, drawn: Path, tmp_p
     for name in GOOD_NAMES:
         copy(drawn, clean / name)
     alone = build(clean, tmp_path / "dataset", CONFIG)
-    assert digest(alone.root / "segments") == digest(built.root / "segments")
+    kept = {name: value for name, value in digest(built.root / "segments").items() if not name.startswith("grows-")}
+    assert digest(alone.root / "segments") == kept
     assert alone.hash == built.hash
 
 
@@ -177,7 +180,7 @@ def test_a_build_goes_on_where_it_was_killed(built: Dataset, source: Path, tmp_p
     assert redo <= done_again
     assert len(done_again) <= len(redo) + 1, "what was finished is not computed again"
     assert {k: v for k, v in digest(root / "segments").items() if k.endswith(".parquet")} == whole
-    columns = [c for c in built.videos().column_names if c != "seconds"]
+    columns = [c for c in built.videos().column_names if not c.startswith("seconds")]
     assert again.videos().select(columns).equals(built.videos().select(columns))
     assert again.info == built.info
 
@@ -215,8 +218,8 @@ def test_a_missing_segment_file_is_named(built: Dataset, tmp_path: Path) -> None
     root = tmp_path / "dataset"
     shutil.copytree(built.root, root)
     sorted((root / "segments").iterdir())[0].unlink()
-    with pytest.raises(ValueError, match=f"1 of {len(GOOD_NAMES)} segment files are missing.*build` again"):
-        Dataset(root).segments()
+    with pytest.raises(ValueError, match=f"1 of {len(GOOD_NAMES)} segment files are missing.*again"):
+        check_files(Dataset(root))
 
 
 def test_no_input_is_an_error(tmp_path: Path) -> None:

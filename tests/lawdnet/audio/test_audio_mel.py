@@ -77,6 +77,19 @@ def test_filters_are_slaneys() -> None:
     np.testing.assert_allclose(mel._mel_to_hz(np.array([3.0, 42.0])), [200, 6400])
 
 
+@pytest.mark.parametrize("samples", [640, 16_001])
+def test_it_is_librosas_mel_spectrogram_in_decibels(samples: int) -> None:
+    librosa = pytest.importorskip("librosa", reason="librosa is not installed")
+    wave = speech_like(samples).astype(np.float64)
+    rows = -(-samples // 640)
+    # Hop h is centred on sample 160·h - 240; librosa centres its frame k on sample 400 + 160·k of what it is given.
+    padded = np.concatenate([np.zeros(640), wave, np.zeros(640 * rows + 400 - samples)])
+    options = {"sr": 16_000, "n_fft": 800, "hop_length": 160, "window": "hann", "center": False}
+    power = librosa.feature.melspectrogram(y=padded, n_mels=80, fmin=55, fmax=7600, **options).T[: 4 * rows] / 200**2
+    expected = (10 * np.log10(np.maximum(power, 1e-10)) + 100) / 40 - 1
+    np.testing.assert_allclose(mel.Mel().extract(wave).reshape(-1, 80), expected, atol=1e-5)
+
+
 def test_wrong_use_is_named() -> None:
     with pytest.raises(ValueError, match="hops: 'sum'"):
         Mel(hops="sum")

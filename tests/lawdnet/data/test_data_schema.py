@@ -5,8 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lawdnet.data.manifest import Dataset, atomic, write_json
+from lawdnet.data.manifest import Dataset
 from lawdnet.data.schema import read_segment, segment_to_table, table_to_segment, write_segments
+from lawdnet.storage import atomic, write_json
 from lawdnet.types import Segment
 
 

@@ -300,6 +300,20 @@ def test_a_picture_that_the_decoder_leaves_out_is_damage(hidden: set[int], messa
         list(fake_pictures(packets))
 
 
+def test_time_stamps_that_waver_do_not_shift_what_follows() -> None:
+    packets = [FakePacket(pts) for pts in (0, 1, 2, 2, 4, 3, 6, 7)]
+    times = [25 * time for time, _ in fake_pictures(packets)]
+    assert times == [0, 1, 2, 2, 4, 4, 6, 7]
+    ticks = [index for index, _ in on_clock((time / 25, None) for time in times)]
+    assert ticks == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_time_stamps_that_start_again_are_damage() -> None:
+    packets = [FakePacket(pts) for pts in (0, 1, 2, 3, 4, 0, 1, 2)]
+    with pytest.raises(Rejected, match="stopped at frame 5 of about 8: the time stamps go back"):
+        list(fake_pictures(packets))
+
+
 def test_declared_lengths_are_not_believed(media: Any) -> None:
     path = media.write("clip.mp4", times=[Fraction(index, 25) for index in range(10)])
     content = bytearray(path.read_bytes())

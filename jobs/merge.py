@@ -1,0 +1,55 @@
+"""Makes one dataset of several."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from jobs import console
+
+SHOWN = 5
+"""Twins and renamed videos that are named one by one."""
+
+
+def merge(
+    datasets: Annotated[list[str], typer.Argument(metavar="DATASET…", help="At least two; never changed.")],
+    out: Annotated[str, typer.Option(metavar="DATASET", help="Folder of the result.", show_default=False)],
+    as_json: console.Json = False,
+) -> None:
+    """Make one dataset of several, with every video once, on the side (train or val) it was on.
+
+    The same video in two datasets is taken from the one named first. All must have the same crop size and features.
+    What rules left out stays out; a score that one of them did not measure is empty.
+
+    Example: `lawdnet merge hdtf bilibili --out all`
+    """
+    if len(datasets) < 2:
+        raise console.WrongUsage("merge: name at least two datasets")
+    from lawdnet.data.merge import merge as merge_datasets
+    from lawdnet.data.transfer import local_folder
+    from lawdnet.storage import locate
+
+    folder = local_folder(out)
+    with console.Meter("merge", "files") as meter:
+        merged = merge_datasets([locate(name) for name in datasets], folder, on_file=meter.update)
+        seconds = meter.seconds
+    content = {"dataset": out, "seconds": round(seconds, 3), **dataclasses.asdict(merged)}
+    taken = f"{console.count(merged.videos, 'video')} with {console.count(merged.segments, 'segment')}"
+    lines = [f"merged {len(datasets)} datasets into {out} in {console.duration(seconds)}: {taken}"]
+    lines += _named("in several datasets, taken from the first", merged.twins)
+    lines += _named("of these on another side there", merged.changed_sides)
+    lines += _named("renamed", [f"{old} → {new}" for old, new in merged.renamed.items()])
+    console.result(content, [*lines, f"next: lawdnet inspect {out}"], as_json)
+
+
+def _named(title: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = [f"      … and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return [f"  {len(names)} {title}", *(f"      {name}" for name in names[:SHOWN]), *more]
+
+
+if __name__ == "__main__":
+    console.run(merge)

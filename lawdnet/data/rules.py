@@ -1,0 +1,205 @@
+"""Rules over a dataset's index: which measured segments belong to it, and how many fell at which rule.
+
+Shape letter: R rows of an index.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lawdnet.data.schema import SCORE
+from lawdnet.types import Bool
+
+SCORES = {
+    "face_px": "mean face size in the source, px",
+    "scale_change": "largest over smallest face size",
+    "face_share": "share of frames in which a face was found",
+    "sharpness": "sharpness of the face",
+    "yaw": "head turned to the side, degrees",
+    "pitch": "head turned up or down, degrees",
+    "roll": "head tilted, degrees",
+    "brightness": "mean brightness of the face, 0 … 255",
+    "loudness": "loudness of the sound, dBFS",
+    "speech_ratio": "share of the sound that is speech",
+    "silence": "share of the sound that is silent",
+    "sync_offset": "sound later than picture, frames",
+    "sync_confidence": "how sure the offset is",
+    "sync_distance": "distance of sound and picture at the offset",
+}
+"""What the scores of a build mean. The sync_ ones need a sync network."""
+NUMBERS = ("num_frames", "start_frame", "track")
+TEXTS = ("split", "video_id")
+OPERATORS: dict[str, Callable[..., pa.ChunkedArray]] = {
+    ">=": pc.greater_equal,
+    "<=": pc.less_equal,
+    "==": pc.equal,
+    "!=": pc.not_equal,
+    ">": pc.greater,
+    "<": pc.less,
+}
+_CONDITION = re.compile(
+    r"""\s* (?P<abs>abs\s*\()? \s* (?P<name>\w+) \s* (?(abs)\)) \s* (?P<op>>=|<=|==|!=|>|<) \s*
+    (?: '(?P<single>[^']*)' | "(?P<double>[^"]*)" | (?P<plain>[^\s<>=!'"]+) ) \s*""",
+    re.VERBOSE,
+)
+_AND = re.compile(r"and\b")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One comparison; `name` is a score without its prefix, or another column of the index."""
+
+    name: str
+    operator: str
+    value: float | str
+    is_absolute: bool = False
+
+    @property
+    def column(self) -> str:
+        """The index's column."""
+        return self.name if self.name in (*NUMBERS, *TEXTS) else SCORE + self.name
+
+    def __str__(self) -> str:
+        name = f"abs({self.name})" if self.is_absolute else self.name
+        if isinstance(self.value, float):
+            return f"{name}{self.operator}{self.value:.10g}"
+        quote = '"' if "'" in self.value else "'" if re.search(r'[\s<>=!"]|^$', self.value) else ""
+        return f"{name}{self.operator}{quote}{self.value}{quote}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A segment stays where all conditions hold; `str` gives the text that parses to the same rule."""
+
+    conditions: tuple[Condition, ...]
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self.conditions))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one rule did to the rows that the rules before it had left."""
+
+    rule: str
+    """Its text; empty for the first step, which counts the rows that there were."""
+    dropped: int
+    left: int
+    not_measured: int = 0
+    """Of the dropped: rows without a value for this rule."""
+
+
+def parse_rule(text: str, scores: Collection[str] = tuple(SCORES)) -> Rule:
+    """`NAME OP VALUE`, several joined by `and`: "face_px>=100 and abs(yaw)<30", "split==val", "video_id!='a b'".
+
+    Args:
+        scores: names of scores that may be used, besides num_frames, start_frame, track, split and video_id.
+
+    Raises:
+        ValueError: not of this form, an unknown name (the message lists the valid ones), or a value that does not
+            fit the name.
+    """
+    conditions, place = [], 0
+    while match := _CONDITION.match(text, place):
+        conditions.append(_condition(text, match, scores))
+        if match.end() == len(text):
+            return Rule(tuple(conditions))
+        joint = _AND.match(text, match.end())
+        if not joint:
+            break
+        place = joint.end()
+    example = "write NAME OP VALUE, as in 'face_px>=100' or 'abs(sync_offset)<=6 and split==train'"
+    raise ValueError(f"rule {text!r}: {example}; OP is one of {' '.join(OPERATORS)}")
+
+
+def parse_rules(texts: Iterable[str], scores: Collection[str] = tuple(SCORES)) -> list[Rule]:
+    """Each text as `parse_rule` reads it."""
+    return [parse_rule(text, scores) for text in texts]
+
+
+def _condition(text: str, match: re.Match[str], scores: Collection[str]) -> Condition:
+    name, operator = match["name"], match["op"]
+    value = next(match[group] for group in ("single", "double", "plain") if match[group] is not None)
+    if name in TEXTS:
+        if operator not in ("==", "!=") or match["abs"]:
+            raise ValueError(f"rule {text!r}: {name} is text; compare it with == or !=")
+        return Condition(name, operator, value)
+    if name not in (*scores, *NUMBERS):
+        raise ValueError(f"rule {text!r}: unknown name {name!r}; there are {', '.join([*scores, *NUMBERS, *TEXTS])}")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"rule {text!r}: {value!r} is no number")
+    return Condition(name, operator, number, bool(match["abs"]))
+
+
+def score_names(index: pa.Table) -> list[str]:
+    """Scores that an index has, without their prefix."""
+    return [name.removeprefix(SCORE) for name in index.column_names if name.startswith(SCORE)]
+
+
+def apply_rules(index: pa.Table, rules: Sequence[Rule]) -> tuple[pa.Table, list[Step]]:
+    """Marks each row in column `dropped` with the first rule that it falls at.
+
+    A row falls where a condition does not hold, or where its value was not measured (null or NaN). Rows that are
+    marked already stay so and are not counted.
+
+    Args:
+        index: R rows in the columns of a dataset's index.
+
+    Returns:
+        The index with its column `dropped` filled, and the funnel: a first step with all rows that were not yet
+        marked, and one per rule.
+
+    Raises:
+        ValueError: a rule names a score that the index does not have.
+    """
+    fell_R = np.zeros(len(index), np.int32)
+    left_R = _to_bool(pc.equal(index["dropped"], ""))
+    steps = [Step("", 0, int(left_R.sum()))]
+    for number, rule in enumerate(rules, 1):
+        keep_R, measured_R = _judge(index, rule)
+        out_R = left_R & ~keep_R
+        fell_R[out_R] = number
+        left_R &= keep_R
+        steps.append(Step(str(rule), int(out_R.sum()), int(left_R.sum()), int((out_R & ~measured_R).sum())))
+    return mark(index, fell_R, [str(rule) for rule in rules]), steps
+
+
+def mark(index: pa.Table, fell_R: np.ndarray, texts: Sequence[str]) -> pa.Table:
+    """The index whose rows with fell_R = k > 0 carry `texts[k - 1]` in column `dropped`; the others stay."""
+    new = pa.array(["", *texts], pa.string()).take(pa.array(fell_R))
+    marks = pc.if_else(pa.array(fell_R > 0), new, index["dropped"])
+    return index.set_column(index.column_names.index("dropped"), "dropped", marks)
+
+
+def _judge(index: pa.Table, rule: Rule) -> tuple[Bool, Bool]:
+    """(every condition holds, every value was measured) of R rows."""
+    keep_R = np.ones(len(index), np.bool_)
+    measured_R = keep_R.copy()
+    for condition in rule.conditions:
+        if condition.column not in index.column_names:
+            there = ", ".join([*score_names(index), *NUMBERS, *TEXTS])
+            raise ValueError(f"rule {str(rule)!r}: {condition.name} was not measured; there are {there}")
+        column = index[condition.column]
+        values = pc.abs(column) if condition.is_absolute else column
+        # a score is a float32: 0.7 has to be the same number on both sides
+        wanted = pa.scalar(condition.value, pa.float32() if pa.types.is_float32(column.type) else None)
+        there_R = ~_to_bool(pc.is_null(column, nan_is_null=True))
+        measured_R &= there_R
+        keep_R &= there_R & _to_bool(OPERATORS[condition.operator](values, wanted))
+    return keep_R, measured_R
+
+
+def _to_bool(column: pa.ChunkedArray) -> Bool:
+    """R truth values; null is False."""
+    return np.asarray(pc.fill_null(column, False).to_numpy(), np.bool_)

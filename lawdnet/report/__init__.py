@@ -1,0 +1,6 @@
+"""Reports as single HTML files that open from disk."""
+
+from lawdnet.report.dataset import inspect_report
+from lawdnet.report.quickstart import QuickstartContent, quickstart_report
+
+__all__ = ["QuickstartContent", "inspect_report", "quickstart_report"]

@@ -1,0 +1,114 @@
+"""Small random weights in the published file formats, which the extractors' real loaders read."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lawdnet.audio import AudioExtractor, make_extractor
+from lawdnet.audio.deepspeech import import_tensorflow
+
+NEEDS = {"deepspeech": "tensorflow", "hubert": "transformers"}
+NAMES = ["mel", "deepspeech", "deepspeech2", "hubert"]
+DECAY = 0.7
+"""What the small DeepSpeech graph remembers from one row to the next."""
+
+
+def need(package: str) -> None:
+    """Skip the test where an optional package is missing; importing it is left to who uses it."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+
+
+def tiny(name: str, folder: Path, **options: Any) -> AudioExtractor:
+    """An extractor over small weights, made in that folder."""
+    if name in NEEDS:
+        need(NEEDS[name])
+    if name == "deepspeech":
+        write_graph(folder / "output_graph.pb", deepspeech_weights())
+    if name == "deepspeech2":
+        write_checkpoint(folder / "librispeech_pretrained_v3.ckpt")
+    if name == "hubert":
+        write_hubert(folder / "tiny")
+        options = {"model": "tiny"} | options
+    if name != "mel":
+        options = {"weights_dir": folder, "device": "cpu"} | options
+    return make_extractor(name, **options)
+
+
+def deepspeech_weights() -> np.ndarray:
+    """494×29; a row's nearest neighbours count most, as in a trained network."""
+    weights = np.random.default_rng(0).normal(size=(19, 26, 29)) / 26
+    return (weights * np.exp(-np.abs(np.arange(19) - 9))[:, None, None]).reshape(494, 29).astype(np.float32)
+
+
+def deepspeech_output(input_TD: np.ndarray) -> np.ndarray:
+    """What the graph of `write_graph` computes of one whole file, in numpy: T×29."""
+    ahead, back = (input_TD @ deepspeech_weights() for _ in range(2))
+    for t in range(1, len(ahead)):
+        ahead[t] += DECAY * ahead[t - 1]
+        back[-1 - t] += DECAY * back[-t]
+    return ahead + back
+
+
+def write_graph(path: Path, weights: np.ndarray, batch: int | None = None) -> None:
+    """A frozen graph with the tensor names of DeepSpeech 0.1.0: a leaky sum in both directions."""
+    tf = import_tensorflow()
+    v1 = tf.compat.v1
+    with tf.Graph().as_default() as graph, v1.Session(graph=graph) as session:
+        rows = v1.placeholder(tf.float32, [batch, None, 494], name="input_node")
+        lengths = v1.placeholder(tf.int32, [batch], name="input_lengths")
+        matrix = v1.get_variable("h1", initializer=weights, use_resource=False)
+        mask = tf.transpose(tf.sequence_mask(lengths, tf.shape(rows)[1], tf.float32))[..., None]
+        hidden = tf.transpose(tf.tensordot(rows, matrix, 1), [1, 0, 2]) * mask
+        both = [tf.scan(lambda past, new: DECAY * past + new, hidden, reverse=back) for back in (False, True)]
+        tf.add(*both, name="logits")
+        session.run(v1.global_variables_initializer())
+        frozen = v1.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), ["logits"])
+    path.write_bytes(frozen.SerializeToString())
+
+
+def deepspeech2_state(classes: int = 29) -> dict[str, Any]:
+    """A small DeepSpeech 2 in which time runs alike in both directions and the normalisation layers do something."""
+    import torch
+
+    from lawdnet.audio.deepspeech2_model import DeepSpeech2Model
+
+    torch.manual_seed(0)
+    state = DeepSpeech2Model(hidden=16, layers=3, classes=classes).state_dict()
+    for key in state:
+        if key.endswith("running_mean"):
+            state[key] = 0.1 * torch.randn_like(state[key])
+        if key.endswith("running_var"):
+            state[key] = 1 + torch.rand_like(state[key])
+        if key.endswith("_reverse"):
+            state[key] = state[key.removesuffix("_reverse")]
+        if state[key].ndim == 4:
+            state[key] = state[key] + state[key].flip(3)
+    return state
+
+
+def write_checkpoint(path: Path, **more: Any) -> None:
+    """What Lightning saves."""
+    import torch
+
+    torch.save({"state_dict": deepspeech2_state(), "epoch": 7, **more}, path)
+
+
+def write_hubert(folder: Path, kind: str = "Hubert", **more: Any) -> Any:
+    """A small random HuBERT, Wav2Vec2 or WavLM saved by transformers; the network is handed back."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes |= {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+    config = getattr(transformers, f"{kind}Config")(**(sizes | more))
+    transformers.utils.logging.disable_progress_bar()
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    model.save_pretrained(folder)
+    return model
