@@ -41,7 +41,12 @@ def build(
     ] = 320,
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="RULE", help="Only segments whose scores meet this; again for more.", show_default=False),
+        typer.Option(
+            metavar="RULE",
+            help="Only segments whose scores meet this, as `select` takes it; again for more. Without it: "
+            "scale_change<=1.5.",
+            show_default=False,
+        ),
     ] = None,
     sync: Annotated[
         Path | None,
@@ -117,8 +122,6 @@ def build_config(settings: Iterable[str], **options: Any) -> BuildConfig:
     """
     import dataclasses
 
-    import yaml
-
     from lawdnet.data.config import BuildConfig
 
     defaults = {field.name: field.default for field in dataclasses.fields(BuildConfig) if field.name != "options"}
@@ -130,11 +133,11 @@ def build_config(settings: Iterable[str], **options: Any) -> BuildConfig:
             raise ValueError(f"--set {setting!r}: write key=value")
         name, dot, option = key.partition(".")
         if dot:
-            nested.setdefault(name, {})[option] = _option(name, option, yaml.safe_load(text))
+            nested.setdefault(name, {})[option] = _option(name, option, _value(key, text))
             continue
         if key not in defaults:
             raise ValueError(f"--set: unknown key {key!r}; valid are {', '.join(defaults)}, and FEATURE.OPTION")
-        options[key] = _typed(key, yaml.safe_load(text), type(defaults[key]))
+        options[key] = _typed(key, _value(key, text), type(defaults[key]))
     return BuildConfig(**options, options=nested)
 
 
@@ -151,6 +154,15 @@ def _option(name: str, option: str, value: Any) -> Any:
     if option not in valid:
         raise ValueError(f"--set {name}.{option}: valid are {', '.join(valid) or 'none'}")
     return value
+
+
+def _value(key: str, text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {key}: {text!r} is no YAML value; quotes around it make it text") from None
 
 
 def _typed(key: str, value: Any, wanted: type) -> Any:

@@ -7,14 +7,18 @@ from typing import Annotated
 import typer
 
 from jobs.build_dataset import build
+from jobs.compare import compare
 from jobs.console import command
 from jobs.doctor import doctor
+from jobs.evaluate import evaluate
+from jobs.export import export
 from jobs.export_segments import export_segments
 from jobs.import_lawdnet import import_lawdnet
 from jobs.infer import infer
 from jobs.inspect_dataset import inspect
 from jobs.merge import merge
 from jobs.quickstart import quickstart
+from jobs.report import report
 from jobs.select_dataset import select
 from jobs.synth import synth
 from jobs.train import train
@@ -36,7 +40,11 @@ for function in (
     import_lawdnet,
     export_segments,
     train,
+    report,
     infer,
+    evaluate,
+    compare,
+    export,
     doctor,
 ):
     app.command()(command(function))

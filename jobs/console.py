@@ -10,6 +10,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,8 @@ PLAIN_SECONDS = 5.0
 
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets this variable for what `ray job submit` runs."""
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where a failure happened, and what the library logs.")]
@@ -100,7 +103,8 @@ def one_line(error: BaseException) -> str:
     """What went wrong, for a person: users' errors as they are, others with their type."""
     error = _cause(error)
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        # what a file was to become is what its reader knows, not the temporary name that it has until then
+        return f"{error.filename2 or error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
     if isinstance(error, ValueError | OSError):
         return text
@@ -119,12 +123,18 @@ def _cause(error: BaseException) -> BaseException:
 
 def say(text: str) -> None:
     """A line to stderr, at once."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def printable(line: str) -> str:
+    """The line with control characters spelt out: a file's name may hold line ends, and what steers a terminal."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 def result(content: Any, lines: Sequence[str], as_json: bool) -> None:
     """What a command found or made, as JSON or as the lines of its summary."""
-    print(json.dumps(content, indent=2, ensure_ascii=False, default=str) if as_json else "\n".join(lines), flush=True)
+    shown = [json.dumps(content, indent=2, ensure_ascii=False, default=str)] if as_json else map(printable, lines)
+    print("\n".join(shown), flush=True)
 
 
 def columns(rows: Sequence[tuple[str, str]]) -> list[str]:

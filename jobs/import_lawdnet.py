@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +63,8 @@ def import_lawdnet(
     content = describe(dataset) | {"seconds": round(seconds, 3)}
     lines = [f"imported {out} in {console.duration(seconds)}", *summary(content)]
     if content["videos"]["accepted"]:
-        lines.append(f"next: lawdnet train {out} --out RUN --set audio_feature={feature} --set sync_feature={feature}")
+        sets = f"--set audio_feature={feature} --set sync_feature={feature}"
+        lines.append(f"next: lawdnet train {shlex.quote(out)} --out RUN {sets}")
     console.result(content, lines, as_json)
 
 

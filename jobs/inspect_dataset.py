@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +19,9 @@ EXAMPLES = 3
 
 def inspect(
     dataset: Annotated[str, typer.Argument(help="A dataset: a folder, or an address such as s3://bucket/name.")],
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a report with pictures.")] = None,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write a report with pictures, here or to s3://… or gs://….")
+    ] = None,
     max_videos: Annotated[int, typer.Option(min=0, help="Videos with pictures in the report.")] = 50,
     order: Annotated[
         str,
@@ -35,14 +36,18 @@ def inspect(
     from lawdnet.data.manifest import Dataset
     from lawdnet.storage import locate
 
+    if order != "even" and not html:
+        raise console.WrongUsage(f"--order {order}: chooses the pictures of a report; add --html FILE")
+    with console.options():
+        page = locate(html) if html else None
     opened = Dataset(locate(dataset))
     content = describe(opened) | {"scores": scores(opened)}
     lines = [str(dataset), *summary(content)]
-    if html:
+    if page:
         from lawdnet.report import inspect_report
 
-        inspect_report(opened, html, max_videos=max_videos, order=order)
-        content["html"] = str(html)
+        inspect_report(opened, page, max_videos=max_videos, order=order)
+        content["html"] = html
         lines.append(f"report: {html}")
     console.result(content, lines, as_json)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from typing import Annotated
 
 import typer
@@ -41,7 +42,7 @@ def merge(
     lines += _named("in several datasets, taken from the first", merged.twins)
     lines += _named("of these on another side there", merged.changed_sides)
     lines += _named("renamed", [f"{old} → {new}" for old, new in merged.renamed.items()])
-    console.result(content, [*lines, f"next: lawdnet inspect {out}"], as_json)
+    console.result(content, [*lines, f"next: lawdnet inspect {shlex.quote(out)}"], as_json)
 
 
 def _named(title: str, names: list[str]) -> list[str]:

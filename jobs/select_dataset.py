@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,8 +50,9 @@ def select(
     from lawdnet.storage import locate
 
     opened = Dataset(locate(dataset))
+    names = score_names(opened.index())
     with console.options():
-        rules = parse_rules(where, score_names(opened.index()))
+        rules = parse_rules(where, names)
         if not rules and max_per_video is None and not fresh:
             raise ValueError("nothing to select by; give --where, --max-per-video or --fresh")
     selection = choose(opened, rules, max_per_video=max_per_video, is_fresh=fresh)
@@ -67,7 +69,7 @@ def select(
             made = write_selection(selection, locate(out), copy=copy, on_video=meter.update)
         content |= {"out": out, "hash": made.hash, "copy": copy}
         lines += [f"wrote {out}, {'a copy' if copy else f'which points into {dataset}: keep both'}"]
-        lines.append(f"next: lawdnet train {out} --out RUN")
+        lines.append(f"next: lawdnet train {shlex.quote(out)} --out RUN")
     console.result(content, lines, as_json)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,41 +11,94 @@ from jobs import console
 from jobs.build_dataset import split
 
 if TYPE_CHECKING:
+    from lawdnet.storage import Location
     from lawdnet.training.config import TrainConfig
     from lawdnet.training.stages import Stage
 
 
 def train(
-    dataset: Annotated[Path, typer.Argument(help="A folder made by `lawdnet build`.")],
-    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run.", show_default=False)],
+    dataset: Annotated[str, typer.Argument(help="A folder made by `lawdnet build`, or s3://… or gs://….")],
+    out: Annotated[
+        str, typer.Option(metavar="RUN", help="Folder of the run, or s3://… or gs://….", show_default=False)
+    ],
     stages: Annotated[str, typer.Option(help="Stages by name, separated by commas; all where empty.")] = "",
     preset: Annotated[str, typer.Option(help="full: the published networks; small: trains on a laptop.")] = "full",
-    workers: Annotated[int, typer.Option(min=1, help="Processes that train together, one CPU or GPU each.")] = 1,
+    workers: Annotated[
+        str,
+        typer.Option(
+            metavar="N|MIN:MAX",
+            help="Processes that train together, one CPU or GPU each; MIN:MAX takes what the cluster has at the moment "
+            "and gives back what it loses, without changing what is learnt; 0: in this process, without Ray.",
+        ),
+    ] = "1",
     gpu: Annotated[bool, typer.Option("--gpu", help="A GPU for each worker.")] = False,
+    init: Annotated[
+        str,
+        typer.Option(
+            metavar="OLD.pth|RUN", help="A published file or another run that the first generator stage starts from."
+        ),
+    ] = "",
+    gate: Annotated[
+        list[str],
+        typer.Option(
+            metavar="RULE",
+            show_default=False,
+            help="What a stage must show on held-out videos before the next begins, such as mouth_correlation>=0.8; "
+            "may be repeated.",
+        ),
+    ] = [],  # noqa: B006 typer copies it
+    best: Annotated[
+        str, typer.Option(metavar="MEASURE", help="Keep the best checkpoint by this; by default mouth_correlation.")
+    ] = "",
+    validate_every: Annotated[
+        int, typer.Option(min=0, help="Epochs between two validations on held-out videos; 0: none.")
+    ] = 1,
+    save_every_epochs: Annotated[int, typer.Option(min=1, help="Epochs between two checkpoints.")] = 1,
+    save_every_steps: Annotated[
+        int, typer.Option(min=0, help="Steps between two checkpoints within an epoch, the most that a crash costs.")
+    ] = 0,
+    keep: Annotated[int, typer.Option(min=1, help="Newest checkpoints of a stage that stay, beside the best.")] = 2,
+    logger: Annotated[
+        str, typer.Option(help="Where figures go, separated by commas: jsonl (always), wandb, tensorboard.")
+    ] = "jsonl",
     settings: console.Settings = [],  # noqa: B006 typer copies it
     as_json: console.Json = False,
 ) -> None:
     """Train the generator, stage after stage, and the sync network that judges it.
 
-    Finished stages are skipped and a stage that was stopped goes on from its last epoch, when the same command runs
-    again. `--set` takes a key of the run (seed=1) or of a stage (frame_64.batch_size=8, stages.lr=1e-4).
+    When the same command runs again, finished stages are skipped and a stage that was stopped, by whatever, goes on
+    from its newest checkpoint, exactly as if it had not stopped. `--set` takes a key of the run (seed=1) or of a stage
+    (frame_64.batch_size=8, stages.lr=1e-4).
 
-    Example: `lawdnet train dataset --out run --preset small --stages syncnet,frame_64`
+    The batch of a step is `batch_size` for each of the most workers; fewer take several each, with the same result.
+
+    Example: `lawdnet train dataset --out run --preset small --stages syncnet,frame_64 --gate 'accuracy>=0.95'`
     """
+    from lawdnet.storage import locate
+
     with console.options():
         from lawdnet.training.config import make_config
 
         config = make_config(preset, split(stages), settings)
+        from pipelines.elastic import Workers
+        from pipelines.running import Running
+
+        running = Running(
+            workers=Workers.parse(workers), gpu=gpu, init=init, gates=tuple(gate), best=best,
+            validate_every=validate_every, save_every_epochs=save_every_epochs, save_every_steps=save_every_steps,
+            keep_last=keep, loggers=split(logger),
+        )  # fmt: skip
+        place, run = locate(dataset), locate(out)
     _check_gpu(gpu)
     from lawdnet.data.manifest import Dataset
     from pipelines import training
 
-    opened = Dataset(dataset)
+    opened = Dataset(place)
     with console.Meter("train", "epochs") as meter:
-        training.train(opened, out, config, workers=workers, gpu=gpu, on_epoch=_Watch(meter, config))
+        training.train(opened, run, config, running, on_epoch=_Watch(meter, config))
         seconds = meter.seconds
-    outcome = _outcome(out, config)
-    content = {"run": str(out), "seconds": round(seconds, 3), "stages": outcome}
+    outcome = _outcome(run, config)
+    content = {"run": out, "seconds": round(seconds, 3), "stages": outcome}
     lines = [f"trained {out} in {console.duration(seconds)}", *_lines(outcome)]
     if any(stage.kind == "gan" for stage in config.stages):
         lines.append(f"next: lawdnet infer {out} --video V --audio A --out O.mp4")
@@ -79,29 +131,37 @@ class _Watch:
         self.meter.update(done, self.total, note=f"{row['steps_per_second']:.1f} steps/s", event=text)
 
 
-def _outcome(run: Path, config: TrainConfig) -> dict[str, dict[str, Any]]:
-    from lawdnet.models.saved import read_meta, stage_checkpoints
+def _outcome(run: Location, config: TrainConfig) -> dict[str, dict[str, Any]]:
+    from pipelines.checkpoints import Shelf, metrics_of, place_of
 
-    newest = {stage.name: stage_checkpoints(run / stage.name)[-1] for stage in config.stages}
+    newest = {stage.name: Shelf(run / stage.name).complete()[-1] for stage in config.stages}
     return {
-        name: {"epochs": int(read_meta(folder)["epoch"]), "checkpoint": str(folder), "loss": _last_loss(run / name)}
+        name: {
+            "epochs": place_of(folder)[0],
+            "checkpoint": str(folder),
+            "loss": _last_loss(run / name),
+            "validation": metrics_of(folder),
+        }
         for name, folder in newest.items()
     }
 
 
-def _last_loss(folder: Path) -> float | None:
-    from lawdnet.training.loggers import read_jsonl
-    from pipelines.training import METRICS
+def _last_loss(folder: Location) -> float | None:
+    from lawdnet.training.loggers import METRICS, parse_jsonl
 
-    rows = read_jsonl(folder / METRICS) if (folder / METRICS).exists() else []
+    rows = parse_jsonl((folder / METRICS).read_bytes()) if (folder / METRICS).exists() else []
     losses = [float(row["total"]) for row in rows if row.get("kind") == "epoch"]
     return losses[-1] if losses else None
+
+
+SHOWN = ("mouth_correlation", "sync_confidence", "accuracy", "psnr")
 
 
 def _lines(stages: dict[str, dict[str, Any]]) -> list[str]:
     def text(entry: dict[str, Any]) -> str:
         loss = "" if entry["loss"] is None else f", loss {entry['loss']:.4f}"
-        return f"{console.count(entry['epochs'], 'epoch')}{loss}, {entry['checkpoint']}"
+        figures = "".join(f", {name} {entry['validation'][name]:.3f}" for name in SHOWN if name in entry["validation"])
+        return f"{console.count(entry['epochs'], 'epoch')}{loss}{figures}, {entry['checkpoint']}"
 
     return console.columns([(name, text(entry)) for name, entry in stages.items()])
 

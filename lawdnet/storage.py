@@ -13,21 +13,32 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
 import pyarrow.parquet as pq
+from pyarrow import ArrowInvalid
 
 if TYPE_CHECKING:
+    from fsspec.callbacks import Callback
     from upath import UPath
 
 log = logging.getLogger(__name__)
 
 Location: TypeAlias = "Path | UPath"
+Beat = Callable[[], None]
+"""Called wherever long work gets on, for a watchdog that ends what no longer moves."""
 
+
+def no_beat() -> None:
+    """The beat that nobody listens to."""
+
+
+REQUESTS = 32
+"""Small files that are asked for at the same time: the wait for an answer is all it costs."""
 PIECE = 1 << 20
 """Bytes that are read at once for a checksum."""
 EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "memory": "s3"}
@@ -75,11 +86,14 @@ def is_remote(path: Location) -> bool:
 
 
 @contextmanager
-def atomic(path: Location) -> Iterator[Path]:
+def atomic(path: Location, *, beat: Beat = no_beat) -> Iterator[Path]:
     """A temporary local name that becomes `path` when the block ends well, and is gone when it does not.
 
     Nothing appears where the block has written nothing. A local file is renamed, a remote one uploaded when the block
     ends: a reader sees all of it or nothing.
+
+    Args:
+        beat: called as the upload gets on.
     """
     with ExitStack() as stack:
         if isinstance(path, Path):
@@ -95,15 +109,16 @@ def atomic(path: Location) -> Iterator[Path]:
         if isinstance(path, Path):
             os.replace(temporary, path)
         else:
-            path.fs.put_file(str(temporary), path.path)
+            path.fs.put_file(str(temporary), path.path, callback=_callback(beat))
 
 
 @contextmanager
-def local_copy(path: Location, companions: Collection[str] = ()) -> Iterator[Path]:
+def local_copy(path: Location, companions: Collection[str] = (), *, beat: Beat = no_beat) -> Iterator[Path]:
     """A file as a local one: itself, or a download under the same name that is gone when the block ends.
 
     Args:
         companions: suffixes such as `.csv`; files that differ from `path` in these alone come along where they exist.
+        beat: called as the download gets on.
 
     Raises:
         FileNotFoundError: a remote `path` does not exist.
@@ -113,7 +128,7 @@ def local_copy(path: Location, companions: Collection[str] = ()) -> Iterator[Pat
         return
     with tempfile.TemporaryDirectory(prefix="lawdnet-") as folder:
         copy = Path(folder) / path.name
-        path.fs.get_file(path.path, str(copy))
+        path.fs.get_file(path.path, str(copy), callback=_callback(beat))
         for companion in (path.with_suffix(suffix) for suffix in companions):
             beside = copy.with_name(companion.name)
             try:
@@ -121,6 +136,16 @@ def local_copy(path: Location, companions: Collection[str] = ()) -> Iterator[Pat
             except FileNotFoundError:
                 beside.unlink(missing_ok=True)
         yield copy
+
+
+def _callback(beat: Beat) -> Callback:
+    from fsspec.callbacks import Callback  # fsspec comes with what makes a place remote
+
+    class Beats(Callback):
+        def call(self, *args: Any, **kwargs: Any) -> None:
+            beat()
+
+    return Beats()
 
 
 def write_json(path: Location, content: Any) -> None:
@@ -144,20 +169,24 @@ def parquet_file(path: Location) -> pq.ParquetFile:
 
     Raises:
         FileNotFoundError: there is none.
-        pyarrow.ArrowInvalid: it is no Parquet file.
+        ValueError: it is no Parquet file, or cut short.
     """
-    if isinstance(path, Path):
-        return pq.ParquetFile(path)
-    # neighbouring columns come in one request, and a cache would fetch 50 MB around each
-    return pq.ParquetFile(path.fs.open(path.path, "rb", cache_type="none"), pre_buffer=True)
+    try:
+        if isinstance(path, Path):
+            return pq.ParquetFile(path)
+        # neighbouring columns come in one request, and a cache would fetch 50 MB around each
+        return pq.ParquetFile(path.fs.open(path.path, "rb", cache_type="none"), pre_buffer=True)
+    except ArrowInvalid as error:
+        raise ValueError(f"{path}: damaged ({error}); make the dataset again") from None
 
 
-def sha256(path: Location) -> str:
-    """Hex digest of a file's content, which is read piece by piece."""
+def sha256(path: Location, *, beat: Beat = no_beat) -> str:
+    """Hex digest of a file's content, which is read piece by piece; `beat` is called for each."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(PIECE):
             digest.update(piece)
+            beat()
     return digest.hexdigest()
 
 

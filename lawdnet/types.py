@@ -194,4 +194,4 @@ class TrainBatch:
     sync_audio_BC9: Tensor | None = None
     """The nine rows of the whole clip, for the sync network."""
     other_audio_BC9: Tensor | None = None
-    """Nine rows from elsewhere in the same segment, for training the sync network."""
+    """For training the sync network, 2·B times nine rows: from elsewhere in the same segments, then their quietest."""

@@ -61,7 +61,8 @@ class Order:
     weights_dir: str | None = None
     sync: str | None = None
     """File or run of the sync network that scores segments."""
-    sync_sha256: str | None = None
+    sync_mark: str | None = None
+    """What its scores depend on."""
     stall_seconds: float = STALL_SECONDS
 
 
@@ -75,6 +76,15 @@ def extractors_of(config: BuildConfig, weights_dir: str | None) -> dict[str, Aud
         name: make_extractor(name, **_options(config, name, extractor_options(name), weights_dir))
         for name in config.features
     }
+
+
+def source_of(config: BuildConfig, name: str, weights_dir: str | None) -> LandmarkSource:
+    """A landmark source with the build's options.
+
+    Raises:
+        ValueError: weights, a package or an option that there is not.
+    """
+    return make_source(name, **_options(config, name, source_options(name), weights_dir))
 
 
 def feature_marks(config: BuildConfig, extractors: Mapping[str, AudioExtractor]) -> dict[str, str]:
@@ -140,11 +150,10 @@ class VideoBuilder:
                 else:
                     self._build(path, outcome, tally)
         except Rejected as error:
-            row |= {"status": "rejected", "reason": str(error.reason), "detail": error.detail}
+            _refuse(outcome, "rejected", error.reason, error.detail)
         except Exception as error:  # an unforeseen input must not take the others with it
             log.exception("%s: failed", item["path"])
-            detail = f"{type(error).__name__}: {error}"
-            row |= {"status": "failed", "reason": str(RejectReason.INTERNAL_ERROR), "detail": detail}
+            _refuse(outcome, "failed", RejectReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
         row["detail"] = row["detail"].encode("utf8", "backslashreplace").decode("utf8")  # it may name a file
         row["frames"] = row["frames"] or tally.frames
         row["seconds"] = round(row["seconds"] + time.perf_counter() - began, 3)
@@ -160,7 +169,7 @@ class VideoBuilder:
             Rejected: UNREADABLE.
         """
         place = locate(os.fsdecode(item["source"]))
-        copy = storage.local_copy(place, CSV_SUFFIXES)
+        copy = storage.local_copy(place, CSV_SUFFIXES, beat=self.watchdog.beat)
         with tally.timed("open"):
             try:
                 path = copy.__enter__()
@@ -178,13 +187,16 @@ class VideoBuilder:
     def _build(self, path: Path, outcome: Outcome, tally: Tally) -> None:
         row, csv = outcome.row, csv_of(path)
         with tally.timed("open"):
-            row |= {"bytes": path.stat().st_size, "sha256": storage.sha256(path)}
+            row |= {"bytes": path.stat().st_size, "sha256": storage.sha256(path, beat=self.watchdog.beat)}
             row["landmarks_sha256"] = storage.sha256(csv) if csv.is_file() else ""
             row["split"] = "val" if split_draw(row["sha256"]) < self.config.val_fraction else "train"
             video = probe(path)
             source = self._source(path)
             row["landmarks"] = source.name
-        name = video_id(path, row["sha256"])
+            if source.reads_pictures:
+                row["landmarks_sha256"] = source.model_sha256 or ""
+        # twins of one name may have other landmarks, and need a file each until one of them is chosen
+        name = video_id(path, digest([row["sha256"], row["landmarks_sha256"]]))
         segments = video_segments(
             video,
             name=name,
@@ -196,7 +208,7 @@ class VideoBuilder:
             scorer=self._score if self.scorer else None,
         )
         began, elsewhere = time.perf_counter(), sum(tally.seconds.values())
-        with storage.atomic(self.root / SEGMENTS / f"{name}.parquet") as temporary:
+        with storage.atomic(self.root / SEGMENTS / f"{name}.parquet", beat=self.watchdog.beat) as temporary:
             write_segments(temporary, _noted(segments, outcome))
         tally.seconds["write"] += time.perf_counter() - began - (sum(tally.seconds.values()) - elsewhere)
         row |= {"video_id": name, "status": "accepted", "detail": tally.describe()}
@@ -207,18 +219,17 @@ class VideoBuilder:
         """Adds what the stored segments lack: features and sync scores. No picture of the video is decoded."""
         missing = {name: self.extractors[name] for name in lacking(outcome, self.marks)}
         with tally.timed("sound"):
-            wave = load_audio(path, num_frames=outcome.row["frames"])
-            features = {
-                name: frame_features(made, wave, outcome.row["frames"], beat=tally.beat)
-                for name, made in missing.items()
-            }
+            num_frames = probe(path).num_frames  # the row counts what was decoded, which may be one less
+            wave = load_audio(path, num_frames=num_frames)
+            features = {name: frame_features(made, wave, num_frames, beat=tally.beat) for name, made in missing.items()}
         rows = iter(outcome.segments)
 
         def completed(table: pa.Table) -> pa.Table:
+            self.watchdog.beat()
             row = next(rows)
             span = slice(row["start_frame"], row["start_frame"] + row["num_frames"])
             table = with_columns(table, {FEATURES + name: to_rows(rows_TC[span]) for name, rows_TC in features.items()})
-            if not self.scorer or outcome.sync == self.order.sync_sha256:
+            if not self.scorer or outcome.sync == self.order.sync_mark:
                 return table
             with tally.timed("score"):
                 sound = wave[span.start * SAMPLES_PER_FRAME : span.stop * SAMPLES_PER_FRAME]
@@ -228,13 +239,14 @@ class VideoBuilder:
             return with_columns(table, cells)
 
         place = self.root / SEGMENTS / f"{outcome.row['video_id']}.parquet"
-        with storage.local_copy(place) as old, storage.atomic(place) as temporary:
+        beat = self.watchdog.beat
+        with storage.local_copy(place, beat=beat) as old, storage.atomic(place, beat=beat) as temporary:
             rewrite_segments(old, temporary, completed)
         self._note_models(outcome)
 
     def _note_models(self, outcome: Outcome) -> None:
         outcome.features |= self.marks
-        outcome.sync = self.order.sync_sha256 or outcome.sync
+        outcome.sync = self.order.sync_mark or outcome.sync
 
     def _score(self, segment: Segment, wave: Float32) -> Mapping[str, float]:
         assert self.scorer
@@ -248,7 +260,14 @@ class VideoBuilder:
 
     @cache  # noqa: B019 an actor lives as long as its process
     def _made_source(self, name: str) -> LandmarkSource:
-        return make_source(name, **_options(self.config, name, source_options(name), self.order.weights_dir))
+        return source_of(self.config, name, self.order.weights_dir)
+
+
+def _refuse(outcome: Outcome, status: str, reason: RejectReason, detail: str) -> None:
+    """Also of what was accepted before and could not be completed: it has no segments any more."""
+    outcome.row |= {"status": status, "reason": str(reason), "detail": detail}
+    outcome.row |= {"video_id": "", "segments": 0, "frames_used": 0}
+    outcome.segments, outcome.features, outcome.sync = [], {}, None
 
 
 def _sync_scorer(path: str) -> SyncScorer:

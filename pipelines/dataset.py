@@ -19,15 +19,18 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy
 
-from lawdnet.data.config import FORMAT_VERSION, BuildConfig
+from lawdnet.data.config import FORMAT_VERSION, BuildConfig, digest
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset
+from lawdnet.data.rules import parse_rule
+from lawdnet.landmarks.base import ready_network
 from lawdnet.storage import Location, read_json, write_json
 from lawdnet.types import RejectReason
 from pipelines import resources
-from pipelines.actors import STALL_SECONDS, Order, VideoBuilder, extractors_of, feature_marks, lacking
+from pipelines.actors import STALL_SECONDS, Order, VideoBuilder, extractors_of, feature_marks, source_of
 from pipelines.finishing import finish
 from pipelines.inputs import list_inputs
 from pipelines.outcomes import EMPTY_ROW, STATE, Outcome, read_outcomes, write_outcome
+from pipelines.remaining import check_gone, remaining
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +67,24 @@ def build(
     if is_local and source.is_dir() and root.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{root}: lies inside the source {source}, which is never changed; choose another --out")
     items = list_inputs(source)
-    config = _claim(source, root, config)
+    config = _with_stored(source, root, config)
     extractors = extractors_of(config, str(weights_dir) if weights_dir else None)
     marks = feature_marks(config, extractors)
-    sync_sha256 = _check_sync(sync, config)
-    outcomes = read_outcomes(root)
-    files = {path.name for path in (root / SEGMENTS).glob("*.parquet")}
-    work = {item["key"]: _work(item, outcomes.get(item["key"]), files, marks, sync_sha256) for item in items}
-    _check_gone(root, outcomes.keys() - work.keys(), outcomes, marks)
+    if config.landmarks != "auto":
+        source_of(config, config.landmarks, str(weights_dir) if weights_dir else None)  # says what is missing at once
+    sync_mark = _check_sync(sync, config, marks)
+    outcomes = read_outcomes(root, with_segments=False)
+    _check_rules(config, bool(sync_mark) or any(outcome.sync for outcome in outcomes.values()))
+    work = remaining(
+        items,
+        outcomes,
+        files={path.name for path in (root / SEGMENTS).glob("*.parquet")},
+        marks=marks,
+        sync_mark=sync_mark,
+        finds_faces=config.landmarks == "auto" and ready_network(weights_dir) is not None,
+    )
+    check_gone(root, outcomes.keys() - work.keys(), outcomes, marks)
+    _claim(source, root, config)
     todo = [item | {"to_complete": kind == "complete"} for item in items if (kind := work[item["key"]])]
     done = [outcomes[key].row for key, kind in work.items() if not kind]
     for number, row in enumerate(done, 1):
@@ -84,7 +97,7 @@ def build(
             run=uuid.uuid4().hex,
             weights_dir=str(weights_dir) if weights_dir else None,
             sync=str(sync) if sync else None,
-            sync_sha256=sync_sha256,
+            sync_mark=sync_mark,
             stall_seconds=STALL_SECONDS,
         )
         _run(todo, order, root, len(items), gpu, on_row)
@@ -103,14 +116,14 @@ def _absolute(place: Location) -> Location:
     return place.absolute() if isinstance(place, Path) else place
 
 
-def _claim(source: Location, root: Location, config: BuildConfig) -> BuildConfig:
-    """One folder belongs to one source and one kind of pictures; returns the configuration with what is stored already.
+def _with_stored(source: Location, root: Location, config: BuildConfig) -> BuildConfig:
+    """The configuration with the features that are stored already: they are added and never taken away.
 
-    Features are added and never taken away.
+    Raises:
+        ValueError: the folder belongs to another source or another kind of pictures, or no build made it.
     """
-    path = root / BUILD / STATE
     try:
-        found = read_json(path)
+        found = read_json(root / BUILD / STATE)
     except FileNotFoundError:
         if (root / MANIFEST).exists() or (root / SEGMENTS).exists():
             raise ValueError(f"{root}: holds a dataset that no build here made; choose another --out") from None
@@ -125,18 +138,22 @@ def _claim(source: Location, root: Location, config: BuildConfig) -> BuildConfig
         features = tuple(dict.fromkeys([*found["features"], *config.features]))
         options = {name: found["options"].get(name, {}) for name in features if name not in config.features}
         config = dataclasses.replace(config, features=features, options={**options, **config.options})
+    return config
+
+
+def _claim(source: Location, root: Location, config: BuildConfig) -> None:
+    """From here on the folder belongs to this source and configuration; what is refused before binds nothing."""
     content = {"source": _name(source), "format_version": FORMAT_VERSION, "structure": config.structure()}
     options = {name: dict(config.options[name]) for name in config.features if name in config.options}
-    write_json(path, content | {"features": list(config.features), "options": options})
-    return config
+    write_json(root / BUILD / STATE, content | {"features": list(config.features), "options": options})
 
 
 def _name(source: Location) -> str:
     return str(source.resolve()) if isinstance(source, Path) else str(source)
 
 
-def _check_sync(sync: Path | None, config: BuildConfig) -> str | None:
-    """The SHA-256 of the sync network.
+def _check_sync(sync: Path | None, config: BuildConfig, marks: Mapping[str, str]) -> str | None:
+    """What sync scores depend on: the network, and the rows of the feature that it hears.
 
     Raises:
         ValueError: it cannot be read, or hears a feature that is not stored; or one is needed and not there.
@@ -151,32 +168,19 @@ def _check_sync(sync: Path | None, config: BuildConfig) -> str | None:
     if scorer.feature and scorer.feature not in config.features:
         there = ", ".join(config.features)
         raise ValueError(f"{sync}: hears {scorer.feature}, which is not among the features {there}; add it")
-    return scorer.sha256
+    return digest([scorer.sha256, marks.get(scorer.feature or "")])
 
 
-def _work(
-    item: Row, outcome: Outcome | None, files: set[str], marks: Mapping[str, str], sync_sha256: str | None
-) -> str | None:
-    """What an input still needs: `build`, `complete` (features or sync scores), or None."""
-    if outcome is None or outcome.inputs != item["inputs"] or outcome.row["status"] == "failed":
-        return "build"
-    if not outcome.accepted:
-        return None
-    if f"{outcome.row['video_id']}.parquet" not in files:
-        return "build"
-    return "complete" if lacking(outcome, marks) or sync_sha256 not in (None, outcome.sync) else None
-
-
-def _check_gone(root: Location, gone: set[str], outcomes: Mapping[str, Outcome], marks: Mapping[str, str]) -> None:
-    """Videos that are no longer in the source stay as they are, so that nothing can be added to them.
+def _check_rules(config: BuildConfig, has_sync: bool) -> None:
+    """A rule that will find nothing to judge is refused before the work, not after it.
 
     Raises:
-        ValueError: one lacks a feature that the dataset is to have.
+        ValueError: it needs sync scores, and there is no network to give them.
     """
-    short = [outcomes[key].row["path"] for key in gone if outcomes[key].accepted and lacking(outcomes[key], marks)]
-    if short:
-        text = f"{len(short)} videos, {min(short)} the first, lack a feature and are no longer in the source"
-        raise ValueError(f"{root}: {text}; put them back, or choose another --out")
+    for text in config.where:
+        name = next((part.name for part in parse_rule(text).conditions if part.name.startswith("sync_")), None)
+        if name and not has_sync:
+            raise ValueError(f"rule {text!r}: {name} was not measured; name a run or file with --sync")
 
 
 def _run(todo: Sequence[Row], order: Order, root: Location, total: int, gpu: float, on_row: Progress | None) -> None:

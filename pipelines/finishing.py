@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
 from lawdnet.data.config import BuildConfig, digest
-from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset, index_schema, manifest, write_index, write_videos
+from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset, index_schema, manifest, write_index, write_videos
 from lawdnet.data.rules import SCORES, Step, apply_rules, parse_rule
 from lawdnet.data.schema import SCORE, rewrite_segments, with_columns
 from lawdnet.data.segments import split_draw
@@ -32,10 +32,6 @@ def finish(root: Location, config: BuildConfig, extractors: Mapping[str, Mapping
     outcomes = read_outcomes(root)
     _reject_twins(root, outcomes)
     accepted = {key: outcome for key, outcome in outcomes.items() if outcome.accepted}
-    names = {outcome.row["video_id"] for outcome in accepted.values()}
-    for path in (root / SEGMENTS).glob("*.parquet"):
-        if path.stem not in names:
-            path.unlink()
     _split(root, accepted, config.val_fraction)
     index, funnel = choose(index_of(accepted.values()), config)
     rows = judged([outcome.row for outcome in outcomes.values()], index)
@@ -52,7 +48,18 @@ def finish(root: Location, config: BuildConfig, extractors: Mapping[str, Mapping
         dataset_hash=_hash(config, extractors, rows),
     )
     write_json(root / MANIFEST, content)
+    _sweep(root, {outcome.row["video_id"] for outcome in accepted.values()})
     return Dataset(root)
+
+
+def _sweep(root: Location, kept: Collection[str]) -> None:
+    """Removes segment files that the index does not name, and what killed workers have left half written."""
+    for path in (root / SEGMENTS).glob("*.parquet"):
+        if path.stem not in kept:
+            path.unlink()
+    for folder in (root, root / BUILD, root / SEGMENTS) if not is_remote(root) else ():
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def _hash(config: BuildConfig, extractors: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -63,15 +70,19 @@ def _hash(config: BuildConfig, extractors: Mapping[str, Any], rows: Iterable[Map
 
 def index_of(accepted: Iterable[Outcome]) -> pa.Table:
     """The rows of index.parquet, by video id and position; a score that was not measured is null."""
-    rows = []
-    for outcome in sorted(accepted, key=lambda o: o.row["video_id"]):
-        video = {name: outcome.row[name] for name in ("video_id", "split")}
-        video |= {"path": f"{SEGMENTS}/{outcome.row['video_id']}.parquet", "dropped": ""}
-        for segment in outcome.segments:
-            scores = {SCORE + name: value for name, value in segment["scores"].items()}
-            rows.append({**video, **{name: value for name, value in segment.items() if name != "scores"}, **scores})
-    found = {name.removeprefix(SCORE) for row in rows for name in row if name.startswith(SCORE)}
-    return pa.Table.from_pylist(rows, schema=index_schema([name for name in SCORES if name in found]))
+    outcomes = sorted(accepted, key=lambda outcome: outcome.row["video_id"])
+    found = {name for outcome in outcomes for segment in outcome.segments for name in segment["scores"]}
+    schema = index_schema([name for name in SCORES if name in found])
+    # a video at a time: as columns all rows take a tenth of the memory that they take as Python objects
+    tables = [pa.Table.from_pylist(list(_index_rows(outcome)), schema) for outcome in outcomes]
+    return pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
+
+
+def _index_rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
+    video = {name: outcome.row[name] for name in ("video_id", "split")}
+    video |= {"path": f"{SEGMENTS}/{outcome.row['video_id']}.parquet", "dropped": ""}
+    for segment in outcome.segments:
+        yield {**video, **segment, **{SCORE + name: value for name, value in segment["scores"].items()}}
 
 
 def choose(index: pa.Table, config: BuildConfig) -> tuple[pa.Table, list[Step]]:
@@ -108,8 +119,8 @@ def _judged(
     row = row | {"segments": left[name], "frames_used": frames[name]}
     if left[name]:
         return row
-    rules = "; ".join(f"{count} of {row['segments'] or sum(fell[name].values())} segments fell at {rule}"
-                      for rule, count in fell[name].items())  # fmt: skip
+    total = sum(fell[name].values())
+    rules = "; ".join(f"{count} of {total} segments fell at {rule}" for rule, count in fell[name].items())
     return row | {"status": "rejected", "reason": str(RejectReason.THRESHOLD), "detail": rules}
 
 
@@ -128,13 +139,16 @@ def _reject_twins(root: Location, outcomes: Mapping[str, Outcome]) -> None:
 def _split(root: Location, accepted: Mapping[str, Outcome], val_fraction: float) -> None:
     """Puts every video on its side; segment files that say otherwise are written anew.
 
-    Of a handful of videos chance may hold out none, or all: then the one with the smallest draw changes sides.
+    Of a handful of videos chance may hold out none, or all: then the one with the smallest draw changes sides. A single
+    video is there to train on.
     """
     draws = {key: split_draw(outcome.row["sha256"]) for key, outcome in accepted.items()}
     sides = {key: "val" if draw < val_fraction else "train" for key, draw in draws.items()}
     if val_fraction and len(sides) > 1 and len(set(sides.values())) == 1:
         smallest = min(draws, key=lambda key: draws[key])
         sides[smallest] = "train" if sides[smallest] == "val" else "val"
+    if len(sides) == 1:
+        sides = dict.fromkeys(sides, "train")
     for key, outcome in accepted.items():
         if outcome.row["split"] == sides[key]:
             continue

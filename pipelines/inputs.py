@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lawdnet.storage import Location, fingerprints, is_remote, locate, scan
+from lawdnet.storage import REQUESTS, Location, fingerprints, is_remote, locate, scan
 
 VIDEO_SUFFIXES = {
     ".mp4",
@@ -28,8 +28,6 @@ VIDEO_SUFFIXES = {
 LIST_SUFFIXES = {".txt", ".lst"}
 CSV_SUFFIXES = (".csv", ".CSV")
 """Of the landmarks beside a video; the first that exists is used."""
-REQUESTS = 32
-"""Files of a list that are looked up at the same time: the wait for an answer is all it costs."""
 
 Row = dict[str, Any]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lawdnet.data.manifest import BUILD
 from lawdnet.data.schema import BUILD_STAGES
-from lawdnet.storage import Location, read_json, write_json
+from lawdnet.storage import REQUESTS, Location, read_json, write_json
 
 STATE = "build.json"
 ATTEMPTS = ".attempts"
@@ -36,7 +37,7 @@ class Outcome:
     features: dict[str, str] = field(default_factory=dict)
     """Stored extractors, with what their rows depend on."""
     sync: str | None = None
-    """SHA-256 of the sync network that gave its sync scores."""
+    """What its sync scores depend on; None where it has none."""
 
     @property
     def accepted(self) -> bool:
@@ -57,11 +58,23 @@ def read_outcome(root: Location, key: str) -> Outcome | None:
         return None
 
 
-def read_outcomes(root: Location) -> dict[str, Outcome]:
-    """All outcomes by key, in the order of their inputs' paths."""
+def read_outcomes(root: Location, *, with_segments: bool = True) -> dict[str, Outcome]:
+    """All outcomes by key, in the order of their inputs' paths.
+
+    Args:
+        with_segments: whether their segments are kept, which take far more memory than all else.
+    """
     names = [path.stem for path in (root / BUILD).glob("*.json") if path.name != STATE]
-    found = {name: outcome for name in names if (outcome := read_outcome(root, name))}
-    return dict(sorted(found.items(), key=lambda entry: entry[1].row["path"]))
+
+    def read(name: str) -> Outcome | None:
+        outcome = read_outcome(root, name)
+        if outcome and not with_segments:
+            outcome.segments.clear()
+        return outcome
+
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        found = [(name, outcome) for name, outcome in zip(names, pool.map(read, names), strict=True) if outcome]
+    return dict(sorted(found, key=lambda entry: entry[1].row["path"]))
 
 
 def write_outcome(root: Location, key: str, outcome: Outcome) -> None:

@@ -51,9 +51,10 @@ def cluster(num_cpus: int = 2) -> Iterator[None]:
         "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
         "include_dashboard": False,
     }  # fmt: skip
+    # "local": another Ray that runs on this machine is not ours to join
     if not address:  # that a cluster of this machine alone asks for a token is no news
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
+    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **local)
     quiet_data()
     try:
         yield

@@ -1,11 +1,13 @@
 """Training data as a Ray Data stream: one row per work item goes in, one row per batch comes out, in order.
 
-Each rank streams its own work; the tasks that read and decode run wherever the cluster has a free CPU.
+Each rank streams the work of its own lanes (see `pipelines.elastic`); the tasks that read and decode run wherever the
+cluster has a free CPU, and where the trainers have taken them all in the trainer's own process.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,10 +22,16 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import SampleSpec, Work, draw_batches, plan_epoch
 from pipelines import resources
+from pipelines.background import ahead
+from pipelines.elastic import take_seat
+
+log = logging.getLogger(__name__)
 
 WORK_AT_ONCE = 4096
 """Work items listed at a time: epochs of a small dataset share one stream, a large one's list stays in bounds."""
+BATCHES_AHEAD = 4
 
+Batch = dict[str, np.ndarray]
 
 IDLE_SECONDS = 0.02
 
@@ -39,28 +47,66 @@ class _Rest(ExecutionCallback):
         time.sleep(IDLE_SECONDS)
 
 
-def _draw(row: dict[str, Any], *, spec: SampleSpec, seed: int, stored_width: int) -> Iterator[dict[str, np.ndarray]]:
-    cv2.setNumThreads(1)  # Ray counts one CPU for this task
-    segments = tuple(SegmentRef(**segment) for segment in row["segments"])
-    work = Work(int(row["epoch"]), int(row["first_step"]), int(row["skip"]), segments)
-    yield from draw_batches(work, spec, seed=seed, stored_width=stored_width)
-
-
 def rank_batches(
     segments: Sequence[SegmentRef], spec: SampleSpec, *, seed: int, rank: int, world: int, stored_width: int,
-    epochs: int, epoch: int = 0, step: int = 0,
-) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
-    """This rank's batches from (epoch, step) to the end of `epochs`, as `draw_batches` gives them."""
+    epochs: int, epoch: int = 0, step: int = 0, lanes: int | None = None, here: bool = False,
+) -> Iterator[Batch]:  # fmt: skip
+    """This rank's batches from (epoch, step) to the end of `epochs`, as `draw_batches` gives them.
+
+    Args:
+        lanes: streams that all ranks share, as many as ranks where None. A step takes one batch from each; this rank's
+            come one after the other, and carry the number of the step.
+        here: draw in this process, without Ray Data.
+    """
+    mine = take_seat(rank, world, lanes or world).lanes
+    works = (
+        items
+        for e in range(epoch, epochs)
+        for items in zip(*(_plan(segments, spec, seed, e, lane, lanes or world, step if e == epoch else 0)
+                           for lane in mine), strict=True)
+    )  # fmt: skip
+    draw = partial(_draw, spec=spec, seed=seed, stored_width=stored_width)
+    rows = ({"works": [dataclasses.asdict(work) for work in items]} for items in works)
+    if here:
+        return ahead(chain.from_iterable(map(draw, rows)), BATCHES_AHEAD)
+    return _through_ray(rows, draw)
+
+
+def _plan(
+    segments: Sequence[SegmentRef], spec: SampleSpec, seed: int, epoch: int, lane: int, lanes: int, start: int
+) -> Iterator[Work]:
+    return plan_epoch(segments, spec, seed=seed, epoch=epoch, rank=lane, world=lanes, start=start)
+
+
+def _draw(row: dict[str, Any], *, spec: SampleSpec, seed: int, stored_width: int) -> Iterator[Batch]:
+    """One group of every lane, whose batches take turns; all lanes have as many."""
+    cv2.setNumThreads(1)  # Ray counts one CPU for this task
+    streams = [draw_batches(_work(work), spec, seed=seed, stored_width=stored_width) for work in row["works"]]
+    for batches in zip(*streams, strict=True):
+        yield from batches
+
+
+def _work(row: dict[str, Any]) -> Work:
+    segments = tuple(SegmentRef(**segment) for segment in row["segments"])
+    return Work(int(row["epoch"]), int(row["first_step"]), int(row["skip"]), segments)
+
+
+def _through_ray(rows: Iterator[dict[str, Any]], draw: Any) -> Iterator[Batch]:
     resources.quiet_data()
     callbacks = ray.data.DataContext.get_current().custom_execution_callback_classes
     if _Rest not in callbacks:
         callbacks.append(_Rest)
-    works = chain.from_iterable(
-        plan_epoch(segments, spec, seed=seed, epoch=e, rank=rank, world=world, start=step if e == epoch else 0)
-        for e in range(epoch, epochs)
-    )
-    draw = partial(_draw, spec=spec, seed=seed, stored_width=stored_width)
-    while items := [dataclasses.asdict(work) for work in islice(works, WORK_AT_ONCE)]:
+    while items := list(islice(rows, WORK_AT_ONCE)):
         stream = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(draw, num_cpus=1, max_retries=3)
-        for batch in stream.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=4):
+        for batch in stream.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=BATCHES_AHEAD):
             yield {name: values[0] for name, values in batch.items()}
+
+
+def is_starved(trainers: int) -> bool:
+    """Whether the trainers hold every CPU of the cluster, so that Ray Data would wait for one for ever."""
+    if not ray.is_initialized():
+        return True
+    starved = resources.cpus() - trainers < 1
+    if starved:
+        log.warning("no CPU is left to draw samples: each of %d workers draws its own; leave one CPU free", trainers)
+    return starved

@@ -26,7 +26,7 @@ ALLOWED = {
     "models": {"types"},
     "training": {"types", "storage", "data", "models", "face.geometry", "face.mask"},
     "inference": {"types", "video", "audio", "landmarks", "face", "models"},
-    "evaluation": {"types", "weights", "video", "audio", "landmarks", "face", "models", "inference", "data"},
+    "evaluation": {"types", "storage", "weights", "video", "audio", "landmarks", "face", "models", "inference", "data"},
 }
 """Part of lawdnet → the parts it may import beside itself and the package's own `__version__`."""
 

@@ -83,8 +83,12 @@ class Dataset:
         return int(stored[name]["dim"])
 
     def videos(self) -> pa.Table:
-        """A row per input, in the columns of VIDEO_SCHEMA."""
-        return _read_table(self.root / VIDEOS)
+        """A row per input, in the columns of VIDEO_SCHEMA.
+
+        Raises:
+            ValueError: the file is missing.
+        """
+        return self._table(VIDEOS)
 
     def index(self) -> pa.Table:
         """A row per stored segment, also of those a rule left out; see `index_schema`.
@@ -92,10 +96,14 @@ class Dataset:
         Raises:
             ValueError: the file is missing.
         """
+        return self._table(INDEX)
+
+    def _table(self, name: str) -> pa.Table:
         try:
-            return _read_table(self.root / INDEX)
+            with parquet_file(self.root / name) as file:
+                return file.read()
         except FileNotFoundError:
-            raise ValueError(f"{self.root}: {INDEX} is missing; run the same `lawdnet build` again") from None
+            raise ValueError(f"{self.root}: {name} is missing; run the same `lawdnet build` again") from None
 
     def segments(self, split: str | None = None) -> list[SegmentRef]:
         """References to the segments of the dataset, in the index's order (by video id, then position)."""
@@ -110,11 +118,6 @@ class Dataset:
     def resolve(self, path: str) -> str:
         """A path of the index as one that opens from anywhere."""
         return path if "://" in path or Path(path).is_absolute() else str(self.root / path)
-
-
-def _read_table(path: Location) -> pa.Table:
-    with parquet_file(path) as file:
-        return file.read()
 
 
 def index_schema(scores: Sequence[str]) -> pa.Schema:

@@ -14,16 +14,19 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lawdnet.audio.base import windows
 from lawdnet.data.manifest import SegmentRef
+from lawdnet.data.references import diverse, looks, resting_start
 from lawdnet.data.schema import FEATURES, from_rows, read_segment
 from lawdnet.face.geometry import stage_size
 from lawdnet.storage import locate
-from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES, Float32, UInt8
+from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES, Float32, Int32, UInt8
 
 GROUP_SEGMENTS = 8
 """Segments whose samples are mixed into the same batches; each is read from storage once per epoch."""
+REFERENCES = ("random", "diverse")
 MIN_SHIFT = 5
 """Frames between a negative's sound and its picture, at least: one or two still look in sync."""
 
@@ -42,7 +45,10 @@ class SampleSpec:
     sync: str | None
     """Feature that the sync network hears, where the stage has one."""
     contrast: bool = False
-    """Each sample comes with sound from elsewhere in its segment too, and without references (sync network)."""
+    """Each sample comes with sound from elsewhere in its segment too: any, and of a mouth at rest; and without
+    references (sync network)."""
+    references: str = "random"
+    """`random`, or `diverse`: see `lawdnet.data.references`."""
 
     @property
     def columns(self) -> list[str]:
@@ -50,8 +56,14 @@ class SampleSpec:
         return [
             "segment_id",
             "frames_jpeg",
+            *(["landmarks"] if self.needs_faces else []),
             *sorted({FEATURES + name for name in (self.audio, self.sync) if name}),
         ]
+
+    @property
+    def needs_faces(self) -> bool:
+        """Whether choosing the frames of a sample takes the stored landmarks."""
+        return self.contrast or self.references == "diverse"
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,18 @@ class Draw:
     references: tuple[tuple[int, ...], ...]
     other_start: int
     """First of nine rows of sound that does not belong to the clip."""
+    quiet_start: int
+    """The same, of a mouth at rest where the segment has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faces:
+    """What is known of a segment's pictures without decoding them."""
+
+    look_TL: Float32
+    """See `looks`; column 0 is the gap between the lips."""
+    bytes_T: Int32
+    """Sizes of the stored pictures."""
 
 
 def batches_per_group(segments: int, spec: SampleSpec) -> int:
@@ -122,10 +146,13 @@ def plan_epoch(
         step += size
 
 
-def draw(rng: np.random.Generator, num_frames: int, spec: SampleSpec) -> Draw:
+def draw(rng: np.random.Generator, num_frames: int, spec: SampleSpec, faces: Faces | None = None) -> Draw:
     """Chooses the frames of one sample from a segment of `num_frames` frames.
 
     References come from five different other clips, for each shown frame anew (LawDNet 2024).
+
+    Args:
+        faces: needed where the spec says so.
     """
     clips = num_frames // CLIP_FRAMES
     clip = int(rng.integers(clips))
@@ -134,14 +161,22 @@ def draw(rng: np.random.Generator, num_frames: int, spec: SampleSpec) -> Draw:
     frames = (
         range(start + middle, start + middle + 5) if spec.num_frames == 5 else [start + int(rng.integers(CLIP_FRAMES))]
     )
+    if spec.references == "diverse" and faces and not spec.contrast:
+        references = tuple(diverse(rng, clip, faces.look_TL, faces.bytes_T) for _ in frames)
+    else:
+        references = tuple(_random_references(rng, clip, clips) for _ in frames)
+    starts = np.arange(num_frames - CLIP_FRAMES + 1, dtype=np.int32)
+    starts = starts[np.abs(starts - start) >= MIN_SHIFT]
+    other = int(rng.choice(starts))
+    resting = resting_start(faces.look_TL[:, 0], start, starts) if faces and spec.contrast else None
+    return Draw(start, tuple(frames), references, other, other if resting is None else resting)
+
+
+def _random_references(rng: np.random.Generator, clip: int, clips: int) -> tuple[int, ...]:
     others = np.delete(np.arange(clips), clip)
-    references = tuple(
-        tuple(int(c) * CLIP_FRAMES + int(rng.integers(CLIP_FRAMES)) for c in rng.choice(others, NUM_REFERENCES, False))
-        for _ in frames
+    return tuple(
+        int(c) * CLIP_FRAMES + int(rng.integers(CLIP_FRAMES)) for c in rng.choice(others, NUM_REFERENCES, False)
     )
-    starts = np.arange(num_frames - CLIP_FRAMES + 1)
-    other = int(rng.choice(starts[np.abs(starts - start) >= MIN_SHIFT]))
-    return Draw(start, tuple(frames), references, other)
 
 
 def decode_jpeg(data: bytes, height: int, width: int, *, stored_width: int) -> UInt8:
@@ -171,12 +206,17 @@ class _Loaded:
     frames_jpeg: pa.ListScalar
     audio_TC5: Float32
     sync_TC: Float32 | None
+    faces: Faces | None
 
 
 def _load(ref: SegmentRef, spec: SampleSpec) -> _Loaded:
     table = read_segment(locate(ref.path), ref.row_group, spec.columns)
     sync = from_rows(table[FEATURES + spec.sync]) if spec.sync else None
-    return _Loaded(ref, table["frames_jpeg"][0].values, windows(from_rows(table[FEATURES + spec.audio])), sync)
+    pictures, faces = table["frames_jpeg"][0].values, None
+    if spec.needs_faces:
+        points_T68x2 = from_rows(table["landmarks"]).reshape(ref.num_frames, -1, 2)
+        faces = Faces(look_TL=looks(points_T68x2), bytes_T=pc.binary_length(pictures).to_numpy())
+    return _Loaded(ref, pictures, windows(from_rows(table[FEATURES + spec.audio])), sync, faces)
 
 
 def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec, stored_width: int) -> dict[str, np.ndarray]:
@@ -184,7 +224,7 @@ def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec, stored_width: i
 
     Returns:
         source N×H×W×3 and reference N×K×H×W×3 uint8, audio N×C×5, with a sync feature sync_audio C×9, and for
-        contrast other_audio C×9.
+        contrast other_audio and quiet_audio C×9.
     """
     height, width = stage_size(spec.mouth_px)
 
@@ -202,6 +242,7 @@ def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec, stored_width: i
         sample["sync_audio"] = _rows(loaded.sync_TC, chosen.clip_start)
         if spec.contrast:
             sample["other_audio"] = _rows(loaded.sync_TC, chosen.other_start)
+            sample["quiet_audio"] = _rows(loaded.sync_TC, chosen.quiet_start)
     return sample
 
 
@@ -214,19 +255,22 @@ def draw_batches(work: Work, spec: SampleSpec, *, seed: int, stored_width: int) 
     """The batches of one group: sample j comes from segment j mod the group's size, so each batch is mixed.
 
     Yields:
-        the arrays of `make_sample` stacked along a new first axis B, with `epoch` and `step`.
+        the arrays of `make_sample` stacked along a new first axis B, with `segment_ids` (B), `epoch` and `step`.
     """
     loaded = [_load(ref, spec) for ref in work.segments]
     size = len(loaded)
     for index in range(work.skip, batches_per_group(size, spec)):
-        samples = []
+        samples, ids = [], []
         for slot in range(index * spec.batch_size, (index + 1) * spec.batch_size):
             segment = loaded[slot % size]
             key = zlib.crc32(segment.ref.segment_id.encode())
             rng = np.random.default_rng([seed, work.epoch, key, slot // size])
-            samples.append(make_sample(segment, draw(rng, segment.ref.num_frames, spec), spec, stored_width))
+            chosen = draw(rng, segment.ref.num_frames, spec, segment.faces)
+            samples.append(make_sample(segment, chosen, spec, stored_width))
+            ids.append(segment.ref.segment_id)
         yield {
             **{name: np.stack([sample[name] for sample in samples]) for name in samples[0]},
+            "segment_ids": np.array(ids),
             "epoch": np.array(work.epoch),
             "step": np.array(work.first_step + index - work.skip),
         }

@@ -125,33 +125,57 @@ class _Piece:
     pictures: list[PictureScores]
 
 
+_Fitted = tuple[np.ndarray, ...]
+"""Of a track's ticks: points N×68×2 in crop px, matrices N×3×3, whether there is a face, and whether it can be used."""
+
+
+def _fit(track: Track, height: int, width: int, config: BuildConfig) -> _Fitted:
+    filled = bridge(track, config.max_gap)
+    # smoothing steadies the crop; the mouth's own points stay as they were found
+    matrix_N33 = fit_all(steady(filled.points_N68x2, config.smoothing), config.crop_width)
+    usable_N = filled.valid_N & np.isfinite(matrix_N33).all((1, 2)) & inside(filled.points_N68x2, height, width)
+    return transform_points(filled.points_N68x2, matrix_N33), matrix_N33, filled.valid_N, usable_N
+
+
+def _reach(config: BuildConfig) -> int:
+    """How many ticks after it a crop depends on: those it is smoothed with, and a gap that is bridged to them."""
+    return math.ceil(KERNEL_SIGMAS * config.smoothing) + config.max_gap + 1
+
+
 class _Lane:
     """One track within one shot, on its way to segments; its crops wait here until a segment is full."""
 
-    def __init__(self, number: int, track: Track, height: int, width: int, config: BuildConfig) -> None:
+    def __init__(
+        self, number: int, track: Track, height: int, width: int, config: BuildConfig, fitted: _Fitted | None = None
+    ) -> None:
         self.number, self.start, self.config, self.size = number, track.start, config, (height, width)
         self.first = 0  # tick of the oldest crop that waits
         self.frames_jpeg: list[bytes] = []
         self.pictures: list[PictureScores] = []
-        self._set(track)
+        self._set(track, fitted or _fit(track, height, width, config))
 
-    def _set(self, track: Track) -> None:
-        filled = bridge(track, self.config.max_gap)
-        self.track, self.stop, self.valid_N = track, track.stop, filled.valid_N
-        # smoothing steadies the crop; the mouth's own points stay as they were found
-        self.matrix_N33 = fit_all(steady(filled.points_N68x2, self.config.smoothing), self.config.crop_width)
-        self.points_N68x2 = transform_points(filled.points_N68x2, self.matrix_N33)
-        fits_N = np.isfinite(self.matrix_N33).all((1, 2))
-        self.usable_N = filled.valid_N & fits_N & inside(filled.points_N68x2, *self.size)
+    def _set(self, track: Track, fitted: _Fitted) -> None:
+        self.track, self.stop = track, track.stop
+        self.points_N68x2, self.matrix_N33, self.valid_N, self.usable_N = fitted
 
     def split(self, tick: int, number: int) -> _Lane:
         """Ends this lane before a cut, and gives the one that goes on after it.
 
         What is bridged or smoothed never reaches over the cut; it comes early enough that no such crop was made yet.
         """
-        track, rest = cut_in_two(self.track, tick)
-        self._set(track)
-        return _Lane(number, rest, *self.size, self.config)
+        place, track, rest = tick - self.start, *cut_in_two(self.track, tick)
+        whole = self.points_N68x2, self.matrix_N33, self.valid_N, self.usable_N
+        ends, begins = tuple(a[:place] for a in whole), tuple(a[place:] for a in whole)
+        # only so near to the cut does anything change: a long track with many cuts is not fitted anew at each
+        near = _reach(self.config)
+        _, last = cut_in_two(track, max(tick - 2 * near, track.start))
+        first, _ = cut_in_two(rest, tick + 2 * near)
+        for old, new in zip(ends, _fit(last, *self.size, self.config), strict=True):
+            old[-near:] = new[-near:]
+        for old, new in zip(begins, _fit(first, *self.size, self.config), strict=True):
+            old[:near] = new[:near]
+        self._set(track, ends)
+        return _Lane(number, rest, *self.size, self.config, begins)
 
     def see(self, tick: int, frame_HW3: UInt8) -> Iterator[_Piece]:
         """Takes the frame of a tick within the track; gives the pieces that it completes."""
@@ -268,10 +292,9 @@ def _crop(path: Path, lanes: list[_Lane], config: BuildConfig, tally: Tally) -> 
     """Decodes, crops and encodes: each lane sees the ticks of its track; a cut makes two lanes of one in `lanes`."""
     waiting = deque(lanes)
     active: list[_Lane] = []
-    # a crop depends on so many ticks after it: those it is smoothed with, and a gap that is bridged to them
-    ahead = math.ceil(KERNEL_SIGMAS * config.smoothing) + config.max_gap + 1
+    pictures = (picture for _, picture in decode(path))
     began = time.perf_counter()
-    for tick, frame_HW3, cuts in with_cuts((picture for _, picture in decode(path)), config.shot_threshold, ahead):
+    for tick, frame_HW3, cuts in with_cuts(pictures, config.shot_threshold, _reach(config)):
         tally.beat()
         tally.frames += 1
         for cut_tick in cuts:

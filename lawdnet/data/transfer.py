@@ -70,7 +70,8 @@ def source_folder(dataset: Dataset) -> Location | None:
         except ValueError:
             return None
     source = locate(text)
-    return source.parent if not is_remote(source) and source.is_file() else source
+    is_file = Path(source.name).suffix != "" if is_remote(source) else source.is_file()
+    return source.parent if is_file else source
 
 
 def index_of(file: Path, path: str) -> pa.Table:

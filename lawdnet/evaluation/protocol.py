@@ -72,25 +72,25 @@ class MouthMotion:
 
 @dataclass(frozen=True)
 class _Pair:
-    """One tick of both videos; None for one that has ended. `index` counts the real video's own frames."""
+    """One tick of both videos; None for one that has ended."""
 
-    index: int
+    tick: int
     real_HW3: UInt8 | None
     generated_HW3: UInt8 | None
 
 
-def compare(real: Path, generated: Path, landmarks: Landmarks) -> Comparison:
+def compare(real: Path, generated: Path, landmarks: Landmarks | None = None) -> Comparison:
     """Peak signal-to-noise ratio and structural similarity of whole pictures and of the mouth.
 
     Args:
         real, generated: videos of the same size (one repeated row or column, as H.264 needs, does not count).
-        landmarks: of the real video, a row for each of its own frames.
+        landmarks: of the real video, a row per tick; without them the mouth is not measured.
 
     Raises:
         Rejected: a video cannot be read.
         ValueError: their sizes differ.
     """
-    matrix_S33 = _matrices(landmarks)
+    matrix_T33 = _matrices(landmarks) if landmarks else np.empty((0, 3, 3), np.float32)
     whole, mouth, counts = [], [], [0, 0]
     for pair in _side_by_side(real, generated):
         counts[0] += pair.real_HW3 is not None
@@ -98,8 +98,8 @@ def compare(real: Path, generated: Path, landmarks: Landmarks) -> Comparison:
         if pair.real_HW3 is None or pair.generated_HW3 is None:
             continue
         whole.append(_quality(pair.real_HW3, pair.generated_HW3))
-        if pair.index < len(matrix_S33) and np.isfinite(matrix_S33[pair.index]).all():
-            crops = (_mouth(frame, matrix_S33[pair.index]) for frame in (pair.real_HW3, pair.generated_HW3))
+        if pair.tick < len(matrix_T33) and np.isfinite(matrix_T33[pair.tick]).all():
+            crops = (_mouth(frame, matrix_T33[pair.tick]) for frame in (pair.real_HW3, pair.generated_HW3))
             mouth.append(_quality(*crops))
     means, mouth_means = (np.mean(rows, axis=0) if rows else (np.nan, np.nan) for rows in (whole, mouth))
     return Comparison(
@@ -119,25 +119,25 @@ def mouth_motion(real: Path, generated: Path, landmarks: Landmarks) -> MouthMoti
 
     Args:
         real, generated: the head moves alike in both; only the mouth may differ.
-        landmarks: of the real video, a row for each of its own frames.
+        landmarks: of the real video, a row per tick.
 
     Raises:
         Rejected: a video cannot be read.
         ValueError: their sizes differ.
     """
-    matrix_S33, gap_S = _matrices(landmarks), lip_gap(landmarks.points_T68x2)
+    matrix_T33, gap_T = _matrices(landmarks), lip_gap(landmarks.points_T68x2)
     rows = []
     for pair in _side_by_side(real, generated):
         if pair.real_HW3 is None or pair.generated_HW3 is None:
             break
-        if pair.index >= len(matrix_S33) or not np.isfinite(matrix_S33[pair.index]).all():
+        if pair.tick >= len(matrix_T33) or not np.isfinite(matrix_T33[pair.tick]).all():
             rows.append((np.nan, np.nan, np.nan))
             continue
         openings = [
-            mouth_opening_from_pixels(crop_face(frame, matrix_S33[pair.index], CROP_WIDTH))
+            mouth_opening_from_pixels(crop_face(frame, matrix_T33[pair.tick], CROP_WIDTH))
             for frame in (pair.real_HW3, pair.generated_HW3)
         ]
-        rows.append((openings[0], openings[1], float(gap_S[pair.index])))
+        rows.append((openings[0], openings[1], float(gap_T[pair.tick])))
     real_T, generated_T, exact_T = np.array(rows, np.float32).reshape(-1, 3).T
     return MouthMotion(real_T=real_T, generated_T=generated_T, exact_T=exact_T)
 
@@ -156,23 +156,23 @@ def correlate(first_T: Float32, second_T: Float32) -> float:
 def _side_by_side(real: Path, generated: Path) -> Iterator[_Pair]:
     for tick, (ours, theirs) in enumerate(zip_longest(decode(real), decode(generated))):
         if ours is None or theirs is None:
-            yield _Pair(ours[0] if ours else -1, ours and ours[1], theirs and theirs[1])
+            yield _Pair(tick, ours and ours[1], theirs and theirs[1])
             continue
-        (index, real_HW3), (_, generated_HW3) = ours, theirs
+        real_HW3, generated_HW3 = ours[1], theirs[1]
         growth = np.subtract(generated_HW3.shape[:2], real_HW3.shape[:2])
         if tick == 0 and not all(g in (0, n % 2) for g, n in zip(growth, real_HW3.shape, strict=False)):
             sizes = " and ".join(f"{h}×{w}" for h, w, _ in (real_HW3.shape, generated_HW3.shape))
             raise ValueError(f"{generated}: cannot be compared with {real}: their pictures are {sizes} px")
         height, width = real_HW3.shape[:2]
-        yield _Pair(index, real_HW3, generated_HW3[:height, :width])
+        yield _Pair(tick, real_HW3, generated_HW3[:height, :width])
 
 
 def _matrices(landmarks: Landmarks) -> Float32:
-    """Frame px → crop px of every source frame, NaN without a face; short gaps are filled."""
+    """Frame px → crop px of every tick, NaN without a face; short gaps are filled."""
     filled = fill_gaps(landmarks)
-    matrix_S33 = fit_all(filled.points_T68x2, CROP_WIDTH)
-    matrix_S33[~filled.valid_T] = np.nan
-    return matrix_S33
+    matrix_T33 = fit_all(filled.points_T68x2, CROP_WIDTH)
+    matrix_T33[~filled.valid_T] = np.nan
+    return matrix_T33
 
 
 def _mouth(frame_HW3: UInt8, matrix_33: Float32) -> UInt8:

@@ -55,6 +55,8 @@ FOREHEAD = 0.2
 """A detector's box begins this share of the way from chin to brows above the brows."""
 JAW, CHIN, BROWS = slice(0, 17), 8, slice(17, 27)
 
+ENOUGH_SEGMENTS = 10
+"""From which the commonest offset says something of the corpus."""
 AGREE_SHARE = 0.5
 """Share of segments within one frame of the commonest offset from which it is the corpus's own."""
 
@@ -372,9 +374,11 @@ def offset_histogram(index: pa.Table) -> OffsetHistogram:
 def _verdict(counts: dict[int, int], found: np.ndarray) -> str:
     if not len(found):
         return "offsets were not measured"
+    if len(found) < ENOUGH_SEGMENTS:
+        return f"{len(found)} segments are too few to judge by, {ENOUGH_SEGMENTS} are needed"
     common = max(counts, key=lambda offset: (counts[offset], -abs(offset)))
     share = float((np.abs(found - common) <= 1).mean())
-    if share < AGREE_SHARE:
+    if share < AGREE_SHARE or abs(common) == MAX_OFFSET:  # at the end of the search nothing was found
         return f"no agreement: only {share:.0%} lie within a frame of the commonest offset ({common:+d})"
     if abs(common) <= 1:
         return f"picture and sound are in sync: {share:.0%} lie within a frame of {common:+d}"

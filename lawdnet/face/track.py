@@ -5,6 +5,7 @@ Shape letters: T ticks of a video, N ticks of one track; boxes are x0 y0 x1 y1 i
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -167,17 +168,20 @@ def choose(tracks: Sequence[Track], face: str) -> list[Track]:
     if rank is None:
         return list(tracks)
     for _ in range(rank):
-        chosen = _side_by_side(left)
-        left = [track for track in left if track not in chosen]
-    return sorted(_side_by_side(left), key=lambda track: track.start)
+        larger = set(_side_by_side(left))
+        left = [track for track in left if track not in larger]
+    return _side_by_side(left)
 
 
 def _side_by_side(tracks: Sequence[Track]) -> list[Track]:
-    """Tracks, the first that come first, without those that overlap an earlier one in time."""
+    """Tracks by first tick, without those that overlap an earlier one of the list in time."""
     chosen: list[Track] = []
     for track in tracks:
-        if all(track.stop <= other.start or other.stop <= track.start for other in chosen):
-            chosen.append(track)
+        place = bisect(chosen, track.start, key=lambda other: other.start)
+        # those that are chosen lie one after another: only two of them can overlap it
+        neighbours = chosen[max(place - 1, 0) : place + 1]
+        if all(track.stop <= other.start or other.stop <= track.start for other in neighbours):
+            chosen.insert(place, track)
     return chosen
 
 

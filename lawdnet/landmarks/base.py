@@ -18,6 +18,8 @@ from lawdnet.weights import file_sha256
 
 ROWS_TOLERANCE = 1
 """Landmark rows that may be missing or too many at the end; OpenFace often loses the last frame."""
+NETWORKS = ("face-alignment", "mediapipe")
+"""Sources that find faces in pictures, in the order in which `auto` prefers them."""
 MIN_FACE_PX = 4
 """Points closer together than this are no face."""
 BATCH = 16
@@ -98,17 +100,21 @@ def resolve_auto(path: Path, weights_dir: Path | None = None) -> str:
     Raises:
         Rejected: NO_LANDMARKS, with what was looked for.
     """
-    if has_csv(path):
-        return "openface"
-    names = ("face-alignment", "mediapipe")
-    for name in names:
+    if name := "openface" if has_csv(path) else ready_network(weights_dir):
+        return name
+    detail = f"no {csv_of(path).name} beside it, and neither {' nor '.join(NETWORKS)} is ready"
+    raise Rejected(RejectReason.NO_LANDMARKS, f"{detail} (--landmarks {NETWORKS[0]} says what it lacks)")
+
+
+def ready_network(weights_dir: Path | None = None) -> str | None:
+    """The first source that finds faces in pictures and has what it needs; None where none has."""
+    for name in NETWORKS:
         try:
             make_source(name, weights_dir=weights_dir)
         except ValueError:
             continue
         return name
-    detail = f"no {csv_of(path).name} beside it, and neither {' nor '.join(names)} is ready"
-    raise Rejected(RejectReason.NO_LANDMARKS, f"{detail} (--landmarks {names[0]} says what it lacks)")
+    return None
 
 
 def sha256_of(paths: Sequence[Path]) -> str:

@@ -14,7 +14,7 @@ from lawdnet.video import decode
 
 MAX_GAP = 5
 """Frames without a face that are bridged, unless told."""
-SMOOTHING = 1.0
+SMOOTHING = 0.5
 """Standard deviation in frames of the smoothing that steadies a crop, unless told."""
 NO_PICTURE: UInt8 = np.zeros((0, 0, 3), np.uint8)
 
@@ -38,14 +38,14 @@ def find_tracks(
     """
 
     def ticks() -> Iterator[tuple[int, UInt8]]:
-        if source.reads_pictures:
-            for tick in decode(video.path):
-                beat()
-                yield tick
-        else:
-            yield from ((int(index), NO_PICTURE) for index in video.shown_T)
+        unseen = ((int(index), NO_PICTURE) for index in video.shown_T)
+        for tick in decode(video.path) if source.reads_pictures else unseen:
+            beat()
+            yield tick
 
-    return choose(link(list(source.faces(video, ticks())), max_gap=max_gap), face)
+    # a file may decode to a tick more than its packets promise, and sound is as long as the promise
+    faces_T = list(source.faces(video, ticks()))[: video.num_frames]
+    return choose(link(faces_T, max_gap=max_gap), face)
 
 
 def cut_in_two(track: Track, tick: int) -> tuple[Track, Track]:

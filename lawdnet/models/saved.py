@@ -1,13 +1,17 @@
 """Checkpoints as folders: where a run keeps them, what lies in one, and how a network comes back.
 
 RUN/run.json                          configuration, dataset, lineage
-RUN/STAGE/epoch_0003/state.pt         tensors and plain containers only
+RUN/STAGE/epoch_0003/state.pt         after three epochs: tensors and plain containers only
 RUN/STAGE/epoch_0003/meta.json        what the tensors are
+RUN/STAGE/epoch_0003_step_000200/     within the fourth
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,11 @@ from torch import nn
 from lawdnet.models.generator import Generator, GeneratorConfig
 from lawdnet.models.syncnet import SyncNet, SyncNetConfig
 
+log = logging.getLogger(__name__)
+
 STATE = "state.pt"
 META = "meta.json"
 RUN = "run.json"
-
 
 _KINDS = {"gan": "generator", "syncnet": "sync network"}
 
@@ -47,7 +52,8 @@ def read_state(folder: Path) -> dict[str, Any]:
         ValueError: missing, damaged, or a file that would execute code.
     """
     try:
-        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        with (folder / STATE).open("rb") as file:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{folder}: no checkpoint ({STATE} is missing)") from None
     except Exception as error:  # torch raises many kinds for a damaged file
@@ -55,6 +61,31 @@ def read_state(folder: Path) -> dict[str, Any]:
         hint = "it is damaged, cut short, or holds more than tensors; delete this folder to go on from the epoch before"
         raise ValueError(f"{folder / STATE}: cannot be read; {hint}") from None
     return state
+
+
+def checkpoint_name(epoch: int, next_step: int = 0) -> str:
+    """The folder of a checkpoint after `epoch` complete epochs; names sort by age."""
+    return f"epoch_{epoch:04d}" + (f"_step_{next_step:06d}" if next_step else "")
+
+
+def state_hash(folder: Path) -> str:
+    """SHA-256 of a checkpoint's tensors, as children name their parent."""
+    with (folder / STATE).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def newest_good(stage_folder: Path) -> Path | None:
+    """The newest checkpoint of a stage that holds the bytes that were saved; a warning names each damaged one."""
+    for folder in sorted(stage_folder.glob("epoch_*"), reverse=True):
+        try:
+            wanted = read_meta(folder).get("state_sha256")  # older ones have their size alone
+            if _is_complete(folder) if wanted is None else wanted == state_hash(folder):
+                return folder
+            reason = f"{STATE} is not what was saved"
+        except (ValueError, KeyError, OSError) as error:
+            reason = str(error)
+        log.warning("%s: damaged (%s); going back to the checkpoint before", folder, reason)
+    return None
 
 
 def stage_checkpoints(stage_folder: Path) -> list[Path]:
@@ -92,19 +123,28 @@ def load_generator(folder: Path) -> tuple[Generator, dict[str, Any]]:
     """The generator of a checkpoint in evaluation mode, and the checkpoint's meta."""
     meta = read_meta(folder)
     generator = Generator(GeneratorConfig(**meta["generator"]))
-    _load(generator, read_state(folder), "generator", folder)
+    _load(generator, generator_weights, folder)
     return generator.eval(), meta
+
+
+def generator_weights(state: dict[str, Any]) -> dict[str, Any]:
+    """The generator of a checkpoint's state: the running mean of its weights where there is one."""
+    averaged = state.get("parts", {}).get("ema")
+    weights: dict[str, Any] = averaged["network"] if averaged else state["networks"]["generator"]
+    return weights
 
 
 def load_syncnet(folder: Path) -> SyncNet:
     """The sync network of a checkpoint in evaluation mode."""
     syncnet = SyncNet(SyncNetConfig(**read_meta(folder)["syncnet"]))
-    _load(syncnet, read_state(folder), "syncnet", folder)
+    _load(syncnet, lambda state: state["networks"]["syncnet"], folder)
     return syncnet.eval()
 
 
-def _load(network: nn.Module, state: dict[str, Any], name: str, folder: Path) -> None:
+def _load(network: nn.Module, weights: Callable[[dict[str, Any]], dict[str, Any]], folder: Path) -> None:
+    state = read_state(folder)
     try:
-        network.load_state_dict(state["networks"][name])
+        network.load_state_dict(weights(state))
     except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{folder}: holds no {name} of the shape its {META} says ({error})") from None
+        kind = type(network).__name__.lower()
+        raise ValueError(f"{folder}: holds no {kind} of the shape its {META} says ({error})") from None

@@ -93,19 +93,28 @@ class SyncNet(nn.Module):
         Raises:
             ValueError: a shape does not fit.
         """
-        check_shape("faces", faces_B15SS, FACE_CHANNELS, self.config.face_px, self.config.face_px)
-        check_shape("audio", audio_AC9, self.config.audio_dim, CLIP_FRAMES)
-        face_BChw, audio_ACt = self.face_encoder(faces_B15SS), self.audio_encoder(audio_AC9)
         if self.config.head == "cosine":
-            face_BD = F.normalize(self.face_vector(face_BChw.flatten(1)), dim=1)
-            audio_AD = F.normalize(self.audio_vector(audio_ACt.flatten(1)), dim=1)
+            face_BD, audio_AD = self.embed(faces_B15SS, audio_AC9)
             return face_BD @ audio_AD.T if pairwise else (face_BD * audio_AD).sum(1)[:, None, None, None]
+        face_BChw, audio_ACt = self._encode(faces_B15SS, audio_AC9)
         audio_AC11 = audio_ACt.mean(2)[:, :, None, None]
         if not pairwise:
             return self._merged(face_BChw, audio_AC11)
         faces, sounds = len(face_BChw), len(audio_AC11)
         face_BA = face_BChw.repeat_interleave(sounds, 0)
         return self._merged(face_BA, audio_AC11.repeat(faces, 1, 1, 1)).mean((1, 2, 3)).view(faces, sounds)
+
+    def embed(self, faces_B15SS: Tensor, audio_AC9: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors of length 1 whose cosine is the score, B×D and A×D (`cosine` only); arguments as of `forward`."""
+        assert self.config.head == "cosine"
+        face_BChw, audio_ACt = self._encode(faces_B15SS, audio_AC9)
+        face_BD, audio_AD = self.face_vector(face_BChw.flatten(1)), self.audio_vector(audio_ACt.flatten(1))
+        return F.normalize(face_BD, dim=1), F.normalize(audio_AD, dim=1)
+
+    def _encode(self, faces_B15SS: Tensor, audio_AC9: Tensor) -> tuple[Tensor, Tensor]:
+        check_shape("faces", faces_B15SS, FACE_CHANNELS, self.config.face_px, self.config.face_px)
+        check_shape("audio", audio_AC9, self.config.audio_dim, CLIP_FRAMES)
+        return self.face_encoder(faces_B15SS), self.audio_encoder(audio_AC9)
 
     def _merged(self, face_BChw: Tensor, audio_BC11: Tensor) -> Tensor:
         return cast("Tensor", self.merge(torch.cat((face_BChw, audio_BC11.expand_as(face_BChw)), 1)))

@@ -2,5 +2,6 @@
 
 from lawdnet.report.dataset import inspect_report
 from lawdnet.report.quickstart import QuickstartContent, quickstart_report
+from lawdnet.report.run import run_report
 
-__all__ = ["QuickstartContent", "inspect_report", "quickstart_report"]
+__all__ = ["QuickstartContent", "inspect_report", "quickstart_report", "run_report"]

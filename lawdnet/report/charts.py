@@ -74,19 +74,16 @@ def chart(
         values, bases = (dict(zip(series, rows, strict=True)) for rows in (tops[1:], tops[:-1]))
     if logarithmic:
         floor, values = None, {label: _log10(row) for label, row in values.items()}
-    finite = np.concatenate([row[np.isfinite(row)] for row in values.values()] or [np.zeros(0)])
-    limits = [*finite, *([] if floor is None else [floor])] or [0.0]
-    y_values = (_log_ticks if logarithmic else nice_ticks)(min(limits), max(limits))
+    y_values = (_log_ticks if logarithmic else nice_ticks)(*_limits(values, floor))
     x_values = nice_ticks(float(x[0]), float(x[-1])) if len(x) else [0.0, 1.0]
     x_end = float(x[-1]) if len(x) > 1 else float(x_values[-1])
     x_start = float(x[0]) if len(x) else 0.0
     width, height = size
     across = _Axis(x_start, x_end, CHART_LEFT, width - CHART_RIGHT)
     up = _Axis(y_values[0], y_values[-1], height - CHART_BOTTOM, CHART_TOP)
+    places = across(np.asarray(x))
     return Chart(
-        paths={
-            label: _path(across(np.asarray(x)[: len(row)]), up(row), up(bases[label])) for label, row in values.items()
-        },
+        paths={label: _path(places[: len(row)], up(row), up(bases[label])) for label, row in values.items()},
         x_ticks=[Tick(float(across(np.array(v))), f"{v:g}") for v in x_values if x_start <= v <= x_end],
         y_ticks=[Tick(float(up(np.array(v))), f"{10**v if logarithmic else v:.4g}") for v in y_values],
         x_label=x_label,
@@ -97,6 +94,13 @@ def chart(
         right=width - CHART_RIGHT,
         marks=[Tick(float(across(np.array(v))), text) for v, text in marks if x_start <= v <= x_end],
     )
+
+
+def _limits(values: Mapping[str, np.ndarray], floor: float | None) -> tuple[float, float]:
+    """The lowest and highest of all finite values, and of the floor where there is one."""
+    finite = np.concatenate([row[np.isfinite(row)] for row in values.values()] or [np.zeros(0)])
+    limits = [*finite, *([] if floor is None else [floor])] or [0.0]
+    return float(min(limits)), float(max(limits))
 
 
 def _log10(values: np.ndarray) -> np.ndarray:
@@ -143,12 +147,14 @@ def _path(x: np.ndarray, y: np.ndarray, base: np.ndarray) -> str:
     if len(base):
         edge = [*zip(x, y, strict=True), *zip(x[::-1], base[::-1], strict=True)]
         return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in edge) + "Z"
-    parts, pen = [], "M"
+    pieces: list[list[str]] = [[]]
     for a, b in zip(x, y, strict=True):
         if math.isfinite(b):
-            parts.append(f"{pen}{a:.1f} {b:.1f}")
-        pen = "L" if math.isfinite(b) else "M"
-    return "".join(parts)
+            pieces[-1].append(f"{a:.1f} {b:.1f}")
+        elif pieces[-1]:
+            pieces.append([])
+    # closed, a lone point is drawn as a dot
+    return "".join("M" + "L".join(piece) + ("Z" if len(piece) == 1 else "") for piece in pieces if piece)
 
 
 def _averaged(values: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from lawdnet.evaluation.sync import offset_histogram
 from lawdnet.report.charts import Histogram, histogram
 from lawdnet.report.page import write_page
 from lawdnet.report.thumbnails import crops, first_picture
+from lawdnet.storage import Location
 from lawdnet.types import CLIP_FRAMES, FPS, Bool
 
 CROPS_PER_VIDEO = 8
@@ -91,11 +92,11 @@ class Sheets:
         return f"{round(value, 1 if abs(value) >= 10 else 3):g}", not low <= value <= high
 
 
-def inspect_report(dataset: Dataset, out: Path, *, max_videos: int = MAX_VIDEOS, order: str = "even") -> None:
+def inspect_report(dataset: Dataset, out: Location, *, max_videos: int = MAX_VIDEOS, order: str = "even") -> None:
     """Writes the report of a dataset.
 
     Args:
-        out: the HTML file; an existing one is replaced.
+        out: the HTML file, here or in an object store; an existing one is replaced.
         max_videos: videos with pictures.
         order: which videos: `even` (spread over the list), `random`, or the name of a score: those with the lowest
             median first; with `-` before it, those with the highest.

@@ -11,11 +11,11 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lawdnet import __version__
-from lawdnet.storage import atomic
+from lawdnet.storage import Location, atomic
 from lawdnet.types import FPS
 
 
-def picture_uri(path: Path) -> str:
+def picture_uri(path: Location) -> str:
     """A PNG or JPEG file as a `data:` address.
 
     Raises:
@@ -44,7 +44,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
-def write_page(out: Path, template: str, **content: Any) -> None:
+def write_page(out: Location, template: str, **content: Any) -> None:
     """Renders a template into `out`, which appears whole or not at all."""
     environment = Environment(
         loader=PackageLoader("lawdnet", "templates"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import pyarrow as pa
 
 from lawdnet.data.sampling import decode_jpeg
 from lawdnet.data.segments import encode_jpeg
@@ -23,13 +24,15 @@ def crops(path: str, row_group: int, frames: Sequence[int], stored_width: int) -
     """These frames of one segment.
 
     Raises:
-        ValueError: the file is missing.
+        ValueError: the file is missing or damaged.
     """
     try:
         with parquet_file(locate(path)) as file:
             jpegs = file.read_row_group(row_group, columns=["frames_jpeg"])["frames_jpeg"][0].values
     except FileNotFoundError:
         raise ValueError(f"{path}: missing; the dataset has lost a file, or the one that it points to") from None
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: damaged ({error}); make the dataset again") from None
     size = (round(1.3 * CROP_WIDTH), CROP_WIDTH)
     small = (decode_jpeg(jpegs[frame].as_py(), *size, stored_width=stored_width) for frame in frames)
     return [data_uri(encode_jpeg(crop, JPEG_QUALITY), "jpeg") for crop in small]

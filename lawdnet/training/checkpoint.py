@@ -7,17 +7,18 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from lawdnet import __version__
-from lawdnet.models.discriminator import Discriminator
 from lawdnet.models.generator import Generator
-from lawdnet.models.saved import META, STATE, read_state
+from lawdnet.models.saved import META, STATE, generator_weights, read_meta, read_state, state_hash
 from lawdnet.models.syncnet import SyncNet
 from lawdnet.training.config import TrainConfig
+from lawdnet.training.ema import Ema
 from lawdnet.training.stages import NAMES, Stage
 from lawdnet.training.steps import Step
 
@@ -34,6 +35,9 @@ class Lineage:
     parent: str | None = None
     """Checkpoint folder, relative to the run."""
     parent_hash: str | None = None
+    """SHA-256 of its state."""
+    syncnet_hash: str | None = None
+    """The same of the sync network's checkpoint, where one judges this stage."""
 
 
 def _random_states() -> dict[str, Any]:
@@ -77,6 +81,7 @@ def save(
         {
             "networks": {name: network.state_dict() for name, network in step.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in step.optimizers.items()},
+            "parts": {name: part.state_dict() for name, part in step.parts.items()},
             "random": _random_states(),
             "position": {"epoch": epoch, "step": next_step},
         },
@@ -89,12 +94,15 @@ def save(
         "kind": stage.kind,
         "stage_index": NAMES.index(stage.name),
         "epoch": epoch,
+        "next_step": next_step,
         "epochs": stage.epochs,
         "mouth_px": stage.mouth_px,
+        "num_frames": stage.num_frames,
         "audio_feature": config.audio_feature,
         "sync_feature": config.sync_feature,
         "code_version": __version__,
         "state_bytes": (folder / STATE).stat().st_size,
+        "state_sha256": state_hash(folder),
         **dataclasses.asdict(lineage),
         **shapes,
         "config": config.to_dict(),
@@ -109,23 +117,28 @@ def resume(folder: Path, step: Step) -> tuple[int, int]:
         network.load_state_dict(state["networks"][name])
     for name, optimizer in step.optimizers.items():
         optimizer.load_state_dict(state["optimizers"][name])
+    for name, part in step.parts.items():
+        part.load_state_dict(state["parts"][name])
     _restore_random(state["random"])
     return int(state["position"]["epoch"]), int(state["position"]["step"])
 
 
 def start_from(folder: Path, step: Step) -> None:
-    """Takes the networks that a parent stage shares with this one.
+    """Takes what a parent stage hands on to this one.
 
-    The generator always fits; a discriminator only where the stages' crops leave it the same number of blocks.
+    The generator, as inference would load it, and where both draw single pictures the discriminators whose shapes have
+    stayed the same. A clip stage takes the generator alone (LawDNet 2024): its image discriminator then begins together
+    with the one for clips, so that neither outvotes the other from the first step.
     """
-    state = read_state(folder)["networks"]
+    state, frames = read_state(folder), read_meta(folder).get("num_frames", 1)
     for name, network in step.networks.items():
-        if name not in state:
-            continue
-        if isinstance(network, Discriminator) and not _same_shapes(network.state_dict(), state[name]):
-            continue
-        network.load_state_dict(state[name])
+        if isinstance(network, Generator):
+            network.load_state_dict(generator_weights(state))
+        elif step.stage.num_frames == frames == 1 and _same_shapes(network, state["networks"].get(name, {})):
+            network.load_state_dict(state["networks"][name])
+    if "ema" in step.parts:
+        cast("Ema", step.parts["ema"]).restart(step.networks["generator"])
 
 
-def _same_shapes(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
-    return {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+def _same_shapes(network: nn.Module, weights: dict[str, torch.Tensor]) -> bool:
+    return {k: v.shape for k, v in network.state_dict().items()} == {k: v.shape for k, v in weights.items()}

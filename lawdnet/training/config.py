@@ -10,8 +10,16 @@ from typing import Any
 
 import yaml
 
-from lawdnet.data.sampling import SampleSpec
+from lawdnet.data.sampling import REFERENCES, SampleSpec
+from lawdnet.models.warp import LAYOUTS
 from lawdnet.training.stages import PRESETS, Stage, Weights
+
+_CHOICES = {
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "pixel_loss": ("l1", "l2"),
+    "references": REFERENCES,
+    "warp_layout": LAYOUTS,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,21 +41,40 @@ class TrainConfig:
     disc_max_channels: int = 256
     key_points: int = 5
     warp_grid: int = 60
+    warp_layout: str = "correct"
+    """`lawdnet2024` to go on from published weights, which were trained with a scrambled field."""
     perceptual_weights: str = ""
     """Path of torchvision's VGG19 weights; empty leaves the perceptual loss out."""
     pixel_loss: str = "l2"
     precision: str = "auto"
-    """fp32, bf16, or auto: bf16 on a GPU that has it."""
+    """fp32, bf16, fp16 with a gradient scaler, or auto: bf16 on a GPU that has it."""
+    channels_last: bool = False
+    """Keep a pixel's channels together in memory, which suits tensor cores."""
+    compile: bool = False
+    """Run the generator through torch.compile; where that fails it runs as it is."""
     grad_clip: float = 1.0
     """Largest norm of a network's gradient; 0 switches clipping off."""
+    ema_decay: float = 0.999
+    """Of the running mean of the generator's weights, which validation and inference use; 0 keeps none."""
+    references: str = "random"
+    """`random` as published, or `diverse`: sharp frames in which pose and mouth differ most."""
+    sync_ramp: int = 1000
+    """Optimiser steps in which the sync loss grows to its weight, once it may; 0: whole from the first step."""
+    sync_below: float = 0.75
+    """It may once its mean is below this, both on true pairs and on generated ones (Wav2Lip's rule and figure)."""
+    share_every: int = 50
+    """Optimiser steps between two measurements of each loss's share of the gradient; 0: never."""
+    max_skipped: int = 3
+    """Steps of an epoch that may be left out because a loss is not finite, before the run stops."""
+    plateau_steps: int = 500
+    """Steps at chance after which the sync network's training raises an alarm; 0: never."""
     sample_every: int = 1
     """Epochs between two pictures in `samples/`."""
 
     def __post_init__(self) -> None:
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"precision: {self.precision!r} is none of auto, fp32, bf16")
-        if self.pixel_loss not in ("l1", "l2"):
-            raise ValueError(f"pixel_loss: {self.pixel_loss!r} is neither l1 nor l2")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(choices)}")
         for name in (
             "base_channels",
             "sync_channels",
@@ -58,8 +85,11 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1")
-        if self.grad_clip < 0:
-            raise ValueError("grad_clip: must be 0 (off) or positive")
+        for name in ("grad_clip", "sync_ramp", "sync_below", "share_every", "max_skipped", "plateau_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be 0 (off) or positive")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError("ema_decay: must be 0 (off) or below 1")
         names = [stage.name for stage in self.stages]
         for position, stage in enumerate(self.stages):
             if stage.init_from in names[position:]:
@@ -87,6 +117,7 @@ class TrainConfig:
             audio=self.audio_feature,
             sync=self.sync_feature if hears_sync else None,
             contrast=stage.kind == "syncnet",
+            references=self.references,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,7 +133,7 @@ class TrainConfig:
 
 _SMALL_NETWORKS: dict[str, Any] = {
     "base_channels": 16, "sync_channels": 16, "disc_channels": 8, "disc_max_channels": 64, "warp_grid": 12,
-    "pixel_loss": "l1",
+    "pixel_loss": "l1", "sync_ramp": 20, "plateau_steps": 150,
 }  # fmt: skip
 
 

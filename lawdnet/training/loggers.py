@@ -1,23 +1,163 @@
-"""Where numbers go while a run trains. The jsonl file is always written; its lines are what reports draw."""
+"""Where numbers and pictures go while a stage trains: its folder always, wandb and TensorBoard where asked for.
+
+STAGE/metrics.jsonl      a line per row; `kind` says what it is: start, step, epoch, validation, alarm, resume, pictures
+STAGE/samples/*.png      a sheet of pictures per epoch
+STAGE/wandb/, STAGE/tensorboard/
+
+A row of kind `step` counts epochs and steps from 0; the others count complete epochs. Shape letters: R rows of a sheet,
+H W one of them, h w the sheet as it is drawn.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
+import os
+import platform
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
+import psutil
+import torch
 from torch import Tensor
+
+from lawdnet.training.trackers import StepCount, TensorBoardLogger, Tracker, WandbLogger
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+SAMPLES = "samples"
+LOGGERS = {"jsonl": None, "wandb": "wandb", "tensorboard": "tensorboard"}
+"""Names of loggers, each with the package that it needs, which is also the name of the extra."""
+MIN_COLUMN = 96
+"""Pixels that a labelled column has at least, so that its label can be read."""
+STRIP = 20
+"""Height of the strip with the labels."""
 
 
 class MetricLogger(Protocol):
-    """A place for numbers."""
+    """A place for numbers and pictures."""
 
-    def log(self, metrics: dict[str, float]) -> None:
-        """One line of numbers."""
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """One row: numbers by name, its `kind`, and where training stands (`epoch`, `step`)."""
         ...
+
+    def pictures(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
+        """A sheet after so many complete epochs; see `draw_grid`."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        ...
+
+
+def make_loggers(
+    names: Sequence[str], folder: Path, *, config: Mapping[str, Any], lineage: Mapping[str, Any], run_name: str
+) -> MetricLogger:
+    """Everything that a stage's first rank writes to, as one logger; notes the machine in a row of kind `start`.
+
+    Whatever happens to wandb or TensorBoard, training goes on: a failure is one warning, and that logger is left out.
+
+    Args:
+        names: out of `LOGGERS`; jsonl is always there.
+        folder: of the stage, on this machine.
+        config: the resolved configuration, as plain values.
+        lineage: what `checkpoint.Lineage` holds, as plain values.
+        run_name: RUN/STAGE, as wandb shows it.
+
+    Raises:
+        ValueError: an unknown name (the message lists the choices), or a package that is not installed.
+    """
+    check_loggers(names)
+    files = JsonlLogger(folder / METRICS)
+    count = StepCount(read_jsonl(files.path) if files.path.exists() else [])
+    about = {"config": config, "lineage": lineage}
+    makers: dict[str, Callable[[], Tracker]] = {
+        "wandb": lambda: WandbLogger(folder, about, run_name),
+        "tensorboard": lambda: TensorBoardLogger(folder, about),
+    }
+    others = [_Guarded(name, makers[name], count) for name in dict.fromkeys(names) if name in makers]
+    together = _All([files, *others])
+    together.log({"kind": "start", **machine()})
+    return together
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Says before anything has begun what `make_loggers` would say.
+
+    Raises:
+        ValueError: an unknown name, or a package that is not installed.
+    """
+    for name in names:
+        if name not in LOGGERS:
+            raise ValueError(f"logger: unknown {name!r}; there are {', '.join(LOGGERS)}")
+        package = LOGGERS[name]
+        if package and not _is_installed(package):
+            raise ValueError(f"logger {name}: is not installed; pip install 'lawdnet[{package}]'")
+
+
+def _is_installed(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
+
+
+class _All:
+    """Hands everything to each."""
+
+    def __init__(self, loggers: Sequence[MetricLogger]) -> None:
+        self.loggers = loggers
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        for logger in self.loggers:
+            logger.log(metrics)
+
+    def pictures(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
+        for logger in self.loggers:
+            logger.pictures(rows_R3HW, epoch, labels)
+
+    def close(self) -> None:
+        for logger in self.loggers:
+            logger.close()
+
+
+class _Guarded:
+    """A tracker whose failure is one warning and the end of it."""
+
+    def __init__(self, name: str, make: Callable[[], Tracker], count: StepCount) -> None:
+        self.name, self.count = name, count
+        self.tracker: Tracker | None = None
+        try:
+            self.tracker = make()
+        except Exception as error:  # whatever it raises, training is worth more
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("%s: stopped (%s); training goes on, and %s has everything", self.name, text, METRICS)
+        self.tracker = None
+
+    def _attempt(self, call: Callable[[Tracker], object]) -> None:
+        if self.tracker:
+            try:
+                call(self.tracker)
+            except Exception as error:
+                self._give_up(error)
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        step = self.count.of(metrics)
+        self._attempt(lambda tracker: tracker.log(metrics, step))
+
+    def pictures(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
+        step = self.count.of({"epoch": epoch})
+        self._attempt(lambda tracker: tracker.picture(draw_grid(rows_R3HW, labels), epoch, step))
+
+    def close(self) -> None:
+        self._attempt(lambda tracker: tracker.close())
 
 
 class JsonlLogger:
@@ -30,10 +170,19 @@ class JsonlLogger:
                 file.write("\n")  # a line that a crash cut short must not swallow the next
         self.path = path
 
-    def log(self, metrics: dict[str, float]) -> None:
+    def log(self, metrics: Mapping[str, Any]) -> None:
         """Adds the wall clock time and writes."""
         with self.path.open("a", encoding="utf8") as file:
             file.write(json.dumps({"time": round(time.time(), 3), **metrics}) + "\n")
+
+    def pictures(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
+        """A PNG beside the file, and a row that says what its columns are."""
+        name = f"{SAMPLES}/epoch_{epoch:04d}.png"
+        write_grid(self.path.parent / name, rows_R3HW, labels)
+        self.log({"kind": "pictures", "epoch": epoch, "file": name, "labels": list(labels)})
+
+    def close(self) -> None:
+        """Every line is already written."""
 
 
 class JsonlTail:
@@ -52,26 +201,90 @@ class JsonlTail:
             added = file.read()
         complete = added[: added.rfind(b"\n") + 1]
         self._read += len(complete)
-        return _parse(complete)
+        return parse_jsonl(complete)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All complete lines; one cut short by a crash is left out."""
-    return _parse(path.read_bytes())
+    return parse_jsonl(path.read_bytes())
 
 
-def _parse(lines: bytes) -> list[dict[str, Any]]:
+def parse_jsonl(lines: bytes) -> list[dict[str, Any]]:
+    """The lines that are JSON objects; others are left out."""
     rows = []
     for line in lines.splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:  # no JSON, or no UTF-8
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 
-def write_pictures(path: Path, rows_R3HW: Tensor) -> None:
-    """Pictures in [0, 1] below each other as one PNG."""
+def machine() -> dict[str, Any]:
+    """What a row of kind `start` says of the hardware: `device` is the name of this process's GPU, else of its CPU."""
+    has_gpu = torch.cuda.is_available()
+    has_ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return {
+        "device": torch.cuda.get_device_name() if has_gpu else _cpu_name(),
+        "is_gpu": has_gpu,
+        "workers": torch.distributed.get_world_size() if has_ranks else 1,
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "torch": torch.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def draw_grid(rows_R3HW: Tensor, labels: Sequence[str] = ()) -> np.ndarray:
+    """Rows of pictures below each other, under a strip that names their columns.
+
+    Args:
+        rows_R3HW: RGB in [0, 1]; each row holds its columns side by side, all of the same width.
+        labels: of the columns, from the left; without any there is no strip, and pixels stay as they are. With them,
+            pictures narrower than `MIN_COLUMN` are enlarged by a whole number.
+
+    Returns:
+        h × w × 3 uint8 RGB.
+
+    Raises:
+        ValueError: the labels do not divide the rows into columns.
+    """
+    sheet_HW3 = rows_R3HW.detach().permute(0, 2, 3, 1).flatten(0, 1).float().cpu().clamp(0, 1).numpy()
+    sheet = np.rint(sheet_HW3 * 255).astype(np.uint8)
+    if not labels:
+        return sheet
+    width, rest = divmod(sheet.shape[1], len(labels))
+    if rest or not width:
+        raise ValueError(f"labels: {len(labels)} of them do not divide rows {sheet.shape[1]} px wide into columns")
+    times = -(-MIN_COLUMN // width)
+    sheet = np.repeat(np.repeat(sheet, times, 0), times, 1)
+    return np.concatenate([_strip(labels, width * times), sheet])
+
+
+def _strip(labels: Sequence[str], width: int) -> np.ndarray:
+    """STRIP × (width · labels) × 3: each label in the middle of its column, smaller where it would not fit."""
+    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.4
+    strip = np.full((STRIP, width * len(labels), 3), 24, np.uint8)
+    for place, label in enumerate(labels):
+        natural = cv2.getTextSize(label, font, scale, 1)[0][0]
+        size = scale * min(1.0, (width - 4) / max(1, natural))
+        (across, up), _ = cv2.getTextSize(label, font, size, 1)
+        at = (place * width + (width - across) // 2, (STRIP + up) // 2)
+        cv2.putText(strip, label, at, font, size, (235, 235, 235), 1, cv2.LINE_AA)
+    return strip
+
+
+def write_grid(path: Path, rows_R3HW: Tensor, labels: Sequence[str] = ()) -> None:
+    """`draw_grid` as a PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet_HW3 = rows_R3HW.permute(0, 2, 3, 1).flatten(0, 1).float().cpu().numpy()
-    cv2.imwrite(str(path), cv2.cvtColor(np.rint(sheet_HW3 * 255).astype(np.uint8), cv2.COLOR_RGB2BGR))
+    cv2.imwrite(str(path), cv2.cvtColor(draw_grid(rows_R3HW, labels), cv2.COLOR_RGB2BGR))

@@ -5,7 +5,8 @@ Shape letters: B batch, H W crop, h w score map.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,19 +37,48 @@ def perceptual(features: Callable[[Tensor], Sequence[Tensor]], made_B3HW: Tensor
     return total
 
 
-def contrast(score_BA: Tensor, own_BC9: Tensor, sounds_AC9: Tensor, sharpness: float = 12.0) -> Tensor:
+def same_numbers(sounds_AC9: Tensor) -> Tensor:
+    """A number for each of A sounds, the same where sounds are equal to the last bit."""
+    return torch.unique(sounds_AC9.flatten(1), dim=0, return_inverse=True)[1]
+
+
+def contrast(score_BA: Tensor, kind_A: Tensor, sharpness: float = 12.0) -> Tensor:
     """Each face must pick its own sound out of all A, and each of the first B sounds its own face (InfoNCE).
 
     Pairs whose sounds are the same numbers (one clip drawn twice, digital silence) are no mistakes and left out.
 
     Args:
         score_BA: cosines; face b belongs to sound b.
-        own_BC9: the first B of sounds_AC9.
+        kind_A: of the sounds, see `same_numbers`.
         sharpness: of the softmax, the inverse of a temperature.
     """
     count = len(score_BA)
-    same_BA = (own_BC9[:, None] == sounds_AC9[None]).flatten(2).all(2)
+    same_BA = kind_A[:count, None] == kind_A[None]
     same_BA[:, :count].fill_diagonal_(False)
     logit_BA = (sharpness * score_BA).masked_fill(same_BA, -torch.inf)
     target_B = torch.arange(count, device=score_BA.device)
     return (F.cross_entropy(logit_BA, target_B) + F.cross_entropy(logit_BA[:, :count].T, target_B)) / 2
+
+
+def contrast_chance(faces: int, sounds: int) -> float:
+    """What `contrast` gives a network that finds all pairs alike.
+
+    A softmax over n equal scores gives each 1/n, a cross-entropy of ln n: ln A for the choice of a sound, ln B for that
+    of a face, (ln A + ln B) / 2 in the mean. With one wrong sound the first is ln 2, the 0.69 of single pairs.
+    """
+    return (math.log(sounds) + math.log(faces)) / 2
+
+
+def gradient_shares(weighted: Mapping[str, Tensor], picture: Tensor) -> dict[str, Tensor]:
+    """How loudly each loss speaks to the generator: the norm of its gradient at the drawn picture over the sum of all.
+
+    Args:
+        weighted: scalars by name, times their weights; their graphs are kept.
+        picture: where they all come from.
+
+    Returns:
+        share_NAME, each in [0, 1], together 1; all 0 where no loss has a gradient, or one of them overflows.
+    """
+    norms = {name: torch.autograd.grad(loss, picture, retain_graph=True)[0].norm() for name, loss in weighted.items()}
+    total = torch.stack(list(norms.values())).sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return {f"share_{name}": (norm / total).nan_to_num(0.0) for name, norm in norms.items()}

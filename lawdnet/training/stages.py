@@ -24,7 +24,7 @@ class Weights:
     clip_gan: float = 0.0
     """Discriminator over five frames (LSGAN)."""
     sync: float = 0.0
-    """Squared distance of the sync network's score from 1."""
+    """Squared distance of the sync network's score from 1; grows in as `sync_ramp` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,11 @@ class Stage:
     epochs_constant: int
     epochs_decay: int
     lr: float = 1e-4
+    accumulate: int = 1
+    """Batches of each worker that make one optimiser step."""
+    global_batch: int = 0
+    """Samples per optimiser step that `lr` is meant for, over all workers; with it, `accumulate` follows the number of
+    workers (see `micro_batches`). 0: as many as there are."""
     weights: Weights = field(default_factory=Weights)
 
     def __post_init__(self) -> None:
@@ -52,9 +57,11 @@ class Stage:
             raise ValueError(f"{self.name}.mouth_px: {self.mouth_px} is no multiple of 32")
         if self.num_frames not in (1, 5):
             raise ValueError(f"{self.name}.num_frames: {self.num_frames} is neither 1 nor 5")
-        for name in ("batch_size", "samples_per_segment"):
+        for name in ("batch_size", "samples_per_segment", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{self.name}.{name}: must be at least 1")
+        if self.global_batch < 0:
+            raise ValueError(f"{self.name}.global_batch: must be 0 (whatever the workers give) or positive")
         if min(self.epochs_constant, self.epochs_decay) < 0 or not self.epochs:
             raise ValueError(f"{self.name}: epochs_constant + epochs_decay must be at least 1")
         if self.num_frames == 1 and (self.kind == "syncnet" or self.weights.clip_gan or self.weights.sync):
@@ -74,11 +81,31 @@ class Stage:
         return max(0.0, 1.0 - max(0, epoch + 1 - self.epochs_constant) / (self.epochs_decay + 1))
 
 
+def micro_batches(stage: Stage, world: int) -> int:
+    """How many batches of each of `world` workers make an optimiser step: the stage's `accumulate`, or with a
+    `global_batch` as many as come closest to it, so that workers may come and go."""
+    if not stage.global_batch:
+        return stage.accumulate
+    return max(1, round(stage.global_batch / (stage.batch_size * world)))
+
+
+def scaled_lr(stage: Stage, world: int, accumulate: int) -> float:
+    """The stage's rate for the samples that an optimiser step really takes.
+
+    Where `world` workers cannot make up the `global_batch` exactly, the rate is scaled by what they take over what was
+    meant (linear scaling, Goyal et al. 2017, arXiv 1706.02677); without a `global_batch` it is the stage's.
+    """
+    if not stage.global_batch:
+        return stage.lr
+    return stage.lr * (stage.batch_size * world * accumulate) / stage.global_batch
+
+
 _CLIP = Weights(clip_gan=1.0, sync=0.1)
 
+# The published system has no training of its sync network. 256 faces per step: 128 stay at chance (LatentSync).
 FULL = (
     Stage(name="syncnet", kind="syncnet", mouth_px=256, num_frames=5, batch_size=16, samples_per_segment=32,
-          epochs_constant=20, epochs_decay=20),
+          epochs_constant=20, epochs_decay=20, accumulate=16),
     Stage(name="frame_64", mouth_px=64, batch_size=16, samples_per_segment=32, epochs_constant=5, epochs_decay=5),
     Stage(name="frame_128", mouth_px=128, init_from="frame_64", batch_size=8, samples_per_segment=100,
           epochs_constant=5, epochs_decay=5),

@@ -1,46 +1,57 @@
-"""One optimiser step of each kind of stage: what the loop calls with every batch.
+"""One optimiser step of the generator against its discriminators, and what any step is to the loop.
 
-Shape letters: B batch, N frames of a sample, H W crop, S side of the square the sync network sees, C feature dimension.
+Shape letters: B batch, N frames of a sample, M pictures (B·N), H W crop, S side of the square the sync network sees,
+C feature dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lawdnet.face.geometry import mouth_box, stage_size
+from lawdnet.face.geometry import stage_size
 from lawdnet.face.mask import keep_mask
-from lawdnet.models.discriminator import Discriminator, DiscriminatorConfig
-from lawdnet.models.generator import Generator, GeneratorConfig
+from lawdnet.models.discriminator import Discriminator
+from lawdnet.models.generator import Generator
 from lawdnet.models.perceptual import VGG19Features
-from lawdnet.models.syncnet import SyncNet, SyncNetConfig
+from lawdnet.models.syncnet import SyncNet
+from lawdnet.training.alarms import NonFiniteLoss, check_finite
 from lawdnet.training.config import TrainConfig
-from lawdnet.training.losses import PIXEL_LOSSES, contrast, lsgan, mouth_l1, perceptual
+from lawdnet.training.contrast import SyncStep
+from lawdnet.training.ema import Ema
+from lawdnet.training.losses import PIXEL_LOSSES, gradient_shares, lsgan, mouth_l1, perceptual
+from lawdnet.training.networks import Metrics, Networks, Stateful, Wrap
+from lawdnet.training.peers import Peers
+from lawdnet.training.precision import compile_in_place
+from lawdnet.training.ramp import SyncRamp
+from lawdnet.training.shapes import discriminator_config, generator_config, mouth_square
 from lawdnet.training.stages import Stage
 from lawdnet.types import TrainBatch
 
-Wrap = Callable[[nn.Module], nn.Module]
-Metrics = dict[str, Tensor]
-
-
-class NonFiniteLoss(RuntimeError):
-    """A loss or a gradient is NaN or infinite; no rank has taken the step that it belongs to."""
+__all__ = ["GanStep", "Metrics", "NonFiniteLoss", "Step", "SyncStep", "Wrap", "check_finite", "mouth_square"]
 
 
 class Step(Protocol):
-    """What a kind of stage is to the loop."""
+    """What a kind of stage is to the loop and to its checkpoints."""
 
+    config: TrainConfig
+    stage: Stage
     networks: dict[str, nn.Module]
     """Unwrapped, by the names they are saved under."""
     optimizers: dict[str, torch.optim.Optimizer]
+    parts: dict[str, Stateful]
+    """Everything else that going on needs."""
 
-    def __call__(self, batch: TrainBatch) -> Metrics:
-        """Trains on one batch and returns its losses, detached."""
+    def __call__(self, *batches: TrainBatch) -> Metrics:
+        """Takes one optimiser step on the batches together and returns its losses, detached.
+
+        Raises:
+            NonFiniteLoss: on every rank; the step is not taken.
+        """
         ...
 
     def preview(self, batch: TrainBatch) -> Tensor | None:
@@ -48,127 +59,90 @@ class Step(Protocol):
         ...
 
 
-def check_finite(losses: Metrics) -> None:
-    """Stops every rank before anyone steps.
-
-    Raises:
-        NonFiniteLoss: names the losses of this rank, or says that it was another one.
-    """
-    is_bad_L = ~torch.isfinite(torch.stack([loss.detach() for loss in losses.values()]))
-    flag = is_bad_L.any().float()
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(flag)
-    if flag > 0:
-        bad = [name for name, is_bad in zip(losses, is_bad_L.tolist(), strict=True) if is_bad]
-        raise NonFiniteLoss(f"not finite: {', '.join(bad) if bad else 'a loss on another rank'}")
-
-
-def mouth_square(crop_BN3HW: Tensor, mouth_px: int, side: int) -> Tensor:
-    """The square handed to the sync network, frames stacked by channel: B × 3N × S × S."""
-    rows, columns = mouth_box(mouth_px)
-    square = crop_BN3HW[..., rows, columns].flatten(1, 2)
-    if side == mouth_px:
-        return square
-    return F.interpolate(square, (side, side), mode="bilinear", align_corners=False)
-
-
-class _Networks:
-    """What the steps share: wrapping, optimisers, autocast and clipping."""
-
-    def __init__(self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap) -> None:
-        self.config, self.stage, self.device, self.wrap = config, stage, device, wrap
-        self.networks: dict[str, nn.Module] = {}
-        self.wrapped: dict[str, nn.Module] = {}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        wants_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16)
-
-    def add(self, name: str, network: nn.Module) -> nn.Module:
-        """Moves, wraps and gives an optimiser; returns the wrapped network."""
-        self.networks[name] = network.to(self.device)
-        self.wrapped[name] = self.wrap(network)
-        self.optimizers[name] = torch.optim.AdamW(network.parameters(), lr=self.stage.lr, betas=(0.9, 0.999))
-        return self.wrapped[name]
-
-    def update(self, names: list[str], loss: Tensor) -> None:
-        """One optimiser step of the named networks on `loss`."""
-        for name in names:
-            self.optimizers[name].zero_grad(set_to_none=True)
-        loss.backward()
-        largest = self.config.grad_clip or torch.inf
-        norms = {name: nn.utils.clip_grad_norm_(self.networks[name].parameters(), largest) for name in names}
-        check_finite({f"gradient of the {name}": norm for name, norm in norms.items()})
-        for name in names:
-            self.optimizers[name].step()
-
-
-class GanStep(_Networks):
+class GanStep(Networks):
     """Generator against its discriminators, for single frames and for clips of five.
 
     Args:
         audio_dim: C of the generator's feature.
         syncnet: trained sync network, needed where the stage weighs its score.
+        peers: see `Networks`.
     """
 
     def __init__(
         self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, *, audio_dim: int,
-        syncnet: SyncNet | None = None,
+        syncnet: SyncNet | None = None, peers: Peers | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(config, stage, device, wrap)
+        super().__init__(config, stage, device, wrap, peers)
         weights = stage.weights
         if weights.sync and syncnet is None:
             raise ValueError(f"{stage.name}: weights.sync is {weights.sync}, but there is no trained syncnet stage; "
                              f"train it first or --set {stage.name}.weights.sync=0")  # fmt: skip
-        self.generator = self.add("generator", Generator(generator_config(config, audio_dim)))
+        self._add_generator(Generator(generator_config(config, audio_dim)))
         if weights.gan:
             self.add("image_discriminator", Discriminator(discriminator_config(config, stage, 3)))
         if weights.clip_gan:
             self.add("clip_discriminator", Discriminator(discriminator_config(config, stage, 3 * stage.num_frames)))
-        self.syncnet = syncnet.to(device).eval().requires_grad_(False) if syncnet else None
+        self.syncnet = syncnet.to(device).eval().requires_grad_(False) if syncnet and weights.sync else None
+        self.ramp = SyncRamp(config.sync_ramp, config.sync_below, self.peers.agree)
+        self.parts["ramp"] = self.ramp
         self.features = None
         if weights.perceptual and config.perceptual_weights:
             self.features = VGG19Features.from_file(Path(config.perceptual_weights)).to(device)
         self.keep_HW = torch.from_numpy(keep_mask(*stage_size(stage.mouth_px)).copy()).to(device)
+        self.taken = 0
 
-    def generate(self, batch: TrainBatch) -> Tensor:
-        """The generator's pictures, B·N × 3 × H × W."""
-        masked = batch.source_BN3HW.flatten(0, 1) * self.keep_HW
-        made = self.generator(masked, batch.reference_BN15HW.flatten(0, 1), batch.audio_BNC5.flatten(0, 1))
-        return made.float()
+    def _add_generator(self, generator: Generator) -> None:
+        self.ema = None
+        if self.config.ema_decay:
+            self.ema = self.parts["ema"] = Ema(self.precision.place(generator), self.config.ema_decay)
+        if self.config.compile:
+            compile_in_place(generator)
+        self.generator = self.add("generator", generator)
 
-    def __call__(self, batch: TrainBatch) -> Metrics:
-        with self.autocast:
-            made_M3HW = self.generate(batch)
-            true_M3HW = batch.source_BN3HW.flatten(0, 1)
-            critic = self._critic_losses(made_M3HW.detach(), true_M3HW)
-        if critic:
-            check_finite(critic)
-            self.update(
-                [name for name in self.networks if name != "generator"],
-                torch.stack(list(critic.values())).sum(),
-            )
-        with self.autocast:
-            losses = self._generator_losses(batch, made_M3HW, true_M3HW)
-            total = sum((losses[name] * weight for name, weight in self._weights(losses)), made_M3HW.new_zeros(()))
-        check_finite(losses | {"total": total})
-        self.update(["generator"], total)
-        return {name: loss.detach() for name, loss in (losses | critic | {"total": total}).items()}
+    @property
+    def judged(self) -> Generator:
+        """The generator to validate and to show: the running mean of the weights where there is one."""
+        return cast("Generator", self.ema.network if self.ema else self.networks["generator"])
 
-    def _weights(self, losses: Metrics) -> list[tuple[str, float]]:
-        return [(name, getattr(self.stage.weights, name)) for name in losses]
+    def generate(self, batch: TrainBatch, generator: nn.Module | None = None) -> Tensor:
+        """The pictures of the generator, or of another one: B·N × 3 × H × W."""
+        masked_M3HW = batch.source_BN3HW.flatten(0, 1) * self.keep_HW
+        pictures = (masked_M3HW, batch.reference_BN15HW.flatten(0, 1))
+        placed = [picture.contiguous(memory_format=self.precision.layout) for picture in pictures]
+        with self.precision.autocast():
+            made_M3HW: Tensor = (generator or self.generator)(*placed, batch.audio_BNC5.flatten(0, 1))
+        return made_M3HW.float()
+
+    def __call__(self, *batches: TrainBatch) -> Metrics:
+        """Trains the discriminators, then the generator against them."""
+        # One graph serves both; those of several batches would not fit in memory, so they are drawn again.
+        held = self.generate(batches[0]) if len(batches) == 1 else None
+        critics, metrics = [name for name in self.networks if name != "generator"], Metrics()
+        if critics:
+            metrics |= self.update(critics, batches, lambda batch: self._critic_losses(batch, held))
+        metrics |= self.update(["generator"], batches, lambda batch: self._generator_losses(batch, held))
+        self.taken += 1
+        if self.ema:
+            self.ema.update(self.networks["generator"])
+        if self.syncnet:
+            self.ramp.see(float(metrics.get("sync_true", torch.nan)), float(metrics["sync"]))
+        return metrics
 
     def _as_clip(self, images_M3HW: Tensor) -> Tensor:
         return images_M3HW.unflatten(0, (-1, self.stage.num_frames)).flatten(1, 2)
 
-    def _critic_losses(self, made: Tensor, true: Tensor) -> Metrics:
+    def _critic_losses(self, batch: TrainBatch, held_M3HW: Tensor | None) -> tuple[Tensor, Metrics]:
+        if held_M3HW is None:
+            with torch.no_grad():
+                held_M3HW = self.generate(batch)
+        made_M3HW, true_M3HW = held_M3HW.detach(), batch.source_BN3HW.flatten(0, 1)
         losses: Metrics = {}
         for name, view in self._views():
-            network = self.wrapped[name]
             # one forward for both, as DDP wants one backward per forward
-            score_real, score_made = network(torch.cat([view(true), view(made)])).float().chunk(2)
+            both = torch.cat([view(true_M3HW), view(made_M3HW)])
+            score_real, score_made = self.wrapped[name](both).float().chunk(2)
             losses[name] = (lsgan(score_real, 1.0) + lsgan(score_made, 0.0)) / 2
-        return losses
+        return torch.stack(list(losses.values())).sum(), losses
 
     def _views(self) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
         views: dict[str, Callable[[Tensor], Tensor]] = {
@@ -177,24 +151,47 @@ class GanStep(_Networks):
         }
         return [(name, view) for name, view in views.items() if name in self.networks]
 
-    def _generator_losses(self, batch: TrainBatch, made: Tensor, true: Tensor) -> Metrics:
+    def _generator_losses(self, batch: TrainBatch, held_M3HW: Tensor | None) -> tuple[Tensor, Metrics]:
+        made_M3HW = self.generate(batch) if held_M3HW is None else held_M3HW
+        losses = self._picture_losses(made_M3HW, batch.source_BN3HW.flatten(0, 1))
+        weights = {name: getattr(self.stage.weights, name) for name in losses}
+        metrics = dict(losses)
+        if self.syncnet:
+            weights["sync"] = self.stage.weights.sync * self.ramp.factor
+            with torch.set_grad_enabled(weights["sync"] > 0):
+                losses["sync"] = metrics["sync"] = self._sync_loss(made_M3HW, batch)
+            metrics["sync_weight"] = made_M3HW.new_tensor(weights["sync"])
+            if self.ramp.is_waiting:
+                with torch.no_grad():
+                    metrics["sync_true"] = self._sync_loss(batch.source_BN3HW.flatten(0, 1), batch)
+        weighted = {name: loss * weights[name] for name, loss in losses.items() if weights[name]}
+        metrics["total"] = sum(weighted.values(), 0.0 * made_M3HW.sum())  # a graph even where the ramp is all there is
+        if self.config.share_every and self.taken % self.config.share_every == 0:
+            scaled = {name: self.precision.scaler.scale(loss) for name, loss in weighted.items()}
+            metrics |= gradient_shares(scaled, made_M3HW)
+        return metrics["total"], metrics
+
+    def _picture_losses(self, made_M3HW: Tensor, true_M3HW: Tensor) -> Metrics:
         weights, losses = self.stage.weights, Metrics()
         if weights.pixel:
-            losses["pixel"] = PIXEL_LOSSES[self.config.pixel_loss](made, true)
+            losses["pixel"] = PIXEL_LOSSES[self.config.pixel_loss](made_M3HW, true_M3HW)
         if weights.mouth:
-            losses["mouth"] = mouth_l1(made, true, 1 - self.keep_HW)
+            losses["mouth"] = mouth_l1(made_M3HW, true_M3HW, 1 - self.keep_HW)
         if self.features:
-            losses["perceptual"] = perceptual(self.features, made, true)
+            losses["perceptual"] = perceptual(self.features, made_M3HW, true_M3HW)
         for name, view in self._views():
             critic = self.networks[name].requires_grad_(False)  # unwrapped: its own gradients are not wanted here
-            losses["gan" if name == "image_discriminator" else "clip_gan"] = lsgan(critic(view(made)).float(), 1.0)
+            losses["gan" if name == "image_discriminator" else "clip_gan"] = lsgan(critic(view(made_M3HW)).float(), 1.0)
             critic.requires_grad_(True)
-        if self.syncnet is not None and weights.sync:
-            square = mouth_square(made.unflatten(0, batch.source_BN3HW.shape[:2]), self.stage.mouth_px,
-                                  self.syncnet.config.face_px)  # fmt: skip
-            score_B = self.syncnet(square, batch.sync_audio_BC9).float().mean((1, 2, 3))
-            losses["sync"] = (score_B - 1).square().mean()
         return losses
+
+    def _sync_loss(self, images_M3HW: Tensor, batch: TrainBatch) -> Tensor:
+        """Mean squared distance of the score from 1, of the clips' mouths with their sounds."""
+        assert self.syncnet
+        frames_BN3HW = images_M3HW.unflatten(0, batch.source_BN3HW.shape[:2])
+        square = mouth_square(frames_BN3HW, self.stage.mouth_px, self.syncnet.config.face_px)
+        score_B: Tensor = self.syncnet(square, batch.sync_audio_BC9).float().mean((1, 2, 3))
+        return (score_B - 1).square().mean()
 
     @torch.no_grad()
     def preview(self, batch: TrainBatch) -> Tensor:
@@ -203,59 +200,6 @@ class GanStep(_Networks):
         small = TrainBatch(source_BN3HW=batch.source_BN3HW[few, :1], reference_BN15HW=batch.reference_BN15HW[few, :1],
                            audio_BNC5=batch.audio_BNC5[few, :1])  # fmt: skip
         true = small.source_BN3HW[:, 0]
-        columns = [true * self.keep_HW, small.reference_BN15HW[:, 0, :3], self.generate(small), true]
+        made = self.generate(small, self.judged)
+        columns = [true * self.keep_HW, small.reference_BN15HW[:, 0, :3], made, true]
         return torch.cat(columns, dim=-1).clamp(0, 1)
-
-
-class SyncStep(_Networks):
-    """Sync network: each face of a batch against all its sounds, and against sound from elsewhere in its segment.
-
-    Single pairs with a squared error (the published loss of the generator's side) stay at chance for hundreds of steps
-    on the same data; a batch of B faces has B·(2·B - 1) wrong pairs to learn from.
-    """
-
-    def __init__(self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, *, audio_dim: int) -> None:
-        super().__init__(config, stage, device, wrap)
-        self.add("syncnet", SyncNet(syncnet_config(config, stage, audio_dim)))
-
-    def __call__(self, batch: TrainBatch) -> Metrics:
-        own, shifted = batch.sync_audio_BC9, batch.other_audio_BC9
-        assert own is not None
-        assert shifted is not None
-        square = mouth_square(batch.source_BN3HW, self.stage.mouth_px, self.stage.mouth_px)
-        sounds = torch.cat([own, shifted])
-        with self.autocast:
-            score_BA = self.wrapped["syncnet"](square, sounds, pairwise=True).float()
-        total = contrast(score_BA, own, sounds)
-        check_finite({"contrast": total})
-        self.update(["syncnet"], total)
-        right = score_BA.diagonal() > score_BA.diagonal(len(own))
-        return {"total": total.detach(), "accuracy": right.float().mean(), "score": score_BA.diagonal().mean().detach()}
-
-    def preview(self, batch: TrainBatch) -> None:
-        """A score is no picture."""
-
-
-def generator_config(config: TrainConfig, audio_dim: int) -> GeneratorConfig:
-    """The generator of a run."""
-    return GeneratorConfig(
-        audio_dim=audio_dim,
-        base_channels=config.base_channels,
-        key_points=config.key_points,
-        warp_grid=config.warp_grid,
-    )
-
-
-def discriminator_config(config: TrainConfig, stage: Stage, channels: int) -> DiscriminatorConfig:
-    """The discriminator of a stage; small crops leave room for three blocks only."""
-    return DiscriminatorConfig(
-        in_channels=channels,
-        blocks=3 if stage.mouth_px < 64 else 4,
-        expansion=config.disc_channels,
-        max_channels=config.disc_max_channels,
-    )
-
-
-def syncnet_config(config: TrainConfig, stage: Stage, audio_dim: int) -> SyncNetConfig:
-    """The sync network of a run; it sees the mouth at the size of its own stage."""
-    return SyncNetConfig(audio_dim=audio_dim, base_channels=config.sync_channels, face_px=stage.mouth_px, head="cosine")

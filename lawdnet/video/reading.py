@@ -83,7 +83,7 @@ def probe(path: Path) -> Video:
     with open_media(path) as container:
         stream = _require_video(container)
         first = next(_pictures(container, stream))[1]
-        height, width = _upright(np.empty((first.height, first.width, 0), np.uint8), first).shape[:2]
+        height, width = _upright(np.empty((first.height, first.width, 0), np.uint8), _turn(first)).shape[:2]
         audio = next(iter(container.streams.audio), None)
         sample_rate = audio.codec_context.sample_rate if audio and audio.codec_context else None
     with open_media(path) as container:
@@ -135,12 +135,12 @@ def _decode_all(path: Path, threads: int) -> Iterator[tuple[int, UInt8]]:
     with open_media(path) as container:
         stream = _require_video(container)
         stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
-        to_rgb = VideoReformatter()
+        to_rgb = _ToRgb()
         shown, picture = -1, np.empty((0, 0, 3), np.uint8)
         for index, frame in on_clock(_pictures(container, stream)):
             if index != shown:
                 size = picture.shape
-                shown, picture = index, _rgb(frame, to_rgb)
+                shown, picture = index, to_rgb(frame)
                 if index and picture.shape != size:
                     raise Rejected(RejectReason.DAMAGED, f"the picture size changes at frame {index}")
             yield index, picture
@@ -161,7 +161,7 @@ def _decode_range(path: Path, start: int, stop: int | None, threads: int) -> lis
         margin = int(SEEK_MARGIN_SECONDS / (stream.time_base or 1))
         container.seek(max(stamps[0], stamps[wanted[0]] - margin) if wanted else stamps[0], stream=stream)
         place_of = {stamp: place for place, stamp in enumerate(stamps)}
-        to_rgb, needed, first = VideoReformatter(), set(wanted), True
+        to_rgb, needed, first = _ToRgb(), set(wanted), True
         try:
             for frame in container.decode(stream):
                 place = place_of.get(frame.pts if frame.pts is not None else -1)
@@ -169,7 +169,7 @@ def _decode_range(path: Path, start: int, stop: int | None, threads: int) -> lis
                     return None
                 first = False
                 if place in needed:
-                    pictures[place] = _rgb(frame, to_rgb)
+                    pictures[place] = to_rgb(frame)
                 if not wanted or place >= wanted[-1]:
                     break
         except FFmpegError:
@@ -290,26 +290,48 @@ def _stopped(stream: VideoStream, count: int, packets: int, why: str) -> Rejecte
     return Rejected(RejectReason.DAMAGED, f"decoding stopped at frame {count} of about {about}: {why}")
 
 
-def _rgb(frame: VideoFrame, reformatter: VideoReformatter) -> UInt8:
-    """An upright H×W×3 picture, converted with the matrix and range that the frame is tagged with.
+class _ToRgb:
+    """Converts the frames of one stream to upright H×W×3 pictures, all turned as the first one asks to be.
 
-    Untagged pictures larger than standard definition are taken as BT.709, as players do.
+    Frames are asked for their side data once: it and its frame hold each other (PyAV), so that every frame that was
+    asked would stay in memory until Python looks for such pairs, half a gigabyte of them at 1080p.
     """
-    untagged_hd = frame.colorspace == UNTAGGED and (frame.width >= 1280 or frame.height > 576)
-    matrix = Colorspace.ITU709 if untagged_hd else None
-    picture = reformatter.reformat(frame, format="rgb24", src_colorspace=matrix, threads=1).to_ndarray()
-    return np.ascontiguousarray(_upright(picture.astype(np.uint8, copy=False), frame))
+
+    def __init__(self) -> None:
+        self.reformatter = VideoReformatter()
+        self.turn: Turn | None = None
+        self.is_first = True
+
+    def __call__(self, frame: VideoFrame) -> UInt8:
+        """With the matrix and range that the frame is tagged with.
+
+        Untagged pictures larger than standard definition are taken as BT.709, as players do.
+        """
+        if self.is_first:
+            self.turn, self.is_first = _turn(frame), False
+        untagged_hd = frame.colorspace == UNTAGGED and (frame.width >= 1280 or frame.height > 576)
+        matrix = Colorspace.ITU709 if untagged_hd else None
+        picture = self.reformatter.reformat(frame, format="rgb24", src_colorspace=matrix, threads=1).to_ndarray()
+        return np.ascontiguousarray(_upright(picture.astype(np.uint8, copy=False), self.turn))
 
 
-def _upright(picture: UInt8, frame: VideoFrame) -> UInt8:
-    """Turn and mirror a picture as the frame's display matrix asks (to the nearest quarter turn).
+Turn = tuple[int, int, int, int]
 
-    The matrix (libavutil/display.h), a b u c d v x y w, takes pixel (x, y) to (a·x + c·y, b·x + d·y).
-    """
+
+def _turn(frame: VideoFrame) -> Turn | None:
+    """a b c d of the frame's display matrix (libavutil/display.h): pixel (x, y) goes to (a·x + c·y, b·x + d·y)."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
-        return picture
+        return None
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data))
+    return a, b, c, d
+
+
+def _upright(picture: UInt8, turn: Turn | None) -> UInt8:
+    """Turns and mirrors a picture as a display matrix asks, to the nearest quarter turn."""
+    if turn is None:
+        return picture
+    a, b, c, d = turn
     if abs(b) > abs(a):
         picture, a, d = picture.swapaxes(0, 1), c, b
     return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

@@ -91,9 +91,11 @@ def test_version() -> None:
         (["build", "a", "--out", "b", "--set", "speed=2"], "valid are landmarks, face, features, crop_width"),
         (["build", "a", "--out", "b", "--set", "max_gap"], "write key=value"),
         (["build", "a", "--out", "b", "--set", "max_gap=few"], "max_gap"),
+        (["build", "a", "--out", "b", "--set", "max_gap=["], "--set max_gap: '[' is no YAML value"),
+        (["inspect", "a", "--order", "yaw"], "add --html FILE"),
         (["build", "a", "--out", "b", "--features", "smell"], "unknown 'smell'; there are mel"),
         (["build", "a", "--out", "b", "--crop-width", "33"], "crop_width"),
-        (["train", "a", "--out", "b", "--workers", "2:4"], "--workers"),
+        (["train", "a", "--out", "b", "--workers", "4:2"], "workers: 4:2"),
         (["train", "a", "--out", "b", "--preset", "tiny"], "there are full, small"),
         (["train", "a", "--out", "b", "--stages", "frame_63"], "there are syncnet, frame_64"),
         (["train", "a", "--out", "b", "--set", "frame_64.batch=1"], "valid are"),
@@ -171,7 +173,7 @@ def test_build_again_skips_and_another_setting_is_refused(corpus: Path, dataset:
     assert "frames/s" not in again.stderr, "rows of the earlier build are no work"
     other = runner.invoke(app, [*command, "smoothing=2"])
     assert other.exit_code == 1
-    assert "smoothing 1.0 → 2.0" in other.stderr
+    assert "smoothing 0.5 → 2.0" in other.stderr
 
 
 def test_build_without_a_segment_fails(tmp_path: Path, ray_session: None) -> None:
@@ -211,6 +213,12 @@ def test_build_settings_are_typed() -> None:
         build_config(["max_gap=true"])
 
 
+def test_a_name_cannot_break_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    console.say("größe\n\x1b[2J.mp4: [1] 中文")
+    console.result({}, ["a\tb.mp4"], as_json=False)
+    assert capsys.readouterr() == ("a\\tb.mp4\n", "größe\\n\\x1b[2J.mp4: [1] 中文\n")
+
+
 def test_split() -> None:
     assert split(" a, b,,") == ("a", "b")
 
@@ -231,6 +239,8 @@ def test_one_line_finds_the_error_of_a_worker() -> None:
     outer.worker_failures = {1: inner}
     assert console.one_line(outer) == "RuntimeError: loss is not finite (--debug shows where)"
     assert console.one_line(PermissionError(13, "Permission denied", "a.mp4")) == "a.mp4: Permission denied"
+    renamed = IsADirectoryError(21, "Is a directory", ".out.html.1a2b.tmp", None, "out.html")
+    assert console.one_line(renamed) == "out.html: Is a directory"
     assert console.one_line(ValueError("crop_width: odd")) == "crop_width: odd"
 
 

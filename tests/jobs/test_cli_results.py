@@ -17,6 +17,7 @@ from lawdnet.data.manifest import MANIFEST
 from lawdnet.inference.engine import Summary
 from lawdnet.storage import write_json
 from lawdnet.training.config import TrainConfig
+from pipelines.running import Running
 
 runner = CliRunner()
 
@@ -80,8 +81,8 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def test_train_counts_epochs_over_all_stages(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake(opened: Any, run: Path, config: TrainConfig, *, workers: int, gpu: bool, on_epoch: Any) -> None:
-        assert (workers, gpu) == (2, False)
+    def fake(opened: Any, run: Path, config: TrainConfig, running: Running, *, on_epoch: Any) -> None:
+        assert (running.workers.most, running.gpu) == (2, False)
         for stage in config.stages:
             folder = run / stage.name / f"epoch_{stage.epochs:04d}"
             write_json(folder / "meta.json", {"epoch": stage.epochs, "state_bytes": 0})

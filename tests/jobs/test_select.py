@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from jobs import console
 from jobs.cli import app
+from lawdnet.storage import locate
 from tests.small_datasets import Scores, make_dataset
 
 VIDEOS: dict[str, list[Scores]] = {
@@ -55,6 +56,16 @@ def test_a_selection_can_be_inspected(base: str, tmp_path: Path, extra: list[str
         "0 %": 0, "5 %": 0.5, "25 %": 2.5, "50 %": 5, "75 %": 7.5, "95 %": 9.5, "100 %": 10, "not_measured": 0,
     }  # fmt: skip
     assert about["stages"]["crop"] == 4.0
+
+
+def test_the_report_can_lie_in_an_object_store(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = f"memory://pages{tmp_path}/report.html"
+    answer = runner.invoke(app, ["inspect", base, "--html", page, "--max-videos", "0"])
+    assert answer.exit_code == 0, answer.output
+    assert answer.stdout.endswith(f"report: {page}\n")
+    assert b"</html>" in locate(page).read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_nothing_left_shows_where_the_values_lie(base: str, tmp_path: Path) -> None:

@@ -227,7 +227,11 @@ def test_an_unknown_order_lists_the_choices(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "people", PEOPLE)
     with pytest.raises(ValueError, match="'size': there are even, random, face_px, yaw, num_frames"):
         inspect_report(dataset, tmp_path / "sheet.html", order="size")
-    (dataset.root / "segments" / "anna-1.parquet").unlink()
+    segments = dataset.root / "segments" / "anna-1.parquet"
+    segments.write_bytes(segments.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"anna-1\.parquet: damaged"):
+        inspect_report(dataset, tmp_path / "sheet.html")
+    segments.unlink()
     with pytest.raises(ValueError, match=r"anna-1\.parquet: missing"):
         inspect_report(dataset, tmp_path / "sheet.html")
     assert not (tmp_path / "sheet.html").exists()
@@ -242,7 +246,7 @@ def test_random_videos_are_the_same_every_time(tmp_path: Path) -> None:
 
 
 def test_offsets_have_a_verdict(tmp_path: Path) -> None:
-    late: dict[str, list[Scores]] = {"a": [{"sync_offset": 3.0}] * 9 + [{"sync_offset": None}]}
+    late: dict[str, list[Scores]] = {"a": [{"sync_offset": 3.0}] * 12 + [{"sync_offset": None}]}
     page = page_of(make_dataset(tmp_path / "people", late), tmp_path / "sheet.html")
     assert "all sound is 3 frames late" in page.text
     assert "1 not measured" in page.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import sys
@@ -230,6 +231,19 @@ def test_sha256(root: Location) -> None:
     with atomic(path) as temporary:
         temporary.write_bytes(b"abc")
     assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_long_transfers_say_that_they_get_on(s3: S3Server, scratch: Path) -> None:
+    """A watchdog would else take a large file for a standstill."""
+    beats: list[str] = []
+    content = bytes(12 << 20)
+    with atomic(s3.root / "large", beat=lambda: beats.append("up")) as temporary:
+        temporary.write_bytes(content)
+    with local_copy(s3.root / "large", beat=lambda: beats.append("down")) as copy:
+        assert sha256(copy, beat=lambda: beats.append("sum")) == hashlib.sha256(content).hexdigest()
+    assert beats.count("up") >= 1
+    assert beats.count("down") > 1
+    assert beats.count("sum") == 12
 
 
 def test_another_writer_is_seen(s3: S3Server) -> None:

@@ -141,6 +141,25 @@ def test_sync_scores_are_added_without_decoding(
     assert files[0] == files[1]
 
 
+def test_sync_scores_follow_the_feature_that_is_heard(
+    drawn: Path, syncnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same network over other rows of `mel` gives other scores, which are measured anew."""
+    copy(drawn, tmp_path / "source" / "a.mp4")
+    calls: list[int] = []
+
+    def score(self: VideoBuilder, segment: Any, wave: Any) -> dict[str, float]:
+        calls.append(segment.features["mel"].shape[1])
+        return {"sync_offset": 0.0, "sync_confidence": float(calls[-1]), "sync_distance": 1.0}
+
+    monkeypatch.setattr(VideoBuilder, "_score", score)
+    averaged = BuildConfig(crop_width=80, val_fraction=0.0, options={"mel": {"hops": "mean"}})
+    in_process(tmp_path / "source", tmp_path / "dataset", CONFIG, monkeypatch, sync=syncnet)
+    index = in_process(tmp_path / "source", tmp_path / "dataset", averaged, monkeypatch, sync=syncnet).index()
+    assert calls == [320, 80]
+    assert index["score_sync_confidence"].to_pylist() == [80.0]
+
+
 def test_the_speaker_is_kept(couple: Path, syncnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = BuildConfig(crop_width=80, val_fraction=0.0, face="sync")
     with pytest.raises(ValueError, match="needs a sync network; name a run or file with --sync"):

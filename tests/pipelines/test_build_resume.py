@@ -191,7 +191,7 @@ def test_rules_and_split_change_without_work(
 
 
 def test_a_dataset_keeps_its_pictures(undisturbed: Dataset, source: Path) -> None:
-    with pytest.raises(ValueError, match=r"other settings \(smoothing 1\.0 → 0\.0\); choose another"):
+    with pytest.raises(ValueError, match=r"other settings \(smoothing 0\.5 → 0\.0\); choose another"):
         build(source, undisturbed.root, BuildConfig(crop_width=80, smoothing=0.0))
 
 

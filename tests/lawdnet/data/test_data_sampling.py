@@ -95,13 +95,16 @@ def test_other_sound_is_never_close_to_the_clip() -> None:
 def stored(tmp_path: Path) -> list[SegmentRef]:
     """Two segments whose pictures and features say which frame they are."""
     path = tmp_path / "v.parquet"
+    faces = np.zeros((54, 68, 2), np.float32)
+    faces[:, 45, 0] = 10
+    faces[:, 66, 1] = np.where(np.arange(54) < 40, 4, 0)  # it speaks, then rests
 
     def segment(index: int) -> Segment:
         pictures = [np.full((52, 40, 3), (100 * index + t, 40, 200), np.uint8) for t in range(54)]
         return Segment(
             segment_id=f"s{index}", video_id="v", index=index, start_frame=0, split="train",
             frames_jpeg=tuple(encode_jpeg(p, 95) for p in pictures),
-            landmarks_T68x2=np.zeros((54, 68, 2), np.float32), matrix_T33=np.zeros((54, 3, 3), np.float32),
+            landmarks_T68x2=faces, matrix_T33=np.zeros((54, 3, 3), np.float32),
             features={"mel": np.repeat(np.arange(54, dtype=np.float32)[:, None] + 100 * index, 2, 1)},
         )  # fmt: skip
 
@@ -126,6 +129,34 @@ def test_contrast_brings_other_sound_and_no_references(stored: list[SegmentRef])
     for batch in draw_batches(work, CONTRAST, seed=1, stored_width=40):
         assert "reference" not in batch
         assert (np.abs(batch["other_audio"][:, 0, 0] - batch["sync_audio"][:, 0, 0]) >= MIN_SHIFT).all()
+
+
+def test_contrast_brings_the_sound_of_a_mouth_at_rest(stored: list[SegmentRef]) -> None:
+    (work,) = plan_epoch(stored, CONTRAST, seed=1, epoch=0, rank=0, world=1)
+    rows = []
+    for batch in draw_batches(work, CONTRAST, seed=1, stored_width=40):
+        first = [batch[f"{kind}_audio"][:, 0, 0] % 100 for kind in ("sync", "other", "quiet")]
+        rows += list(zip(*first, strict=True))
+    assert {own for own, _, _ in rows} == {0, 9, 18, 27, 36, 45}
+    for own, other, quiet in rows:
+        assert abs(quiet - own) >= MIN_SHIFT
+        assert quiet >= 40 if own <= 36 else quiet == other, "a mouth at rest is not contradicted by silence"
+
+
+def test_a_batch_names_its_segments(stored: list[SegmentRef]) -> None:
+    (work,) = plan_epoch(stored, SPEC, seed=1, epoch=0, rank=0, world=1)
+    for batch in draw_batches(work, SPEC, seed=1, stored_width=40):
+        assert batch["segment_ids"].dtype.kind == "U"
+        assert [int(name[1:]) for name in batch["segment_ids"]] == (batch["source"][:, 0, 9, 9, 0] >= 90).tolist()
+
+
+def test_diverse_references_reach_the_batch_and_repeat(stored: list[SegmentRef]) -> None:
+    made = []
+    for spec in (replace(CLIP, references="diverse"), replace(CLIP, references="diverse"), CLIP):
+        (work,) = plan_epoch(stored, spec, seed=1, epoch=0, rank=0, world=1)
+        made.append(np.stack([batch["reference"] for batch in draw_batches(work, spec, seed=1, stored_width=40)]))
+    np.testing.assert_array_equal(made[0], made[1])
+    assert not np.array_equal(made[0], made[2])
 
 
 def test_batches_are_the_same_again_and_from_the_middle(stored: list[SegmentRef]) -> None:

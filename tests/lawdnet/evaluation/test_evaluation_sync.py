@@ -303,17 +303,19 @@ def index(offsets: list[float | None]) -> pa.Table:
 
 
 def test_the_histogram_says_what_to_do() -> None:
-    late = offset_histogram(index([3, 3, 3, 2, 4, 3, None, math.nan, -9]))
-    assert late.counts[3] == 4
-    assert sum(late.counts.values()) == 7
+    late = offset_histogram(index([3, 3, 3, 2, 4, 3, None, math.nan, -9] * 2))
+    assert late.counts[3] == 8
+    assert sum(late.counts.values()) == 14
     assert len(late.counts) == 31
     assert late.within_one == 0
     assert late.verdict.startswith("all sound is 3 frames late: 86%")
-    assert offset_histogram(index([-2, -2, -3])).verdict.startswith("all sound is 2 frames early")
-    good = offset_histogram(index([0, 1, 0, -1, 8]))
+    assert offset_histogram(index([-2, -2, -3] * 4)).verdict.startswith("all sound is 2 frames early")
+    good = offset_histogram(index([0, 1, 0, -1, 8] * 2))
     assert good.within_one == pytest.approx(0.8)
     assert good.verdict.startswith("picture and sound are in sync")
     assert offset_histogram(index([*range(-15, 16)])).verdict.startswith("no agreement")
+    assert offset_histogram(index([15] * 20)).verdict.startswith("no agreement"), "the end of the search is no finding"
+    assert offset_histogram(index([3] * 9)).verdict == "9 segments are too few to judge by, 10 are needed"
     for empty in (index([]), index([None]), pa.table({"segment_id": ["a"]})):
         found = offset_histogram(empty)
         assert (found.within_one, found.verdict) == (0, "offsets were not measured")

@@ -166,3 +166,21 @@ def test_bridging_leaves_long_gaps_and_the_track_itself() -> None:
     assert short.valid_N.tolist() == [True, False, False, False, False, True, True, True]
     assert gap.valid_N.sum() == 3
     np.testing.assert_allclose(bridge(gap, 4).points_N68x2[2], face(102).points_68x2, rtol=1e-5)
+
+
+def test_tracks_by_the_thousand_are_chosen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour of false faces: what is looked at grows with their number, not with its square."""
+    looked_at = 0
+
+    def stop(track: Track) -> int:
+        nonlocal looked_at
+        looked_at += 1
+        return track.start + len(track.valid_N)
+
+    starts = np.random.default_rng(0).permutation(3000) * 2
+    face = np.tile(np.array([[0, 0], [9, 9]], np.float32), (3, 34, 1))
+    many = [Track(start=int(start), points_N68x2=face, valid_N=np.ones(3, bool)) for start in starts]
+    monkeypatch.setattr(Track, "stop", property(stop))
+    chosen = choose(many, "largest")
+    assert [track.start for track in chosen] == list(range(0, 6000, 4))
+    assert looked_at < 10 * len(many)

@@ -2,101 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny_training import CPU, DIM, STEPS, apart, arrays, batch_of, make_step, run, stream, tiny, weights
 
-from lawdnet.models.saved import find_checkpoint, load_generator, load_syncnet, read_state, stage_checkpoints
-from lawdnet.models.syncnet import SyncNet, SyncNetConfig
-from lawdnet.training import checkpoint
-from lawdnet.training.checkpoint import Lineage
-from lawdnet.training.config import TrainConfig, make_config
-from lawdnet.training.loop import Loop, to_batch
+from lawdnet.training.config import TrainConfig
+from lawdnet.training.loop import to_batch
 from lawdnet.training.stages import Stage
-from lawdnet.training.steps import GanStep, NonFiniteLoss, Step, SyncStep, check_finite, mouth_square
-
-CPU = torch.device("cpu")
-DIM = 6
-STEPS = 3
-LINEAGE = Lineage(dataset_hash="d", crop_width=160, landmarks="auto", features={"mel": {"dim": DIM}})
+from lawdnet.training.steps import GanStep, NonFiniteLoss, check_finite, mouth_square
+from lawdnet.types import TrainBatch
 
 
 @pytest.fixture
 def config() -> TrainConfig:
-    settings = ["base_channels=4", "sync_channels=4", "disc_channels=4", "disc_max_channels=8", "warp_grid=6",
-                "key_points=2", "stages.mouth_px=32", "stages.batch_size=2", "stages.epochs_constant=2",
-                "stages.epochs_decay=2"]  # fmt: skip
-    return make_config("small", settings=settings)
-
-
-def arrays(epoch: int, step: int, stage: Stage) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng([epoch, step])
-    size, n = (52, 40, 3), stage.num_frames
-    batch = {
-        "source": rng.integers(0, 256, (2, n, *size), np.uint8),
-        "audio": rng.standard_normal((2, n, DIM, 5), np.float32),
-        "epoch": np.array(epoch), "step": np.array(step),
-    }  # fmt: skip
-    if stage.kind == "gan":
-        batch["reference"] = rng.integers(0, 256, (2, n, 5, *size), np.uint8)
-    if stage.kind == "syncnet" or stage.weights.sync:
-        batch |= {name: rng.standard_normal((2, DIM, 9), np.float32) for name in ("sync_audio", "other_audio")}
-    return batch
-
-
-def make_step(config: TrainConfig, stage: Stage) -> Step:
-    torch.manual_seed(0)
-    if stage.kind == "syncnet":
-        return SyncStep(config, stage, CPU, lambda n: n, audio_dim=DIM)
-    syncnet = SyncNet(SyncNetConfig(audio_dim=DIM, base_channels=4, face_px=32)) if stage.weights.sync else None
-    return GanStep(config, stage, CPU, lambda n: n, audio_dim=DIM, syncnet=syncnet)
-
-
-def run(
-    config: TrainConfig, stage: Stage, step: Step, start: tuple[int, int] = (0, 0), folder: Path | None = None
-) -> list[dict[str, float]]:
-    """Trains with `arrays` and saves a checkpoint per epoch under `folder`."""
-    rows: list[dict[str, float]] = []
-
-    def batches(epoch: int, first: int) -> Iterator[dict[str, np.ndarray]]:
-        yield from (
-            arrays(e, s, stage) for e in range(epoch, stage.epochs) for s in range(first if e == epoch else 0, STEPS)
-        )
-
-    def report(metrics: dict[str, float], *, epoch: int) -> None:
-        rows.append(metrics)
-        if folder:
-            target = folder / stage.name / f"epoch_{epoch:04d}"
-            target.mkdir(parents=True)
-            checkpoint.save(target, step, stage, config, LINEAGE, epoch=epoch)
-
-    loop = Loop(stage=stage, step=step, device=CPU, batches=batches, steps_per_epoch=STEPS, report=report,
-                log=lambda metrics: None)  # fmt: skip
-    loop.run(*start)
-    return rows
-
-
-@pytest.mark.parametrize("name", ["syncnet", "frame_64", "clip_256"])
-def test_going_on_from_a_checkpoint_equals_never_stopping(config: TrainConfig, name: str, tmp_path: Path) -> None:
-    stage = config.stage(name)
-    whole = make_step(config, stage)
-    run(config, stage, whole, folder=tmp_path / "whole")
-
-    torch.manual_seed(99)
-    again = make_step(config, stage)
-    for network in again.networks.values():
-        for parameter in network.parameters():
-            parameter.data.add_(1)  # nothing may be left of this
-    start = checkpoint.resume(tmp_path / "whole" / name / "epoch_0002", again)
-    assert start == (2, 0)
-    run(config, stage, again, start)
-    for network, other in zip(whole.networks.values(), again.networks.values(), strict=True):
-        for key, value in network.state_dict().items():
-            torch.testing.assert_close(other.state_dict()[key], value, rtol=0, atol=1e-6)
+    return tiny()
 
 
 @pytest.mark.parametrize("name", ["syncnet", "frame_64", "clip_256"])
@@ -185,48 +107,106 @@ def test_a_sync_loss_without_a_sync_network_is_refused(config: TrainConfig) -> N
         GanStep(config, config.stage("clip_256"), CPU, lambda n: n, audio_dim=DIM)
 
 
-def test_a_run_is_found_by_its_furthest_stage(config: TrainConfig, tmp_path: Path) -> None:
-    for name in ("syncnet", "frame_64", "frame_128"):
-        run(config, config.stage(name), make_step(config, config.stage(name)), folder=tmp_path)
-    assert find_checkpoint(tmp_path) == tmp_path / "frame_128" / "epoch_0004"
-    assert find_checkpoint(tmp_path / "frame_64") == tmp_path / "frame_64" / "epoch_0004"
-    assert find_checkpoint(tmp_path / "frame_64" / "epoch_0001").name == "epoch_0001"
-    generator, meta = load_generator(find_checkpoint(tmp_path))
-    assert (meta["stage"], meta["mouth_px"], meta["crop_width"]) == ("frame_128", 32, 160)
-    assert not generator.training
-    assert load_syncnet(find_checkpoint(tmp_path, "syncnet")).config.audio_dim == DIM
-    with pytest.raises(ValueError, match="no generator checkpoint"):
-        find_checkpoint(tmp_path / "syncnet")
+class Recorder:
+    """A step that only notes what it is given; the batches of `bad` are not finite."""
+
+    def __init__(self, stage: Stage, bad: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+        self.stage, self.bad = stage, bad
+        self.networks, self.parts = {}, {}
+        self.optimizers = {"all": torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)}
+        self.seen: list[int] = []
+        self.calls: list[int] = []
+        self.rates: list[float] = []
+
+    def __call__(self, *batches: TrainBatch) -> dict[str, torch.Tensor]:
+        number = len(self.calls)
+        self.calls.append(len(batches))
+        self.rates.append(self.optimizers["all"].param_groups[0]["lr"])
+        if number in self.bad:
+            raise NonFiniteLoss("not finite: pixel")
+        return {"total": torch.tensor(float(number)), **({"share_gan": torch.tensor(0.5)} if number == 1 else {})}
+
+    def preview(self, batch: TrainBatch) -> None: ...
 
 
-def test_a_stage_starts_from_its_parent(config: TrainConfig, tmp_path: Path) -> None:
-    parent_stage, stage = config.stage("frame_64"), config.stage("frame_128")
-    parent = make_step(config, parent_stage)
-    run(config, parent_stage, parent, folder=tmp_path)
-    child = make_step(replace(config, seed=1), stage)
-    checkpoint.start_from(tmp_path / "frame_64" / "epoch_0004", child)
-    for key, value in parent.networks["generator"].state_dict().items():
-        assert torch.equal(child.networks["generator"].state_dict()[key], value)
+def test_batches_are_gathered_into_steps_and_the_last_of_an_epoch_is_short(config: TrainConfig) -> None:
+    stage = replace(config.stage("frame_64"), accumulate=2)
+    step = Recorder(stage)
+    rows = run(config, stage, step)
+    assert step.calls == [2, 1] * stage.epochs
+    assert [row["total"] for row in rows] == [0.5, 2.5, 4.5, 6.5], "means over optimiser steps"
+    assert rows[0]["share_gan"] == 0.5, "a metric that only some steps have is averaged over those"
+    assert "share_gan" not in rows[1]
+    override = Recorder(stage)
+    run(config, stage, override, accumulate=3)
+    assert override.calls == [3] * stage.epochs
 
 
-def test_half_a_checkpoint_is_none_and_a_damaged_one_is_named(tmp_path: Path) -> None:
-    half = tmp_path / "frame_64" / "epoch_0001"
-    half.mkdir(parents=True)
-    (half / "meta.json").write_text('{"state_bytes": 100}')
-    assert stage_checkpoints(half.parent) == []
-    (half / "state.pt").write_bytes(b"PK\x03\x04 cut")
-    assert stage_checkpoints(half.parent) == []
-    (half / "state.pt").write_bytes(b"x" * 100)
-    assert stage_checkpoints(half.parent) == [half]
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_state(half)
+def test_the_rate_is_a_function_of_the_epoch_also_where_it_is_scaled(config: TrainConfig) -> None:
+    stage = config.stage("frame_64")
+    step = Recorder(stage)
+    run(config, stage, step, (2, 1), lr=0.6)
+    assert step.rates == pytest.approx([0.6 * stage.lr_factor(2)] * (STEPS - 1) + [0.6 * stage.lr_factor(3)] * STEPS)
 
 
-def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return (open, (str(tmp_path / "made"),))
+def test_saves_fall_between_steps_and_never_on_the_end_of_an_epoch(config: TrainConfig) -> None:
+    stage = config.stage("frame_64")
+    saved: list[tuple[int, int]] = []
+    run(config, stage, Recorder(stage), save=lambda e, s: saved.append((e, s)), save_every_steps=1)
+    assert saved == [(e, s) for e in range(4) for s in (1, 2)]
+    saved.clear()
+    run(config, stage, Recorder(stage), save=lambda e, s: saved.append((e, s)), save_every_steps=1, accumulate=2)
+    assert saved == [(e, 2) for e in range(4)], "a step takes two batches"
+    saved.clear()
+    run(config, stage, Recorder(stage), (0, 1), save=lambda e, s: saved.append((e, s)), save_every_steps=2)
+    assert saved == [(e, 2) for e in range(4)], "places do not shift when a run goes on in the middle"
 
-    torch.save({"networks": Evil()}, tmp_path / "state.pt")
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_state(tmp_path)
+
+def test_what_is_not_finite_is_left_out_and_its_segments_are_named(config: TrainConfig) -> None:
+    stage = config.stage("frame_64")
+    alarms: list[str] = []
+    rows = run(config, stage, Recorder(stage, {1, 4}), max_skipped=1, alarm=alarms.append)
+    assert len(alarms) == 2
+    assert alarms[0].startswith("frame_64, epoch 0, step 1: not finite: pixel")
+    assert alarms[0].endswith("Its segments: s0-1-0, s0-1-1")
+    assert rows[0]["skipped"] == 1
+    assert rows[0]["total"] == 1.0, "the mean of steps 0 and 2"
+    assert "skipped" not in rows[2]
+
+
+def test_too_many_left_out_of_one_epoch_stop_the_run(config: TrainConfig) -> None:
+    stage = config.stage("frame_64")
+    step = Recorder(stage, {3, 5})
+    with pytest.raises(NonFiniteLoss, match=r"frame_64, epoch 1, step 2: not finite: pixel; more than the 1 steps"):
+        run(config, stage, step, max_skipped=1)
+    assert len(step.calls) == 6
+    with pytest.raises(NonFiniteLoss, match="epoch 0, step 0"):
+        run(config, stage, Recorder(stage, {0}))
+
+
+def test_a_step_that_is_left_out_changes_nothing(config: TrainConfig) -> None:
+    """A run with a poisoned batch equals one that never saw it, fp16 scaler included."""
+    config = tiny("precision=fp16", "frame_64.weights.gan=0")
+    stage = config.stage("frame_64")
+    poisoned, clean = make_step(config, stage), make_step(config, stage)
+    start = weights(clean)
+
+    def batches(epoch: int, first: int) -> object:
+        for batch in stream(stage, epoch, first):
+            yield {**batch, "audio": batch["audio"] * np.nan} if int(batch["step"]) == 1 else batch
+
+    run(config, stage, poisoned, batches=batches, max_skipped=1)
+    for epoch in range(stage.epochs):
+        for optimizer in clean.optimizers.values():
+            optimizer.param_groups[0]["lr"] = stage.lr * stage.lr_factor(epoch)
+        for index in (0, 2):
+            clean(to_batch(arrays(epoch, index, stage), CPU))
+    assert apart(weights(poisoned), weights(clean), start) < 0.02  # the scaler has been halved: other roundings
+
+
+def test_wrong_sounds_come_in_kinds(config: TrainConfig) -> None:
+    stage = config.stage("syncnet")
+    raw = arrays(0, 0, stage)
+    other = batch_of(stage).other_audio_BC9
+    assert other is not None
+    np.testing.assert_array_equal(other.numpy(), np.concatenate([raw["other_audio"], raw["quiet_audio"]]))

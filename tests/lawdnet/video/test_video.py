@@ -156,7 +156,7 @@ def test_mirrored_pictures_are_mirrored_back(matrix: tuple[int, ...], expected: 
     a, b, c, d = (value << 16 for value in matrix)
     data = struct.pack("=9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     frame: Any = SimpleNamespace(side_data={"DISPLAYMATRIX": data})
-    np.testing.assert_array_equal(video._upright(corner_picture(), frame), expected(corner_picture()))
+    np.testing.assert_array_equal(video._upright(corner_picture(), video._turn(frame)), expected(corner_picture()))
 
 
 COLOURS = [(255, 255, 255), (0, 0, 0), (200, 30, 40), (30, 180, 60), (40, 50, 210), (128, 128, 128)]

@@ -1,0 +1,187 @@
+"""Measures a trained network on people that it has not been trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs import console
+
+if TYPE_CHECKING:
+    from lawdnet.data.manifest import Dataset, SegmentRef
+
+ROWS = {"generated": "", "baseline": "baseline_", "truth": "truth_"}
+"""Columns of the table → the prefix of their figures."""
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run, a stage or epoch folder in it, or an old .pth.")],
+    dataset: Annotated[str, typer.Argument(help="A built dataset.")],
+    split: Annotated[
+        str, typer.Option(help="val: the held-out videos; train shows how much was learnt by heart.")
+    ] = "val",
+    sync: Annotated[
+        Path | None, typer.Option(metavar="RUN|FILE", help="A sync network as judge, best one that did not train it.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Segments of a video, at most, spread evenly over it.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the places looked at and the reference pictures.")] = 0,
+    gate: Annotated[
+        list[str],
+        typer.Option(metavar="RULE", help="What must hold, or the command fails; may be repeated.", show_default=False),
+    ] = [],  # noqa: B006 typer copies it
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: console.Json = False,
+) -> None:
+    """Measure a generator, or a sync network, on a dataset's held-out videos.
+
+    Beside the generated mouths the table has the truth (what a perfect generator would get) and a baseline that ignores
+    the sound: still mouths of the same person, another one every 9 frames. A generator that does not beat the baseline
+    at mouth_correlation or sync_… has not learnt to listen, whatever its PSNR.
+
+    Example: `lawdnet evaluate run dataset --sync run --gate 'mouth_correlation>=0.8'`
+    """
+    with console.options():
+        from lawdnet.evaluation.gates import check_gates, parse_gate
+
+        gates = [parse_gate(text) for text in gate]
+    console.existing(checkpoint)
+    from lawdnet.data.manifest import Dataset
+    from lawdnet.evaluation.plan import plan
+    from lawdnet.storage import locate
+
+    opened = Dataset(locate(dataset))
+    refs = plan(opened.segments(), limit=limit, split=split)
+    if not refs:
+        raise ValueError(f"{dataset}: no segments of split {split!r}; build with a larger --set val_fraction, "
+                         "or give --split train")  # fmt: skip
+    content = _measure(checkpoint, opened, refs, sync, device=device, seed=seed)
+    figures: dict[str, float] = content["figures"]
+    content |= {"split": split, "videos": len({ref.video_id for ref in refs})}
+    content["failed"] = check_gates(gates, figures, content["kind"])
+    place = f"{console.count(content['videos'], 'video')}, {console.count(int(figures['segments']), 'segment')}"
+    lines = [f"{content['stage']} of {checkpoint} on {place} of {dataset} ({split})", *_table(content)]
+    lines += [f"note: {note}" for note in content["notes"]]
+    console.result(content, lines, as_json)
+    if content["failed"]:
+        raise ValueError(f"gate missed: {'; '.join(content['failed'])}")
+
+
+def _measure(
+    checkpoint: Path, dataset: Dataset, refs: list[SegmentRef], sync: Path | None, *, device: str, seed: int
+) -> dict[str, Any]:
+    """The figures of whichever network it is."""
+    from lawdnet.models.saved import read_meta
+
+    folder = None if checkpoint.is_file() else find_network(checkpoint)
+    with console.Meter("evaluate", "segments") as meter:
+        if folder and read_meta(folder)["kind"] == "syncnet":
+            return _measure_syncnet(folder, dataset, refs, device=device, seed=seed, meter=meter)
+        return _measure_generator(folder or checkpoint, dataset, refs, sync, device=device, seed=seed, meter=meter)
+
+
+def find_network(path: Path) -> Path:
+    """The newest generator's checkpoint below a path, else the newest sync network's.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    from lawdnet.models.saved import find_checkpoint
+
+    try:
+        return find_checkpoint(path)
+    except ValueError as error:
+        try:
+            return find_checkpoint(path, "syncnet")
+        except ValueError:
+            raise error from None
+
+
+def _measure_generator(
+    checkpoint: Path, dataset: Dataset, refs: list[SegmentRef], sync: Path | None, *, device: str, seed: int,
+    meter: console.Meter,
+) -> dict[str, Any]:  # fmt: skip
+    from lawdnet.audio.base import pick_device
+    from lawdnet.evaluation.gates import MEASURES
+    from lawdnet.evaluation.sync import SyncScorer
+    from lawdnet.evaluation.validation import metrics, validate
+    from lawdnet.inference.engine import open_generator
+
+    chosen = pick_device(device)
+    generator, meta = open_generator(checkpoint)
+    _check_feature(checkpoint, meta, dataset, meta["audio_feature"], generator.config.audio_dim)
+    scorer = SyncScorer(sync, str(chosen)) if sync else None
+    sums = validate(
+        generator.to(chosen), refs, mouth_px=int(meta["mouth_px"]), audio=meta["audio_feature"],
+        stored_width=dataset.crop_width, device=chosen, scorer=scorer, seed=seed, on_segment=meter.update,
+    )  # fmt: skip
+    figures = metrics(sums)
+    notes = _notes(meta, dataset, refs)
+    if scorer and scorer.sha256 == meta.get("syncnet_hash"):
+        notes.append("judged by the sync network that it was trained against, which flatters it")
+    missing: dict[str, list[str]] = {}
+    for name in (n for n, m in MEASURES.items() if m.kind == "gan" and n not in figures):
+        missing.setdefault(MEASURES[name].needs, []).append(name)
+    notes += [f"not measured: {', '.join(names)}, which needs {needs}" for needs, names in missing.items()]
+    return {"stage": meta.get("stage", "generator"), "kind": "gan", "figures": figures, "notes": notes}
+
+
+def _measure_syncnet(
+    folder: Path, dataset: Dataset, refs: list[SegmentRef], *, device: str, seed: int, meter: console.Meter
+) -> dict[str, Any]:
+    from lawdnet.audio.base import pick_device
+    from lawdnet.evaluation.validation import metrics, offsets, validate_sync
+    from lawdnet.models.saved import load_syncnet, read_meta
+
+    chosen, meta, syncnet = pick_device(device), read_meta(folder), load_syncnet(folder)
+    _check_feature(folder, meta, dataset, meta["sync_feature"], syncnet.config.audio_dim)
+    sums = validate_sync(syncnet.to(chosen), refs, feature=meta["sync_feature"], device=chosen, seed=seed,
+                         on_segment=meter.update)  # fmt: skip
+    return {
+        "stage": meta["stage"], "kind": "syncnet", "figures": metrics(sums), "offsets": offsets(sums),
+        "notes": _notes(meta, dataset, refs),
+    }  # fmt: skip
+
+
+def _check_feature(checkpoint: Path, meta: Mapping[str, Any], dataset: Dataset, name: str, wanted: int) -> None:
+    """The dataset holds what the network hears, made with the same weights."""
+    found = dataset.feature_dim(name)
+    if found != wanted:
+        raise ValueError(f"{checkpoint}: hears {wanted} values of {name} a frame, {dataset.root} holds {found}")
+    hashes = [
+        known.get(name, {}).get("model_sha256") for known in (meta.get("features", {}), dataset.info["extractors"])
+    ]
+    if None not in hashes and hashes[0] != hashes[1]:
+        raise ValueError(f"{dataset.root}: its {name} features were made with other weights than those of {checkpoint}")
+
+
+def _notes(meta: Mapping[str, Any], dataset: Dataset, refs: list[SegmentRef]) -> list[str]:
+    known = meta.get("dataset_hash")
+    if known == dataset.hash and any(ref.split == "train" for ref in refs):
+        return ["these videos were trained on: this shows what was learnt by heart"]
+    if known != dataset.hash:
+        return ["trained on another dataset; held out only if none of these people is in it"]
+    return []
+
+
+def _table(content: Mapping[str, Any]) -> list[str]:
+    """A line per figure, a column per row of ROWS; for a sync network its figures and the offsets found."""
+    from lawdnet.evaluation.gates import MEASURES
+
+    figures = content["figures"]
+    if content["kind"] == "syncnet":
+        rows = [(name, f"{figures[name]:8.4g}  {MEASURES[name].text}") for name in ("accuracy", "offset_within_one")]
+        found = ", ".join(f"{offset:+d}: {number}" for offset, number in content["offsets"].items() if number)
+        return console.columns([*rows, ("offsets", f"{found}  frames: segments; positive = the sound is late")])
+    head = "".join(f"{name:>11}" for name in ROWS)
+    rows = [("", head)]
+    for name in (name for name in MEASURES if name in figures):
+        cells = (f"{figures[row + name]:11.4g}" if row + name in figures else f"{'–':>11}" for row in ROWS.values())
+        rows.append((name, f"{''.join(cells)}  {MEASURES[name].text}"))
+    return console.columns(rows)
+
+
+if __name__ == "__main__":
+    console.run(evaluate)

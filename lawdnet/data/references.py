@@ -1,0 +1,64 @@
+"""Which frames of a segment help or contradict best, told from what is stored beside its pictures; nothing is decoded.
+
+Shape letters: T frames, L of a look, W nine-frame windows (one begins at every frame but the last eight).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES, Float32, Int32
+
+OUTLINE = (0, 16)
+EYES = (36, 45)
+NOSE_TIP = 30
+MOUTH_CORNERS = (48, 54)
+INNER_LIPS = (62, 66)
+STILL = 0.5
+"""A mouth rests where it opens less than this share of what the shown one does."""
+
+
+def looks(landmarks_T68x2: Float32) -> Float32:
+    """Mouth and pose of each frame, T×3 in distances between the outer corners of the eyes.
+
+    The columns are the gap between the lips, the width of the mouth, and how far the nose stands from the middle of
+    the face's outline, which follows yaw.
+    """
+    points = landmarks_T68x2
+
+    def span(pair: tuple[int, int]) -> Float32:
+        return np.linalg.norm(points[:, pair[1]] - points[:, pair[0]], axis=1)
+
+    eyes_T = np.maximum(span(EYES), 1e-6)
+    turn_T = points[:, NOSE_TIP, 0] - points[:, OUTLINE, 0].mean(1)
+    return np.stack([span(INNER_LIPS) / eyes_T, span(MOUTH_CORNERS) / eyes_T, turn_T / eyes_T], 1)
+
+
+def diverse(rng: np.random.Generator, clip: int, look_TL: Float32, bytes_T: Int32) -> tuple[int, ...]:
+    """Five frames of five clips other than `clip`: sharp, and as different from each other as the segment allows.
+
+    Of each clip the half with the larger pictures competes: at one JPEG quality detail costs bytes and blur saves
+    them. The first is drawn, each next one is the frame farthest from all before it (Gonzalez 1985).
+    """
+    frames_CF = np.arange(len(look_TL)).reshape(-1, CLIP_FRAMES)
+    sharp_CF = bytes_T[frames_CF] >= np.median(bytes_T[frames_CF], axis=1, keepdims=True)
+    sharp_CF[clip] = False
+    chosen = [int(rng.choice(frames_CF[sharp_CF]))]
+    nearest_T = np.full(len(look_TL), np.inf)
+    while len(chosen) < NUM_REFERENCES:
+        sharp_CF[chosen[-1] // CLIP_FRAMES] = False
+        nearest_T = np.minimum(nearest_T, np.linalg.norm(look_TL - look_TL[chosen[-1]], axis=1))
+        chosen.append(int(np.where(sharp_CF.ravel(), nearest_T, -1.0).argmax()))
+    return tuple(chosen)
+
+
+def resting_start(gap_T: Float32, clip_start: int, starts: Int32) -> int | None:
+    """The one of `starts` in whose nine frames the mouth opens least: there the recording's own silence is heard.
+
+    It serves any stored feature, as it asks the picture and not the sound. None where the clip at `clip_start` is about
+    as still itself, which silence would not contradict.
+    """
+    widest_W = sliding_window_view(gap_T, CLIP_FRAMES).max(1)
+    stillest = int(starts[widest_W[starts].argmin()])
+    return stillest if widest_W[stillest] < STILL * widest_W[clip_start] else None

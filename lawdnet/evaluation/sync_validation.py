@@ -1,0 +1,92 @@
+"""How well a sync network tells right from wrong sound of people that it has not been trained on.
+
+Shape letters: C feature dimension.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from lawdnet.data.manifest import SegmentRef
+from lawdnet.data.sampling import MIN_SHIFT
+from lawdnet.data.schema import FEATURES, from_rows, read_segment
+from lawdnet.evaluation.plan import WINDOW_CLIPS, OnSegment, Sums, choose, merge
+from lawdnet.evaluation.sync import MAX_OFFSET, distance_curve, judge_of, read_curve
+from lawdnet.models.syncnet import SyncNet
+from lawdnet.storage import locate
+from lawdnet.types import CLIP_FRAMES, NUM_LANDMARKS
+
+SAME = 1e-5
+"""Distances that differ by less come from the same numbers."""
+
+
+def validate_sync(
+    syncnet: SyncNet, refs: Sequence[SegmentRef], *, feature: str, device: torch.device | str = "cpu", seed: int = 0,
+    on_segment: OnSegment | None = None,
+) -> Sums:  # fmt: skip
+    """Measures a sync network on segments; its training mode is as before afterwards.
+
+    Each mouth must choose between its own sound and one from elsewhere in its segment, 5 frames or more away (the same
+    numbers, as in silence, are no choice); and each window is searched for its offset, 0 where the dataset is in sync.
+
+    Args:
+        feature: the stored feature that it hears.
+
+    Returns:
+        sums for `lawdnet.evaluation.validation.metrics` and `offsets`.
+    """
+    was_training, parts = syncnet.training, []
+    try:
+        for done, ref in enumerate(refs, 1):
+            parts.append(_choices(syncnet, ref, feature, torch.device(device), seed))
+            if on_segment:
+                on_segment(done, len(refs))
+    finally:
+        syncnet.train(was_training)
+    return merge(parts)
+
+
+@torch.inference_mode()
+def _choices(syncnet: SyncNet, ref: SegmentRef, feature: str, device: torch.device, seed: int) -> Sums:
+    judge = judge_of(syncnet, feature, device)
+    table = read_segment(locate(ref.path), ref.row_group, ["frames_jpeg", FEATURES + feature])
+    start, _ = choose(ref, seed)
+    frames = WINDOW_CLIPS * CLIP_FRAMES
+    jpegs = [data.as_py() for data in table["frames_jpeg"][0].values[start : start + frames]]
+    faces = judge.faces(jpegs, np.zeros((frames, NUM_LANDMARKS, 2), np.float32), 1)
+    everywhere = judge.sounds({feature: from_rows(table[FEATURES + feature]).copy()}, None, ref.num_frames)
+    sounds = everywhere[start : start + frames - CLIP_FRAMES + 1]
+    rng = np.random.default_rng([seed, zlib.crc32(ref.segment_id.encode()), 1])
+    places = np.arange(len(everywhere))
+    other = [int(rng.choice(places[np.abs(places - start - p) >= MIN_SHIFT])) for p in range(len(sounds))]
+    mouths = faces[judge.lead : judge.lead + len(sounds)]
+    near, far = judge.distance(mouths, sounds), judge.distance(mouths, everywhere[other])
+    is_choice = (near - far).abs() > SAME
+    offset = read_curve(distance_curve(faces, sounds, judge.distance, judge.lead))["sync_offset"]
+    return {
+        "segments": 1, "choices": int(is_choice.sum()), "right": int((near < far)[is_choice].sum()),
+        "mouths": len(mouths), "own_distance": float(near.sum()), "other_distance": float(far.sum()),
+        f"offset_{offset:+.0f}": 1,
+    }  # fmt: skip
+
+
+def offsets(sums: Mapping[str, float]) -> dict[int, int]:
+    """Offset in frames, -15 … 15 (positive = the sound is late), → segments found there, from `validate_sync`."""
+    return {offset: int(sums.get(f"offset_{offset:+d}", 0)) for offset in range(-MAX_OFFSET, MAX_OFFSET + 1)}
+
+
+def sync_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """The figures behind merged sums of `validate_sync`, of one segment or more."""
+    found = offsets(sums)
+    return {
+        "segments": sums["segments"],
+        "accuracy": sums["right"] / sums["choices"] if sums["choices"] else 0.5,
+        "offset_within_one": sum(found[o] for o in (-1, 0, 1)) / sums["segments"],
+        "offset_common": float(max(found, key=lambda o: (found[o], -abs(o)))),
+        "own_distance": sums["own_distance"] / sums["mouths"],
+        "other_distance": sums["other_distance"] / sums["mouths"],
+    }

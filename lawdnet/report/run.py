@@ -1,0 +1,253 @@
+"""The report of a training run: what was trained on what, how it went, and what to do about it.
+
+It is drawn from what lies in the run's folder alone, so it can be written at any time, from another machine, and of a
+run that was broken off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import isfinite
+from typing import Any
+
+from lawdnet.data.manifest import MANIFEST
+from lawdnet.report import run_charts
+from lawdnet.report.advice import advise
+from lawdnet.report.charts import Chart
+from lawdnet.report.page import picture_uri, write_page
+from lawdnet.report.run_charts import PLACES, Measured
+from lawdnet.report.stage_log import StageLog, read_run
+from lawdnet.storage import Location, locate, read_json
+from lawdnet.types import FPS
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePart:
+    """What the page shows of one stage."""
+
+    log: StageLog
+    facts: list[tuple[str, str]]
+    losses: list[tuple[str, Chart]]
+    shares: Chart | None
+    measured: list[Measured]
+    resources: list[tuple[str, Chart]]
+    sheets: list[tuple[str, str]]
+    """(caption, data address)."""
+    columns: str
+    """What the sheets show from left to right."""
+    events: list[tuple[str, str, bool]]
+    """(when, what, whether it is an alarm)."""
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether some figure has one to compare with."""
+        return any(isfinite(figure.truth) for figure in self.measured)
+
+    @property
+    def has_baseline(self) -> bool:
+        """The same for a mouth that ignores the sound."""
+        return any(isfinite(figure.baseline) for figure in self.measured)
+
+
+def run_report(run: Location, out: Location) -> dict[str, Any]:
+    """Writes the report of a run as one HTML file.
+
+    Args:
+        run: what `lawdnet train --out` wrote, or is still writing.
+        out: the HTML file; an existing one is replaced.
+
+    Returns:
+        `stages` (name → state, epochs, seconds, best figures) and `advice`, as plain values.
+
+    Raises:
+        ValueError: no run lies there.
+    """
+    info, logs, troubles = read_run(run)
+    parts = [_stage_part(log) for log in logs]
+    advice = advise(run, logs, {part.log.name: {m.name: m.best_epoch for m in part.measured} for part in parts})
+    write_page(
+        out,
+        "run.html.j2",
+        name=run.name,
+        about=_about(info, logs),
+        cards=_cards(parts),
+        parts=parts,
+        lineage=[_origin(log) for log in logs],
+        hardware=_hardware(logs),
+        troubles=troubles,
+        advice=advice,
+        written=_when(max(log.now for log in logs)),
+    )
+    return {"stages": {part.log.name: _summary(part) for part in parts}, "advice": advice}
+
+
+def _summary(part: StagePart) -> dict[str, Any]:
+    log = part.log
+    best = {m.name: {"epoch": m.best_epoch, "value": m.best} for m in part.measured if m.best_epoch}
+    return {
+        "state": log.state,
+        "epochs": log.epochs_done,
+        "of": log.epochs,
+        "seconds": round(log.wall_seconds, 1),
+        "device_seconds": round(log.device_seconds, 1),
+        "checkpoint": log.checkpoint,
+        "best": best,
+        "alarms": [text for _, text, is_alarm in part.events if is_alarm],
+    }
+
+
+def _stage_part(log: StageLog) -> StagePart:
+    return StagePart(
+        log=log,
+        facts=_facts(log),
+        losses=run_charts.losses(log),
+        shares=run_charts.shares(log),
+        measured=run_charts.measured(log),
+        resources=run_charts.resources(log),
+        sheets=_sheets(log),
+        columns=_columns(log),
+        events=_events(log),
+    )
+
+
+def _sheets(log: StageLog) -> list[tuple[str, str]]:
+    """The first, a middle and the last sheet."""
+    epochs = list(log.pictures)
+    chosen = dict.fromkeys([epochs[0], epochs[(len(epochs) - 1) // 2], epochs[-1]] if epochs else [])
+    return [(f"after epoch {epoch}", picture_uri(log.pictures[epoch])) for epoch in chosen]
+
+
+def _columns(log: StageLog) -> str:
+    labels = [row["labels"] for row in log.of_kind("pictures") if isinstance(row.get("labels"), list)]
+    return ", ".join(map(str, labels[-1])) if labels and labels[-1] else "masked source, reference, generated, truth"
+
+
+def _events(log: StageLog) -> list[tuple[str, str, bool]]:
+    found = []
+    for row in log.rows:
+        kind, place = row.get("kind"), _place(row)
+        if kind == "alarm":
+            found.append((place, str(row.get("text", "no reason given")), True))
+        elif kind == "resume":
+            rest = [f"{name.replace('_', ' ')} {value}" for name, value in row.items() if name not in (*PLACES, "text")]
+            found.append((place, str(row.get("text") or ", ".join(["went on", *rest])), False))
+    if log.stopped:
+        found.append(("at the end", log.stopped, True))
+    return found
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    epoch, step = row.get("epoch"), row.get("step")
+    places = ([] if epoch is None else [f"epoch {epoch}"]) + ([] if step is None else [f"step {step}"])
+    return ", ".join(places) or (_when(row["time"]) if isinstance(row.get("time"), int | float) else "")
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _facts(log: StageLog) -> list[tuple[str, str]]:
+    row, meta = log.row, log.meta
+    facts = [("mouth", f"{row['mouth_px']} px")] if "mouth_px" in row else []
+    if "batch_size" in row:
+        clip = f" × {row['num_frames']} frames" if row.get("num_frames", 1) > 1 else ""
+        facts.append(("batch", f"{row['batch_size']}{clip}"))
+    if "lr" in row:
+        facts.append(("learning rate", f"{row['lr']:g}"))
+    weights = {name: value for name, value in row.get("weights", {}).items() if value}
+    if weights and row.get("kind") == "gan":
+        facts.append(("weights", ", ".join(f"{name} {value:g}" for name, value in weights.items())))
+    if log.checkpoint:
+        facts.append(("newest checkpoint", f"{log.name}/{log.checkpoint}"))
+    if "code_version" in meta:
+        facts.append(("lawdnet", str(meta["code_version"])))
+    return facts
+
+
+def _about(info: Mapping[str, Any], logs: Sequence[StageLog]) -> list[tuple[str, str]]:
+    """What was trained, on what, and when."""
+    config, about = info.get("config", {}), []
+    if config:
+        networks = f"{config['preset']} preset, generator of {config['base_channels']} base channels"
+        about.append(("What", f"{networks}, hears {config['audio_feature']}, seed {config['seed']}"))
+    if "dataset" in info:
+        about.append(("Dataset", f"{info['dataset']} ({info['dataset_hash']}){_size(info)}"))
+    times = [float(row["time"]) for log in logs for row in log.rows if isinstance(row.get("time"), int | float)]
+    if times:
+        about.append(("When", f"{_when(min(times))} to {_when(max(times))}"))
+    return about
+
+
+def _size(info: Mapping[str, Any]) -> str:
+    """What the dataset holds, where it still lies where it was."""
+    try:
+        found = read_json(locate(info["dataset"]) / MANIFEST)
+        counts = found["counts"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    if found.get("hash") != info["dataset_hash"]:
+        return ", which has changed since"
+    length = f"{counts['frames'] / FPS / 60:.1f} min"
+    return f": {counts['accepted']} videos, {counts['segments']} segments, {length} of speech"
+
+
+def _cards(parts: Sequence[StagePart]) -> list[tuple[str, str]]:
+    logs = [part.log for part in parts]
+    done = sum(log.state == "finished" for log in logs)
+    cards = [(f"{done} of {len(logs)}", "stages finished")]
+    for part in reversed(parts):
+        if part.measured:
+            first = next((m for m in part.measured if m.is_telling), part.measured[0])
+            cards.append((f"{first.best:.3f}", f"best {first.name} of {part.log.name}, epoch {first.best_epoch}"))
+            break
+    cards.append((_hours(sum(log.wall_seconds for log in logs)), "of wall clock time at work"))
+    gpu = sum(log.device_seconds for log in logs if log.is_gpu)
+    rest = sum(log.device_seconds for log in logs if not log.is_gpu)
+    if gpu:
+        cards.append((f"{gpu / 3600:.2f}", "GPU hours"))
+    if rest:
+        cards.append((f"{rest / 3600:.2f}", "worker hours on CPUs"))
+    return cards
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def _origin(log: StageLog) -> dict[str, str]:
+    """A link of the chain: what a stage starts from."""
+    meta = log.meta
+    parent = meta.get("parent") or log.row.get("init_from") or ""
+    return {
+        "name": log.name,
+        "state": log.state,
+        "progress": f"{log.epochs_done} of {log.epochs} epochs" if log.epochs else f"{log.epochs_done} epochs",
+        "parent": parent,
+        "parent_hash": (meta.get("parent_hash") or "")[:8],
+        "syncnet_hash": (meta.get("syncnet_hash") or "")[:8],
+        "dataset_hash": (meta.get("dataset_hash") or "")[:8],
+    }
+
+
+def _hardware(logs: Sequence[StageLog]) -> list[list[str]]:
+    """A row per stage: times, steps and machines."""
+    table = []
+    for log in logs:
+        if not log.rows:
+            continue
+        machines = dict.fromkeys(_machine(row) for row in log.starts)
+        restarts = max(0, len(log.starts) - 1)
+        table.append([log.name, _hours(log.wall_seconds), f"{log.device_seconds / 3600:.2f}", str(log.steps),
+                      str(restarts), "; ".join(machines) or "not written down"])  # fmt: skip
+    return table
+
+
+def _machine(row: Mapping[str, Any]) -> str:
+    workers = int(row.get("workers", 1))
+    parts = [f"{workers} × " if workers > 1 else "", str(row.get("device", "unknown"))]
+    about = [f"{row['cores']} cores"] if "cores" in row else []
+    about += [f"{row['memory_gb']:g} GB"] if "memory_gb" in row else []
+    about += [f"torch {row['torch']}"] if "torch" in row else []
+    return "".join(parts) + (f" ({', '.join(about)})" if about else "")

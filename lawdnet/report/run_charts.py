@@ -1,0 +1,143 @@
+"""The curves of a stage: its losses, their shares of the gradient, its validations, its speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lawdnet.evaluation.gates import MEASURES, is_better
+from lawdnet.report.charts import Chart, chart, smooth
+from lawdnet.report.stage_log import SHARE, StageLog, numbers, place_in_epochs
+
+SMALL, WIDE = (360, 170), (1000, 230)
+"""Sizes of a chart among others and of one alone."""
+LOG_RANGE = 10
+"""A curve whose values span more than this factor gets a logarithmic axis."""
+PLACES = ("time", "kind", "epoch", "step", "lr")
+"""Columns of a step's row that are no result of it."""
+CHANCE = "chance"
+"""Column with the total that guessing would give."""
+RESOURCES = {
+    "steps_per_second": ("steps per second", 1.0),
+    "samples_per_second": ("samples per second", 1.0),
+    "data_wait": ("waiting for data, % of the time", 100.0),
+    "memory_gb": ("memory of the first worker, GB", 1.0),
+    "seconds": ("seconds per epoch", 1.0),
+    "workers": ("workers", 1.0),
+}
+"""Columns of an epoch's row: what they mean and by what they are multiplied."""
+
+CHANGING = ("workers",)
+"""Those that are worth a curve only where they change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One figure of the validations of a stage."""
+
+    name: str
+    text: str
+    curve: Chart
+    best: float
+    best_epoch: int
+    """0 where no epoch has a number."""
+    last: float
+    baseline: float
+    truth: float
+    is_telling: bool
+    """Whether one that ignores the sound would do badly."""
+
+
+def losses(log: StageLog) -> list[tuple[str, Chart]]:
+    """Every figure of the steps, the total first, each with its running mean; the total also with its chance value."""
+    steps = log.of_kind("step")
+    x, unit = place_in_epochs(steps, log.epochs_done)
+    names = [n for n in _number_names(steps) if n not in (*PLACES, CHANCE) and not n.startswith(SHARE)]
+    names.sort(key=lambda name: name != "total")
+    guesses = numbers(steps, CHANCE)
+    return [(name, _loss_chart(numbers(steps, name), x, unit, guesses if name == "total" else None)) for name in names]
+
+
+def _loss_chart(values: np.ndarray, x: np.ndarray, unit: str, guesses: np.ndarray | None) -> Chart:
+    there = np.isfinite(values)
+    curves = {"step": values[there].tolist(), "running mean": smooth(values[there]).tolist()}
+    if guesses is not None and np.isfinite(guesses).any():
+        curves[CHANCE] = guesses[there].tolist()
+    return chart(curves, x[there], x_label=unit, floor=None, logarithmic=_spans(values[there]), size=SMALL)
+
+
+def _spans(values: np.ndarray) -> bool:
+    """Whether a logarithmic axis shows more."""
+    low, high = np.percentile(values, [1, 99]) if len(values) else (0, 0)
+    return bool(values.min(initial=np.inf) > 0 and high > LOG_RANGE * low)
+
+
+def _number_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns that hold a number somewhere, in the order in which they first appear."""
+    found = (name for row in rows for name, value in row.items() if isinstance(value, int | float))
+    return list(dict.fromkeys(found))
+
+
+def shares(log: StageLog) -> Chart | None:
+    """Each loss's part of the gradient, stacked to 100 %."""
+    steps = log.of_kind("step")
+    names = [name for name in _number_names(steps) if name.startswith(SHARE)]
+    x, unit = place_in_epochs(steps, log.epochs_done)
+    rows = np.nan_to_num(np.array([numbers(steps, name) for name in names]).reshape(len(names), len(steps)))
+    total = rows.sum(0)
+    measured = total > 0
+    if not names or not measured.any():
+        return None
+    parts = 100 * rows[:, measured] / total[measured]
+    series = {name.removeprefix(SHARE): row.tolist() for name, row in zip(names, parts, strict=True)}
+    return chart(series, x[measured], x_label=f"{unit}; % of the gradient", stacked=True, size=WIDE)
+
+
+def measured(log: StageLog) -> list[Measured]:
+    rows = log.of_kind("validation")
+    names = [name for name in _number_names(rows) if name in MEASURES]
+    return [_figure(rows, name) for name in sorted(names, key=list(MEASURES).index)]
+
+
+def _figure(rows: list[dict[str, Any]], name: str) -> Measured:
+    epochs, values = numbers(rows, "epoch"), numbers(rows, name)
+    best: int | None = None
+    for place, value in enumerate(values):
+        if is_better(name, value, None if best is None else values[best]):
+            best = place
+    truth, baseline = (numbers(rows, f"{row}_{name}") for row in ("truth", "baseline"))
+    curves = {"truth": truth.tolist(), "this stage": values.tolist(), "baseline": baseline.tolist()}
+    marks = [] if best is None else [(float(epochs[best]), f"best: epoch {epochs[best]:g}")]
+    return Measured(
+        name=name,
+        text=MEASURES[name].text,
+        curve=chart(curves, epochs, x_label="epochs", floor=None, marks=marks, size=SMALL),
+        best=float("nan") if best is None else float(values[best]),
+        best_epoch=0 if best is None else int(epochs[best]),
+        last=_last(values),
+        baseline=_last(baseline),
+        truth=_last(truth),
+        is_telling=MEASURES[name].needs_sound,
+    )
+
+
+def _last(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite[-1]) if len(finite) else float("nan")
+
+
+def resources(log: StageLog) -> list[tuple[str, Chart]]:
+    """Learning rate over steps, and speed and memory over epochs."""
+    steps, epochs = log.of_kind("step"), log.of_kind("epoch")
+    x, unit = place_in_epochs(steps, log.epochs_done)
+    rate = numbers(steps, "lr")
+    drawn = [("learning rate", chart({"lr": rate.tolist()}, x, x_label=unit, size=SMALL))] if len(rate) else []
+    for name, (text, factor) in RESOURCES.items():
+        values = factor * numbers(epochs, name)
+        if np.isfinite(values).any() and (name not in CHANGING or np.ptp(values) > 0):
+            x_E = numbers(epochs, "epoch")
+            drawn.append((text, chart({name: values.tolist()}, x_E, x_label="epochs", size=SMALL)))
+    return drawn

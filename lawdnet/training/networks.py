@@ -1,0 +1,114 @@
+"""What the steps share: networks with their optimisers, and one careful optimiser step over several batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lawdnet.training.alarms import check_finite
+from lawdnet.training.config import TrainConfig
+from lawdnet.training.peers import Peers, find_peers
+from lawdnet.training.precision import Precision
+from lawdnet.training.stages import Stage
+from lawdnet.types import TrainBatch
+
+Wrap = Callable[[nn.Module], nn.Module]
+Metrics = dict[str, Tensor]
+Losses = Callable[[TrainBatch], tuple[Tensor, Metrics]]
+"""What is to become small, and what is to be logged."""
+
+
+class Stateful(Protocol):
+    """Anything else that a checkpoint must hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain containers."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        ...
+
+
+class Networks:
+    """The networks of a stage on a device.
+
+    Args:
+        wrap: puts a network into what averages gradients over ranks; called once per network.
+        peers: the other ranks; found in torch.distributed where not given.
+    """
+
+    def __init__(
+        self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, peers: Peers | None = None
+    ) -> None:
+        self.config, self.stage, self.device, self.wrap = config, stage, device, wrap
+        self.peers = peers or find_peers(device)
+        self.precision = Precision(config.precision, device, channels_last=config.channels_last)
+        self.networks: dict[str, nn.Module] = {}
+        self.wrapped: dict[str, nn.Module] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.parts: dict[str, Stateful] = {"scaler": self.precision.scaler}
+
+    def add(self, name: str, network: nn.Module, called: nn.Module | None = None) -> nn.Module:
+        """Places, wraps and gives an optimiser; returns the wrapped network.
+
+        Args:
+            called: a module around `network` that the step calls in its place.
+        """
+        self.networks[name] = self.precision.place(network)
+        self.wrapped[name] = self.wrap(called or network)
+        self.optimizers[name] = torch.optim.AdamW(network.parameters(), lr=self.stage.lr, betas=(0.9, 0.999))
+        return self.wrapped[name]
+
+    def update(self, names: Sequence[str], batches: Sequence[TrainBatch], losses: Losses) -> Metrics:
+        """One optimiser step of the named networks on the mean of a loss over batches; returns the mean metrics.
+
+        Raises:
+            NonFiniteLoss: on every rank, and none has stepped.
+        """
+        self.zero_grad(names)
+        found: list[Metrics] = []
+        for index, batch in enumerate(batches):
+            with self.local(names, is_last=index + 1 == len(batches)):
+                with self.precision.autocast():
+                    total, metrics = losses(batch)
+                self.precision.scaler.scale(total / len(batches)).backward()
+            found.append({name: value.detach() for name, value in metrics.items()})
+        means = {name: torch.stack([m[name] for m in found if name in m]).mean() for name in found[0]}
+        self.step(names, means)
+        return means
+
+    def zero_grad(self, names: Sequence[str]) -> None:
+        """Forgets the gradients of the named networks."""
+        for name in names:
+            self.optimizers[name].zero_grad(set_to_none=True)
+
+    def local(self, names: Sequence[str], *, is_last: bool) -> ExitStack:
+        """Gradients stay on this rank in all batches of a step but the last, which sends the sum."""
+        stack = ExitStack()
+        if not is_last:
+            for name in names:
+                stack.enter_context(self.peers.no_sync(self.wrapped[name]))
+        return stack
+
+    def step(self, names: Sequence[str], losses: Metrics) -> None:
+        """Clips the gradients of the named networks and steps, if all of it is finite on all ranks.
+
+        Raises:
+            NonFiniteLoss: on every rank, and none has stepped.
+        """
+        scaler, largest = self.precision.scaler, self.config.grad_clip or torch.inf
+        try:
+            for name in names:
+                scaler.unscale_(self.optimizers[name])
+            norms = {f"gradient of the {name}":
+                     nn.utils.clip_grad_norm_(self.networks[name].parameters(), largest) for name in names}  # fmt: skip
+            check_finite(losses if self.precision.may_overflow else losses | norms, self.peers.agree)
+            for name in names:
+                scaler.step(self.optimizers[name])
+        finally:
+            scaler.update()

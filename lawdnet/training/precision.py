@@ -1,0 +1,50 @@
+"""How a device computes: number format, gradient scaler, memory layout, compilation."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+SAFE_SCALE = 1.0
+"""A gradient that overflows while the scaler multiplies by more than this is the scaler's affair; below, a fault."""
+
+
+class Precision:
+    """What `precision` and `channels_last` of a configuration mean on a device.
+
+    Args:
+        name: fp32, bf16, fp16, or auto (bf16 on a GPU that computes it, else fp32).
+    """
+
+    def __init__(self, name: str, device: torch.device, *, channels_last: bool = False) -> None:
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        if name == "auto":
+            name = "bf16" if has_bf16 else "fp32"
+        self.device = device
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> torch.autocast:
+        """For forward passes. One object must not be entered twice, so each block gets its own."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """The network on the device, its convolutions in the layout."""
+        placed: nn.Module = cast("Any", network).to(device=self.device, memory_format=self.layout)
+        return placed
+
+    @property
+    def may_overflow(self) -> bool:
+        """Whether a gradient that is not finite only tells the scaler to take the next step with a smaller scale."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > SAFE_SCALE
+
+
+def compile_in_place(network: nn.Module, backend: str = "inductor") -> None:
+    """Compiles a network at its first call; its parameters keep their names. What does not compile runs as it is."""
+    import torch._dynamo  # takes a second, and few want it
+
+    torch._dynamo.config.suppress_errors = True
+    network.compile(backend=backend)

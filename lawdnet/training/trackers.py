@@ -1,0 +1,218 @@
+"""wandb and TensorBoard. Their packages are imported here and nowhere else, inside the class that uses them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import netrc
+import os
+import sys
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+PROJECT = "lawdnet"
+"""Of wandb, unless WANDB_PROJECT names another."""
+RUN_ID = "wandb_id.txt"
+"""In the stage's folder: what lets a resumed stage go on in the same wandb run."""
+CONNECT_SECONDS = 20
+"""How long the start of a stage may wait for wandb before it goes on offline."""
+UPLOAD_SECONDS = 60
+"""How long the end of a stage may wait for wandb's last uploads; what is missing stays on disk."""
+PLACES = ("time", "kind", "epoch", "step")
+"""Keys of a row that say where a number belongs."""
+
+
+class Tracker(Protocol):
+    """Something that is shown rows and finished pictures."""
+
+    def log(self, row: Mapping[str, Any], step: int) -> None:
+        """A row, with the steps since the stage began."""
+        ...
+
+    def picture(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
+        """uint8 RGB after so many complete epochs."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        ...
+
+
+class StepCount:
+    """Counts steps through a whole stage out of rows that count them within an epoch, however long each epoch was.
+
+    Args:
+        rows: that were written before, by the same stage.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
+        self._steps: dict[int, int] = {}
+        for row in rows:
+            self.of(row)
+
+    def of(self, row: Mapping[str, Any]) -> int:
+        """Steps since the stage began, from 0; a row without a step belongs to the last one of its complete epochs."""
+        epoch, step = row.get("epoch"), row.get("step")
+        if not isinstance(epoch, int | float):
+            return max(0, sum(self._steps.values()) - 1)
+        before = sum(count for past, count in self._steps.items() if past < epoch)
+        if not isinstance(step, int | float):
+            return max(0, before - 1)
+        self._steps[int(epoch)] = max(self._steps.get(int(epoch), 0), int(step) + 1)
+        return before + int(step)
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """KIND/NAME → value."""
+    kind = row.get("kind", "step")
+    numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name not in PLACES}
+    return {f"{kind}/{name}": float(value) for name, value in numbers.items()}
+
+
+class WandbLogger:
+    """A wandb run per stage, grouped by run; online where there is a key, otherwise a folder for `wandb sync`.
+
+    Steps are drawn over `global_step`, what comes per epoch over `epoch`. A stage that is resumed goes on in its run.
+    Nothing here waits for the network but the start and the end of a stage, and these not for long.
+
+    Args:
+        folder: of the stage; gets wandb/ and the id of the run.
+        about: configuration and lineage, as plain values.
+        run_name: GROUP/NAME, a run of ours and its stage.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], run_name: str) -> None:
+        import wandb
+
+        self._wandb = wandb
+        folder.mkdir(parents=True, exist_ok=True)
+        group, _, stage = run_name.rpartition("/")
+        options: dict[str, Any] = {
+            "mode": wandb_mode(),
+            "project": os.environ.get("WANDB_PROJECT", PROJECT),
+            "group": group or None,
+            "name": run_name,
+            "job_type": stage,
+            "id": _kept_id(folder / RUN_ID),
+            "resume": "allow",
+            "dir": str(folder),
+            "config": dict(about),
+            "settings": wandb.Settings(
+                init_timeout=CONNECT_SECONDS,
+                finish_timeout=UPLOAD_SECONDS,
+                login_timeout=CONNECT_SECONDS,
+                console="off",
+                silent=True,
+                disable_git=True,
+            ),
+        }
+        try:
+            self._run = wandb.init(**options)
+        except wandb.Error as error:  # no network, a wrong key, a full disk at the other end
+            if options["mode"] != "online":
+                raise
+            log.warning("wandb: no connection (%s); writing to %s for `wandb sync`", _line(error), folder / "wandb")
+            wandb.teardown()  # its service still holds the run's id
+            self._run = wandb.init(**options | {"mode": "offline"})
+        self._run.define_metric("step/*", step_metric="global_step")
+        for kind in ("epoch", "validation", "pictures"):
+            self._run.define_metric(f"{kind}/*", step_metric="epoch")
+
+    def log(self, row: Mapping[str, Any], step: int) -> None:
+        """Numbers as KIND/NAME; an alarm also as wandb's own alert."""
+        if row.get("kind") == "alarm":
+            self._run.alert(title=f"{self._run.name}: alarm", text=str(row.get("text", "")))
+        numbers = _numbers(row)
+        if not numbers or row.get("kind") == "start":
+            return
+        place = {"global_step": step} if "step" in row else {"epoch": row.get("epoch", 0)}
+        self._run.log({**place, **numbers})
+
+    def picture(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
+        """One image per epoch, under one name, so that wandb shows a slider."""
+        self._run.log({"epoch": epoch, "pictures/samples": self._wandb.Image(sheet_HW3, caption=f"epoch {epoch}")})
+
+    def close(self) -> None:
+        """Waits for the last uploads, but not for ever."""
+        self._run.finish()
+
+
+def wandb_mode() -> str:
+    """What WANDB_MODE says, else online where wandb finds a key (WANDB_API_KEY or ~/.netrc), else offline."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    return "online" if os.environ.get("WANDB_API_KEY") or _in_netrc() else "offline"
+
+
+def _in_netrc() -> bool:
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        found = netrc.netrc(os.environ.get("NETRC") or None).authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return found is not None
+
+
+def _kept_id(path: Path) -> str:
+    """The id in the file, which is made where there is none."""
+    if not path.exists() or not path.read_text(encoding="utf8").strip():
+        path.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf8")
+    return path.read_text(encoding="utf8").strip()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+class TensorBoardLogger:
+    """Event files in STAGE/tensorboard, over the steps since the stage began; what a resumed stage repeats is replaced.
+
+    Args:
+        folder: of the stage.
+        about: configuration and lineage, as plain values; shown as text.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        self._folder, self._about = folder / "tensorboard", about
+        self._writer: Any = None
+
+    def _at(self, step: int) -> Any:
+        """The writer, which forgets what an earlier one wrote at and after the step that this one begins with."""
+        if self._writer is None:
+            # TensorBoard's own switch: without it, it imports TensorFlow where there is one (14 s and 1 GB)
+            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=step, flush_secs=30)
+            for name, content in self._about.items():
+                text = json.dumps(content, indent=2, default=str).replace("\n", "\n    ")
+                self._writer.add_text(name, f"    {text}", step)
+        return self._writer
+
+    def log(self, row: Mapping[str, Any], step: int) -> None:
+        """Numbers as KIND/NAME, alarms as text."""
+        if row.get("kind") == "start":
+            return  # what follows says from which step on this writer counts
+        if row.get("kind") == "alarm":
+            self._at(step).add_text("alarm", str(row.get("text", "")), step)
+        for name, value in _numbers(row).items():
+            if math.isfinite(value):
+                self._at(step).add_scalar(name, value, step)
+
+    def picture(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
+        """Under one name, so that TensorBoard shows a slider."""
+        self._at(step).add_image("samples", sheet_HW3, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Writes what is still in memory."""
+        if self._writer:
+            self._writer.close()

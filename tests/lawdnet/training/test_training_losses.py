@@ -1,0 +1,97 @@
+import math
+
+import pytest
+import torch
+
+from lawdnet.training.alarms import NonFiniteLoss, Plateau, check_finite
+from lawdnet.training.losses import contrast, contrast_chance, gradient_shares, same_numbers
+from lawdnet.training.stages import FULL, micro_batches, scaled_lr
+
+
+def sounds(count: int) -> torch.Tensor:
+    return torch.arange(count * 18.0).view(count, 2, 9)
+
+
+@pytest.mark.parametrize(("faces", "kinds"), [(1, 2), (2, 2), (16, 3)])
+def test_the_chance_of_a_contrast_is_what_it_gives_where_all_scores_are_equal(faces: int, kinds: int) -> None:
+    heard = sounds(faces * kinds)
+    found = contrast(torch.full((faces, len(heard)), 0.3), same_numbers(heard))
+    assert float(found) == pytest.approx(contrast_chance(faces, len(heard)))
+
+
+def test_a_single_pair_is_at_ln_2() -> None:
+    assert 2 * contrast_chance(1, 2) == pytest.approx(math.log(2)), "the choice of a sound; that of a face is none"
+
+
+def test_the_same_sound_drawn_twice_is_no_mistake() -> None:
+    heard = sounds(4)
+    heard[1] = heard[0]  # two faces with one sound
+    heard[3] = heard[0]  # and a negative that is the same silence
+    score = torch.eye(2, 4) * 0.9
+    score[:, 3] = 1.0
+    score[0, 1] = score[1, 0] = 1.0
+    spoiled = contrast(score, same_numbers(heard))
+    score[:, 3] = score[0, 1] = score[1, 0] = -1.0
+    torch.testing.assert_close(contrast(score, same_numbers(heard)), spoiled)
+    assert float(spoiled) < 0.1
+    heard[3] += 1
+    score[:, 3] = 1.0
+    assert float(contrast(score, same_numbers(heard))) > 0.5
+
+
+def test_shares_are_those_of_known_gradients() -> None:
+    picture = torch.ones(2, 2, requires_grad=True)
+    made = picture * 1
+    shares = gradient_shares({"a": 3 * made.sum(), "b": made.sum(), "c": 0 * made.sum()}, made)
+    assert {k: float(v) for k, v in shares.items()} == pytest.approx({"share_a": 0.75, "share_b": 0.25, "share_c": 0})
+    made.sum().backward()  # the graph is still there
+
+
+def test_a_plateau_is_told_once_and_only_at_chance() -> None:
+    told: list[str] = []
+    plateau = Plateau(5, told.append, "look at the offsets")
+    for loss in (2.0, 1.97, 2.01, 2.3):
+        plateau.see(loss, 2.0)
+    assert not told, "too early to say"
+    for _ in range(10):
+        plateau.see(1.99, 2.0)
+    assert len(told) == 1
+    assert "at chance for 5 steps" in told[0]
+    assert told[0].endswith("look at the offsets")
+
+    learning = Plateau(5, told.append, "")
+    for step in range(20):
+        learning.see(2.0 - 0.02 * step, 2.0)
+    assert len(told) == 1
+    off = Plateau(0, told.append, "")
+    for _ in range(20):
+        off.see(2.0, 2.0)
+    assert len(told) == 1
+
+
+def test_the_ranks_decide_together() -> None:
+    good, bad = {"pixel": torch.tensor(1.0)}, {"pixel": torch.tensor(torch.nan), "gan": torch.tensor(2.0)}
+    check_finite(good)
+    with pytest.raises(NonFiniteLoss, match=r"not finite: pixel$"):
+        check_finite(bad)
+    with pytest.raises(NonFiniteLoss, match="another rank"):
+        check_finite(good, lambda flag: True)
+    asked: list[bool] = []
+    check_finite(good, lambda flag: bool(asked.append(flag)))
+    assert asked == [False]
+
+
+def test_workers_come_and_go_and_the_global_batch_stays() -> None:
+    from dataclasses import replace
+
+    stage = replace(FULL[1], batch_size=16, global_batch=64, lr=1e-4)
+    taken = {world: micro_batches(stage, world) for world in (1, 2, 3, 4, 5, 100)}
+    assert taken == {1: 4, 2: 2, 3: 1, 4: 1, 5: 1, 100: 1}
+    rates = {world: scaled_lr(stage, world, count) for world, count in taken.items()}
+    assert rates == pytest.approx({1: 1e-4, 2: 1e-4, 3: 0.75e-4, 4: 1e-4, 5: 1.25e-4, 100: 25e-4})
+
+
+def test_without_a_global_batch_every_worker_adds_its_own() -> None:
+    stage = FULL[0]
+    assert (micro_batches(stage, 1), micro_batches(stage, 8)) == (stage.accumulate, stage.accumulate)
+    assert scaled_lr(stage, 8, 3) == stage.lr

@@ -1,0 +1,230 @@
+"""Accumulation, number formats, compilation, averages and shares: what must not change what is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from tiny_training import apart, assert_same, batch_of, make_step, tiny, weights
+from torch import nn
+
+from lawdnet.training.ema import Ema
+from lawdnet.training.precision import Precision, compile_in_place
+from lawdnet.training.steps import GanStep, NonFiniteLoss, SyncStep
+from lawdnet.types import TrainBatch
+
+
+def halves(batch: TrainBatch) -> list[TrainBatch]:
+    """Two batches of half the size; each kind of wrong sound is halved by itself."""
+    size = len(batch.source_BN3HW) // 2
+
+    def half(value: torch.Tensor | None, which: int) -> torch.Tensor | None:
+        if value is None:
+            return None
+        return torch.cat([kind[which * size : (which + 1) * size] for kind in value.split(2 * size)])
+
+    return [TrainBatch(**{f.name: half(getattr(batch, f.name), which) for f in fields(batch)}) for which in (0, 1)]
+
+
+@pytest.mark.parametrize("name", ["syncnet", "frame_64", "clip_256"])
+def test_two_half_batches_make_the_step_of_a_whole_one(name: str) -> None:
+    """Also for the sync network, whose faces must see the sounds of both halves."""
+    config = tiny("sync_ramp=0")
+    stage = config.stage(name)
+    whole, split = make_step(config, stage), make_step(config, stage)
+    start = weights(whole)
+    for index in range(2):
+        batch = batch_of(stage, index, size=4)
+        full, parts = whole(batch), split(*halves(batch))
+        assert full.keys() == parts.keys()
+        for key in full.keys() - {k for k in full if k.startswith("share_")}:
+            torch.testing.assert_close(parts[key], full[key], rtol=1e-4, atol=1e-6, msg=key)
+    assert apart(weights(whole), weights(split), start) < 0.01
+
+
+def test_halves_by_themselves_are_another_contrast() -> None:
+    """Else the test above could not fail for the sync network."""
+    config = tiny()
+    stage = config.stage("syncnet")
+    batch = batch_of(stage, size=4)
+    whole = make_step(config, stage)(batch)
+    assert float(whole["chance"]) == pytest.approx((torch.tensor(12.0).log() + torch.tensor(4.0).log()) / 2)
+    alone = make_step(config, stage)(halves(batch)[0])
+    assert abs(float(alone["total"]) - float(whole["total"])) > 0.1
+
+
+def test_judging_a_batch_gives_the_losses_and_learns_nothing() -> None:
+    config = tiny()
+    stage = config.stage("syncnet")
+    step = make_step(config, stage)
+    assert isinstance(step, SyncStep)
+    before, batch = weights(step), batch_of(stage, size=4)
+    judged = step.judge(batch)
+    assert_same(before, weights(step), 0)
+    trained = step(batch)
+    assert judged.keys() == trained.keys()
+    for key, value in judged.items():
+        torch.testing.assert_close(value, trained[key])
+
+
+def test_a_wrong_sound_that_is_the_right_one_counts_neither_way() -> None:
+    config = tiny()
+    stage = config.stage("syncnet")
+    step, batch = make_step(config, stage), batch_of(stage, size=4)
+    assert isinstance(step, SyncStep)
+    assert batch.sync_audio_BC9 is not None
+    assert batch.other_audio_BC9 is not None
+    whole = float(step.judge(batch)["accuracy"])
+    batch.other_audio_BC9[0] = batch.sync_audio_BC9[0]  # two silences
+    score_BA = step.syncnet(batch.source_BN3HW[..., 16:48, 4:36].flatten(1, 2), batch.other_audio_BC9, pairwise=True)
+    own_B = step.syncnet(batch.source_BN3HW[..., 16:48, 4:36].flatten(1, 2), batch.sync_audio_BC9)[:, 0, 0, 0]
+    rest = (own_B > score_BA.diagonal())[1:].float().mean()
+    assert float(step.judge(batch)["accuracy"]) == pytest.approx(float(rest))
+    assert whole in (0, 0.25, 0.5, 0.75, 1)
+
+
+@pytest.mark.parametrize("name", ["frame_64", "clip_256"])
+def test_shares_of_the_gradient_add_up_and_follow_the_weights(name: str) -> None:
+    config = tiny("share_every=2", "sync_ramp=0", "ema_decay=0")
+    stage = config.stage(name)
+    loud = replace(stage, weights=replace(stage.weights, mouth=1000.0))
+    steps = [make_step(config, s) for s in (stage, loud)]
+    rows = [[step(batch_of(stage, index)) for index in range(3)] for step in steps]
+    shares = [{k: float(v) for k, v in row[0].items() if k.startswith("share_")} for row in rows]
+    wanted = {"share_pixel", "share_mouth", "share_gan"} | (
+        {"share_clip_gan", "share_sync"} if "clip" in name else set()
+    )
+    assert shares[0].keys() == wanted
+    assert sum(shares[0].values()) == pytest.approx(1)
+    assert shares[1]["share_mouth"] > 0.95 > shares[0]["share_mouth"]
+    assert [any(k.startswith("share_") for k in row) for row in rows[0]] == [True, False, True]
+
+
+def test_measuring_shares_changes_no_weight() -> None:
+    stage = tiny().stage("frame_64")
+    with_shares, without = (make_step(tiny(f"share_every={n}"), stage) for n in (1, 0))
+    for step in (with_shares, without):
+        step(batch_of(stage))
+    assert_same(weights(with_shares), weights(without), 0)
+
+
+def test_the_running_mean_is_the_formula() -> None:
+    network = nn.Linear(2, 1)
+    ema = Ema(network, 0.5)
+    wanted = network.weight.detach().clone()
+    for n, kept in enumerate([1 / 10, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 0.5, 0.5]):
+        with torch.no_grad():
+            network.weight += n + 1
+        wanted = kept * wanted + (1 - kept) * network.weight.detach()
+        ema.update(network)
+        torch.testing.assert_close(ema.network.weight, wanted)
+    assert not ema.network.weight.requires_grad
+
+
+def test_pictures_to_look_at_come_from_the_running_mean() -> None:
+    config = tiny()
+    stage = config.stage("frame_64")
+    step = make_step(config, stage)
+    assert isinstance(step, GanStep)
+    batch = batch_of(stage)
+    before = step.preview(batch)
+    with torch.no_grad():
+        for parameter in step.networks["generator"].parameters():
+            parameter.add_(0.1)
+    assert torch.equal(step.preview(batch), before)
+    assert step.judged is not step.networks["generator"]
+    bare = make_step(tiny("ema_decay=0"), stage)
+    assert isinstance(bare, GanStep)
+    assert bare.judged is bare.networks["generator"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_the_same_thing(precision: str) -> None:
+    stage = tiny().stage("frame_64")
+    exact, half = make_step(tiny("precision=fp32"), stage), make_step(tiny(f"precision={precision}"), stage)
+    batch = batch_of(stage)
+    for _ in range(3):
+        wanted, found = exact(batch), half(batch)
+    assert float(found["total"]) == pytest.approx(float(wanted["total"]), rel=0.05)
+    assert float(found["total"]) != float(wanted["total"]), "it really computes otherwise"
+    assert all(p.dtype == torch.float32 for p in half.networks["generator"].parameters())
+
+
+def test_an_overflow_under_a_large_scale_only_lowers_the_scale() -> None:
+    config = tiny("precision=fp16", "frame_64.weights.gan=0")
+    stage = config.stage("frame_64")
+    step = make_step(config, stage)
+    assert isinstance(step, GanStep)
+    before, scaler = weights(step), step.precision.scaler
+    scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**120})
+    step(batch_of(stage))
+    assert scaler.get_scale() == 2.0**119
+    assert_same(before, weights(step), 0)
+    scaler.load_state_dict(scaler.state_dict() | {"scale": 1024.0})
+    step(batch_of(stage))
+    assert any(not torch.equal(value, before[key]) for key, value in weights(step).items())
+
+
+def test_an_overflow_that_no_scale_explains_is_a_fault() -> None:
+    config = tiny("precision=fp16", "frame_64.weights.gan=0")
+    stage = config.stage("frame_64")
+    step = make_step(config, stage)
+    assert isinstance(step, GanStep)
+    scaler = step.precision.scaler
+    scaler.load_state_dict(scaler.state_dict() | {"scale": 1.0})
+    next(step.networks["generator"].parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(NonFiniteLoss, match="gradient of the generator"):
+        step(batch_of(stage))
+
+
+def test_the_layout_of_memory_changes_no_result() -> None:
+    stage = tiny().stage("frame_64")
+    rows, last = (make_step(tiny(f"channels_last={flag}"), stage) for flag in ("false", "true"))
+    weight = last.networks["generator"].state_dict()["source_encoder.0.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    start = weights(rows)
+    for step in (rows, last):
+        step(batch_of(stage))
+    assert apart(weights(rows), weights(last), start) < 0.01
+
+
+def test_a_compiled_generator_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lawdnet.training.steps.compile_in_place", lambda network: compile_in_place(network, "eager"))
+    stage = tiny().stage("frame_64")
+    plain, compiled = make_step(tiny("compile=false"), stage), make_step(tiny("compile=true"), stage)
+    assert compiled.networks["generator"]._compiled_call_impl is not None
+    start = weights(plain)
+    for step in (plain, compiled):
+        step(batch_of(stage))
+    assert apart(weights(plain), weights(compiled), start) < 0.01
+
+
+def test_what_does_not_compile_runs_as_it_is() -> None:
+    def broken(graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., object]:
+        raise RuntimeError("no compiler here")
+
+    network = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    x = torch.rand(4, 3)
+    wanted = network(x)
+    compile_in_place(network, broken)  # type: ignore[arg-type]
+    torch.testing.assert_close(network(x), wanted)
+    assert list(network.state_dict()) == ["0.weight", "0.bias"]
+
+
+def test_auto_is_single_precision_without_a_gpu() -> None:
+    assert Precision("auto", torch.device("cpu")).dtype == torch.float32
+    assert not Precision("bf16", torch.device("cpu")).scaler.is_enabled()
+
+
+def test_the_sync_loss_waits_for_its_ramp() -> None:
+    config = tiny("sync_ramp=2", "sync_below=4")
+    stage = config.stage("clip_256")
+    waiting, never = make_step(config, stage), make_step(tiny("sync_ramp=2", "sync_below=0"), stage)
+    rows = [[step(batch_of(stage, index)) for index in range(13)] for step in (waiting, never)]
+    weight = stage.weights.sync
+    assert [float(row["sync_weight"]) for row in rows[0][9:]] == pytest.approx([0, weight / 2, weight, weight])
+    assert "sync_true" in rows[0][9]
+    assert "sync_true" not in rows[0][10]
+    assert all(float(row["sync_weight"]) == 0 and row["sync"] > 0 for row in rows[1])
