@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy
 
+from lawdnet.audio.base import AudioExtractor
 from lawdnet.data.config import FORMAT_VERSION, BuildConfig, digest
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset
 from lawdnet.data.rules import parse_rule
@@ -101,7 +102,12 @@ def build(
             stall_seconds=STALL_SECONDS,
         )
         _run(todo, order, root, len(items), gpu, on_row)
-    models = {
+    return finish(root, config, _described(extractors, config), str(source))
+
+
+def _described(extractors: Mapping[str, AudioExtractor], config: BuildConfig) -> dict[str, dict[str, Any]]:
+    """What dataset.json says of each extractor, so that rendering can make the same one."""
+    return {
         name: {
             "dim": made.feature_dim,
             "model_sha256": made.model_sha256,
@@ -109,7 +115,6 @@ def build(
         }
         for name, made in extractors.items()
     }
-    return finish(root, config, models, str(source))
 
 
 def _absolute(place: Location) -> Location:

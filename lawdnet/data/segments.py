@@ -268,6 +268,15 @@ def video_segments(
         tally.segments += 1
         tally.used += segment.num_frames
         yield segment
+    _judge(video, lanes, config, tally)
+
+
+def _judge(video: Video, lanes: list[_Lane], config: BuildConfig, tally: Tally) -> None:
+    """Whether a video may be kept, now that all of it was seen.
+
+    Raises:
+        Rejected: it held another number of frames than it promised, or gave no segment.
+    """
     if abs(tally.frames - video.num_frames) > 1:
         promise = f"the file promises {video.num_frames} frames and decodes to {tally.frames}"
         raise Rejected(RejectReason.DAMAGED, promise)
