@@ -1,9 +1,10 @@
 """Warp and generator against the published structure, in one run on one machine: ratios, not seconds, carry over.
 
-    python -m benchmarks.core_speed [--threads 2] [--repeats 5] [--device cpu]
+    python -m benchmarks.core_speed [--threads 2] [--repeats 5] [--device cpu] [--compile]
 
 Prints a JSON object. `memory` is the growth of the peak of a fresh process's resident memory (CPU) or of the
-allocator's peak (GPU) in one forward and backward pass.
+allocator's peak (GPU) in one forward and backward pass, not compiled. `--compile` runs our warp through torch.compile,
+alone and in the generator; compiling itself is not timed.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ CONFIG = GeneratorConfig(audio_dim=29)
 def warp(kind: str, size: tuple[int, int], device: str) -> Callable[[bool], None]:
     """A pass through a warp: with gradients or without."""
     torch.manual_seed(0)
-    made = PublishedWarp() if kind == "published" else LocalAffineWarp(256, 256, 5, 60, "correct")
+    made = PublishedWarp(layout="correct") if kind == "published" else LocalAffineWarp(256, 256, 5, 60, "correct")
     feature, code = torch.randn(1, 256, *size, device=device), torch.randn(1, 256, device=device)
     made = made.to(device)
+    if kind == "compiled":
+        made.compile()
 
     def run(backward: bool) -> None:
         with torch.set_grad_enabled(backward):
@@ -49,6 +52,8 @@ def generator(kind: str, mouth_px: int, device: str) -> Callable[[bool], None]:
     """A pass through a whole generator."""
     torch.manual_seed(0)
     made = (PublishedGenerator if kind == "published" else Generator)(CONFIG).to(device)
+    if kind == "compiled":
+        made.warp.compile()
     height, width = stage_size(mouth_px)
     inputs = [torch.rand(1, channels, height, width, device=device) for channels in (3, 15)]
     audio = torch.randn(1, 29, 5, device=device)
@@ -101,13 +106,15 @@ def peak_elsewhere(kind: str, size: tuple[int, int], device: str) -> int:
     return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
-def compare(make: Callable[..., Callable[[bool], None]], size: object, repeats: int, device: str) -> dict[str, float]:
-    runs = {kind: make(kind, size, device) for kind in ("published", "ours")}
+def compare(
+    make: Callable[..., Callable[[bool], None]], ours: str, size: object, repeats: int, device: str
+) -> dict[str, float]:
+    runs = {kind: make(kind, size, device) for kind in ("published", ours)}
     result: dict[str, float] = {}
     for name, backward in (("forward", False), ("forward+backward", True)):
         took = seconds(runs, backward, repeats, device)
         result |= {f"{name} ms ({kind})": round(1e3 * value, 1) for kind, value in took.items()}
-        result[f"{name} ratio"] = round(took["published"] / took["ours"], 2)
+        result[f"{name} ratio"] = round(took["published"] / took[ours], 2)
     return result
 
 
@@ -116,17 +123,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    ours = "compiled" if options.compile else "ours"
     report: dict[str, object] = {"torch": torch.__version__, "threads": options.threads, "device": options.device}
     for size in WARP_SIZES:
-        entry = compare(warp, size, options.repeats, options.device)
+        entry = compare(warp, ours, size, options.repeats, options.device)
         peaks = {kind: peak_elsewhere(kind, size, options.device) for kind in ("published", "ours")}
         entry |= {f"memory MiB ({kind})": value for kind, value in peaks.items()}
         entry["memory ratio"] = round(peaks["ours"] / max(1, peaks["published"]), 3)
         report[f"warp {size[0]}x{size[1]}"] = entry
     for mouth_px in MOUTHS:
-        report[f"generator m={mouth_px}"] = compare(generator, mouth_px, options.repeats, options.device)
+        report[f"generator m={mouth_px}"] = compare(generator, ours, mouth_px, options.repeats, options.device)
     print(json.dumps(report, indent=1))
 
 

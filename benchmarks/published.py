@@ -1,9 +1,11 @@
-"""The published structure, written down as the reference page states it: what the speed of ours is measured against.
+"""The published code's operations, in its order and with its tensors: what the speed of ours is measured against.
 
-Every key point's field is kept as a tensor of its own, sampling goes through three dimensions, and both warp layers are
-computed though only the last one's output is used.
+It mirrors `LocalAffineWarp` and `LawDNet` of `models/LawDNet.py` in iPaw-AI-LAB/LawDNet_2024, in words of our own: each
+key point's field is a tensor of its own, what a key point has once is repeated over its cells before it is used, the
+rotation is a 2×2 matrix per cell, the three-dimensional sampling reads its feature as one volume, and both warp layers
+are computed though only the last one's result is used. What the published network shares with ours is ours.
 
-Shape letters: B batch, N key points, C channels, G cells of the coarse grid, H W feature map, D code.
+Shape letters: B batch, N key points, C channels, G cells along a side of the coarse grid, H W feature map.
 """
 
 from __future__ import annotations
@@ -16,14 +18,27 @@ from torch import Tensor, nn
 
 from lawdnet.models.generator import Generator, GeneratorConfig
 from lawdnet.models.layers import Residual
+from lawdnet.models.warp import cell_centres
 
 
 class PublishedWarp(nn.Module):
-    """The local affine warp, formula by formula; read as (x, y) where the published code scrambles them."""
+    """The local affine warp; its parameters are named and shaped as those of `LocalAffineWarp`.
 
-    def __init__(self, channels: int = 256, code_dim: int = 256, key_points: int = 5, grid: int = 60) -> None:
+    Args:
+        layout: `lawdnet2024` reads the averaged field scrambled, as the published code does; `correct` does not, for
+            the same work.
+    """
+
+    def __init__(
+        self,
+        channels: int = 256,
+        code_dim: int = 256,
+        key_points: int = 5,
+        grid: int = 60,
+        layout: str = "lawdnet2024",
+    ) -> None:
         super().__init__()
-        self.channels, self.num_points, self.grid = channels, key_points, grid
+        self.channels, self.num_points, self.grid, self.layout = channels, key_points, grid, layout
         self.trunk = nn.Linear(code_dim, code_dim)
         self.key_points = nn.Linear(code_dim, channels * key_points * 2)
         self.similarity = nn.Linear(code_dim, channels * key_points * 4)
@@ -31,28 +46,42 @@ class PublishedWarp(nn.Module):
 
     def forward(self, feature_BCHW: Tensor, code_BD: Tensor) -> Tensor:
         batch, channels, height, width = feature_BCHW.shape
-        shape = (batch, self.num_points, channels, 1, 1, -1)
+        shape_BNC = (batch, self.num_points, channels, -1)
         code_BD = F.relu(self.trunk(code_BD))
-        key = self.key_points(code_BD).view(shape).tanh()
-        radius = self.radius(code_BD).view(shape).sigmoid().clamp_min(1e-6)
-        scale, angle, shift_x, shift_y = self.similarity(code_BD).view(shape).tanh().split(1, dim=-1)
-        axis = (2 * torch.arange(self.grid) + 1) / self.grid - 1
-        cells_GG2 = torch.stack((axis.expand(self.grid, self.grid), axis[:, None].expand(self.grid, self.grid)), -1)
-        offset = cells_GG2 - key  # B N C G G 2
-        effect = torch.exp(-offset.norm(dim=-1, keepdim=True) / radius)
-        turn = math.pi * angle * effect
-        x, y = offset.split(1, dim=-1)
-        turned = torch.cat((x * turn.cos() + y * turn.sin(), y * turn.cos() - x * turn.sin()), -1)
-        moved = (1 + scale * effect) * turned + torch.cat((shift_x, shift_y), -1) * effect + key
-        field_BCGG2 = (moved * effect.softmax(dim=1)).sum(1)
-        field = F.interpolate(
-            field_BCGG2.flatten(0, 1).permute(0, 3, 1, 2), (height, width), mode="bilinear", antialias=True
-        )
-        place_BCHW2 = field.permute(0, 2, 3, 1).view(batch, channels, height, width, 2)
-        depth = (2 * torch.arange(channels) + 1) / channels - 1
-        depth_BCHW1 = depth.view(1, -1, 1, 1, 1).expand(batch, -1, height, width, -1)
-        grid_BCHW3 = torch.cat((place_BCHW2, depth_BCHW1), -1)
-        return F.grid_sample(feature_BCHW[:, None], grid_BCHW3, align_corners=False)[:, 0]
+        key_BNC2 = self.key_points(code_BD).view(shape_BNC).tanh()
+        radius_BNC1 = self.radius(code_BD).view(shape_BNC).sigmoid()
+        similarity_BNC4 = self.similarity(code_BD).view(shape_BNC).tanh()
+        field_BCGG2 = self._field(key_BNC2, radius_BNC1, similarity_BNC4)
+        # `lawdnet2024`: memory (C, G, G, 2) with the columns before the rows, read as (C, 2, G, G).
+        order = (0, 1, 3, 2, 4) if self.layout == "lawdnet2024" else (0, 1, 4, 2, 3)
+        planes = field_BCGG2.permute(order).contiguous().view(batch, 2 * channels, self.grid, self.grid)
+        resized = F.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+        place_BCHW2 = resized.view(batch, channels, 2, height, width).permute(0, 1, 3, 4, 2)
+        depth_C = torch.linspace(1 / channels - 1, 1 - 1 / channels, channels, device=feature_BCHW.device)
+        depth_BCHW1 = depth_C.view(1, -1, 1, 1, 1).repeat(batch, 1, height, width, 1)
+        volume_B1CHW, grid_BCHW3 = feature_BCHW.unsqueeze(1), torch.cat((place_BCHW2, depth_BCHW1), -1)
+        return F.grid_sample(volume_B1CHW, grid_BCHW3, align_corners=False).squeeze(1)
+
+    def _field(self, key_BNC2: Tensor, radius_BNC1: Tensor, similarity_BNC4: Tensor) -> Tensor:
+        """B×C×G×G×2: the place that each cell reads."""
+        batch, points, channels, _ = key_BNC2.shape
+        grid = self.grid
+        cells_GG2 = cell_centres(grid, grid, key_BNC2).permute(1, 2, 0).contiguous()
+        cells = cells_GG2[:, :, None].repeat(1, points, channels, 1, 1, 1, 1)
+        per_point = (batch, points, channels, 1, 1)
+
+        def over_cells(values: Tensor) -> Tensor:
+            return values.reshape(*per_point, values.shape[-1]).repeat(1, 1, 1, grid, grid, 1)
+
+        offset = cells - key_BNC2.view(*per_point, 1, 2)
+        effect = torch.exp(-torch.norm(offset, dim=-1) / radius_BNC1.view(*per_point, 1))
+        factor = over_cells(similarity_BNC4[..., :1] + 1) * effect + (1 - effect) * 1.0
+        turn = over_cells(similarity_BNC4[..., 1:2] * math.pi) * effect
+        shift = over_cells(similarity_BNC4[..., 2:]) * effect
+        matrix = torch.cat((turn.cos(), turn.sin(), -turn.sin(), turn.cos()), -1).view(*effect.shape[:-1], 2, 2)
+        turned = offset.matmul(matrix.transpose(-1, -2))
+        place = factor * turned.squeeze(-2) + shift + key_BNC2.view(*per_point, 2)
+        return (place * F.softmax(effect, dim=1)).sum(1)
 
 
 class PublishedGenerator(Generator):

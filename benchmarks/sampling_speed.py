@@ -1,9 +1,11 @@
 """Drawing a training sample from a segment against what the published loader does: imread and resize of six JPGs.
 
-    python -m benchmarks.sampling_speed [--mouth 64] [--samples 200]
+    python -m benchmarks.sampling_speed [--mouth 64] [--samples 32] [--frames 180]
 
-Both start from 832×640 crops of a drawn head with the same JPEG settings, and give six pictures at
-the size of the stage.
+Both start from 832×640 crops of a drawn head with the same JPEG settings, and give six pictures at the size of the
+stage. `--samples` is what a stage draws from a segment per epoch and `--frames` the segment's length: the more samples
+and the fewer frames, the more often a decoded picture is used again. `decode ms` is six pictures decoded at reduced
+size and nothing else: what a sample costs of which every picture is new.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import cv2
 import numpy as np
 
 from lawdnet.data.manifest import SegmentRef
-from lawdnet.data.sampling import SampleSpec, Work, draw_batches
+from lawdnet.data.sampling import SampleSpec, Work, decode_jpeg, draw_batches
 from lawdnet.data.schema import write_segments
 from lawdnet.data.segments import encode_jpeg
 from lawdnet.face.geometry import stage_size
@@ -26,20 +28,24 @@ from lawdnet.synthetic import write_talking_head
 from lawdnet.types import Segment
 from lawdnet.video import decode
 
-WIDTH, FRAMES = 640, 54
+WIDTH = 640
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mouth", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--frames", type=int, default=180)
     options = parser.parse_args()
     cv2.setNumThreads(1)
     height, width = stage_size(options.mouth)
+    frames = options.frames
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_talking_head(root / "head.mp4", identity=1, motion=2, speech=3, seconds=FRAMES / 25, size=(832, WIDTH))
-        jpegs = [encode_jpeg(picture, 95) for _, picture in decode(root / "head.mp4")][:FRAMES]
+        write_talking_head(
+            root / "head.mp4", identity=1, motion=2, speech=3, seconds=options.frames / 25, size=(832, WIDTH)
+        )
+        jpegs = [encode_jpeg(picture, 95) for _, picture in decode(root / "head.mp4")][:frames]
         for number, data in enumerate(jpegs):
             (root / f"{number:04d}.jpg").write_bytes(data)
         segment = Segment(
@@ -49,9 +55,9 @@ def main() -> None:
             start_frame=0,
             split="train",
             frames_jpeg=tuple(jpegs),
-            landmarks_T68x2=np.zeros((FRAMES, 68, 2), np.float32),
-            matrix_T33=np.zeros((FRAMES, 3, 3), np.float32),
-            features={"mel": np.zeros((FRAMES, 320), np.float32)},
+            landmarks_T68x2=np.zeros((frames, 68, 2), np.float32),
+            matrix_T33=np.zeros((frames, 3, 3), np.float32),
+            features={"mel": np.zeros((frames, 320), np.float32)},
         )
         write_segments(root / "head.parquet", iter([segment]))
         spec = SampleSpec(
@@ -62,23 +68,28 @@ def main() -> None:
             audio="mel",
             sync=None,
         )
-        ref = SegmentRef("head-0000", "head", "train", FRAMES, str(root / "head.parquet"), 0)
+        ref = SegmentRef("head-0000", "head", "train", frames, str(root / "head.parquet"), 0)
         began = time.perf_counter()
         count = sum(1 for _ in draw_batches(Work(0, 0, 0, (ref,)), spec, seed=0, stored_width=WIDTH))
         ours = (time.perf_counter() - began) / count
         rng = np.random.default_rng(0)
         began = time.perf_counter()
         for _ in range(options.samples):
-            for number in rng.integers(FRAMES, size=6):
+            for number in rng.integers(frames, size=6):
                 picture = cv2.imread(str(root / f"{number:04d}.jpg"))
                 cv2.resize(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), (width, height))
         theirs = (time.perf_counter() - began) / options.samples
+        began = time.perf_counter()
+        for data in jpegs:
+            decode_jpeg(data, height, width, stored_width=WIDTH)
+        decoding = 6 * (time.perf_counter() - began) / len(jpegs)
     print(
         json.dumps(
             {
                 "mouth": options.mouth,
                 "imread ms": round(1e3 * theirs, 2),
                 "segment ms": round(1e3 * ours, 2),
+                "decode ms": round(1e3 * decoding, 2),
                 "ratio": round(theirs / ours, 2),
             }
         )

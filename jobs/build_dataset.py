@@ -37,7 +37,12 @@ def build(
         str, typer.Option(help="Audio features to store, separated by commas: mel, deepspeech, deepspeech2, hubert.")
     ] = "mel",
     crop_width: Annotated[
-        int, typer.Option(min=20, help="Width of a stored face in px; its height is 1.3 times that.")
+        int,
+        typer.Option(
+            min=20,
+            help="Width of a stored face in px; its height is 1.3 times that. 320 holds a mouth of 256 px, the full "
+            "preset's last stage wants 360. It cannot be changed later.",
+        ),
     ] = 320,
     where: Annotated[
         list[str] | None,
@@ -76,7 +81,7 @@ def build(
     from pipelines import dataset
 
     with console.Meter("build", "videos") as meter:
-        opened = dataset.build(place, root, config, weights_dir=weights_dir, sync=sync, gpu=gpu, on_row=_Watch(meter))
+        opened = dataset.build(place, root, config, weights_dir=weights_dir, sync=sync, gpu=gpu, on_row=Watch(meter))
         seconds = meter.seconds
     content = describe(opened) | {"seconds": round(seconds, 3)}
     if not content["segments"]:
@@ -87,7 +92,7 @@ def build(
     console.result(content, lines, as_json)
 
 
-class _Watch:
+class Watch:
     """Shows each input's outcome."""
 
     def __init__(self, meter: console.Meter) -> None:

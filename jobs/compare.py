@@ -112,13 +112,9 @@ class _Found:
 
 def _face(path: Path, landmarks: str, weights_dir: Path | None) -> Landmarks | None:
     from lawdnet.evaluation.videos import face_of
-    from lawdnet.landmarks import make_source, resolve_auto, source_options
+    from lawdnet.landmarks import source_for
 
-    if landmarks == "none":
-        return None
-    name = resolve_auto(path, weights_dir) if landmarks == "auto" else landmarks
-    takes_weights = "weights_dir" in source_options(name)
-    return face_of(path, make_source(name, **({"weights_dir": weights_dir} if takes_weights else {})))
+    return None if landmarks == "none" else face_of(path, source_for(path, landmarks, weights_dir))
 
 
 def _sync(real: Path, generated: Path, face: Landmarks, sync: Path, device: str) -> dict[str, dict[str, float]]:

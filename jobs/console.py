@@ -1,6 +1,7 @@
 """What every command shares: how errors, progress and results reach a person, a log or a program.
 
-Results go to stdout; progress and errors go to stderr.
+Results go to stdout; progress and errors go to stderr. A job has one log for both: there, a result stands between two
+marks, and every other line begins with the time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,17 @@ PLAIN_SECONDS = 5.0
 
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets this variable for what `ray job submit` runs."""
+
+RESULT_BEGINS, RESULT_ENDS = "--- result", "--- end of result"
+"""Lines of a job's log around what a command on this machine prints to stdout."""
+
+CLOCK = "%Y-%m-%d %H:%M:%S "
+"""How a line of a job's log begins."""
+
+PLACES = frozenset(
+    {"checkpoint", "dataset", "datasets", "html", "init", "out", "pairs", "run", "source", "speeches", "videos"}
+)
+"""Parameters that name a file or folder by text, so that it may be s3://… or gs://…; those of type `Path` are local."""
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -46,13 +58,17 @@ class WrongUsage(ValueError):
 
 @contextmanager
 def options() -> Iterator[None]:
-    """Inside, a ValueError is about what the user typed.
+    """Inside, a ValueError is about what the user typed, but for inputs that cannot be used.
 
     Raises:
         WrongUsage: in its place.
     """
+    from lawdnet.types import Rejected
+
     try:
         yield
+    except Rejected:
+        raise
     except ValueError as error:
         raise WrongUsage(str(error)) from error
 
@@ -62,21 +78,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def guarded(*, debug: bool, **arguments: Any) -> None:
-        level = logging.INFO if debug else logging.WARNING
-        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-        try:
-            _check_out(arguments.get("out"))
+        with failures(debug):
+            if IN_JOB in os.environ:
+                check_places(arguments)
             function(**arguments)
-        except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C with sys.exit(0)
-            say("stopped; run the same command again to go on")
-            raise typer.Exit(130) from None
-        except (typer.Exit, BrokenPipeError):
-            raise
-        except Exception as error:
-            if debug:
-                raise
-            say(f"error: {one_line(error)}")
-            raise typer.Exit(2 if isinstance(error, WrongUsage) else 1) from None
 
     hints = get_type_hints(function, include_extras=True) | {"debug": Debug}
     known = [p.replace(annotation=hints[p.name]) for p in inspect.signature(function).parameters.values()]
@@ -86,10 +91,40 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-def _check_out(out: Path | str | None) -> None:
-    if IN_JOB in os.environ and out and not (os.path.isabs(out) or "://" in str(out)):
-        where = "the job's own copy of the code, which Ray deletes"
-        raise WrongUsage(f"{out}: would be in {where}; give an absolute path that all machines share")
+@contextmanager
+def failures(debug: bool) -> Iterator[None]:
+    """Inside, what goes wrong becomes one line on stderr and an exit code; with `debug`, a traceback."""
+    level = logging.INFO if debug else logging.WARNING
+    clock = "%(asctime)s " if IN_JOB in os.environ else ""
+    logging.basicConfig(level=level, format=f"{clock}%(levelname)s %(name)s: %(message)s", datefmt=CLOCK.strip())
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C with sys.exit(0)
+        say("stopped; run the same command again to go on")
+        raise typer.Exit(130) from None
+    except (typer.Exit, BrokenPipeError):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        say(f"error: {one_line(error)}")
+        raise typer.Exit(2 if isinstance(error, WrongUsage) else 1) from None
+
+
+def check_places(arguments: Mapping[str, Any]) -> None:
+    """Looks whether a job can find what a command names: it runs elsewhere, in a copy of the code that Ray deletes.
+
+    Raises:
+        WrongUsage: a place is relative to the folder that the command was typed in.
+    """
+    for name, value in arguments.items():
+        for place in value if isinstance(value, list) else [value]:
+            is_text = isinstance(place, str) and name in PLACES and place != ""
+            if (is_text or isinstance(place, Path)) and not (os.path.isabs(place) or "://" in str(place)):
+                remote = ", s3://… or gs://…" if is_text else ""
+                raise WrongUsage(
+                    f"{place}: a job does not run in this folder; give an absolute path that all machines share{remote}"
+                )
 
 
 def run(function: Callable[..., None]) -> None:
@@ -123,7 +158,8 @@ def _cause(error: BaseException) -> BaseException:
 
 def say(text: str) -> None:
     """A line to stderr, at once."""
-    print(printable(text), file=sys.stderr, flush=True)
+    clock = time.strftime(CLOCK) if IN_JOB in os.environ else ""
+    print(clock + printable(text), file=sys.stderr, flush=True)
 
 
 def printable(line: str) -> str:
@@ -133,7 +169,9 @@ def printable(line: str) -> str:
 
 def result(content: Any, lines: Sequence[str], as_json: bool) -> None:
     """What a command found or made, as JSON or as the lines of its summary."""
-    shown = [json.dumps(content, indent=2, ensure_ascii=False, default=str)] if as_json else map(printable, lines)
+    shown = [json.dumps(content, indent=2, ensure_ascii=False, default=str)] if as_json else [*map(printable, lines)]
+    if IN_JOB in os.environ:
+        shown = [RESULT_BEGINS, *shown, RESULT_ENDS]
     print("\n".join(shown), flush=True)
 
 

@@ -62,7 +62,7 @@ def evaluate(
     content |= {"split": split, "videos": len({ref.video_id for ref in refs})}
     content["failed"] = check_gates(gates, figures, content["kind"])
     place = f"{console.count(content['videos'], 'video')}, {console.count(int(figures['segments']), 'segment')}"
-    lines = [f"{content['stage']} of {checkpoint} on {place} of {dataset} ({split})", *_table(content)]
+    lines = [f"{content['stage']} of {checkpoint} on {place} of {dataset} ({split})", *table(content)]
     lines += [f"note: {note}" for note in content["notes"]]
     console.result(content, lines, as_json)
     if content["failed"]:
@@ -166,7 +166,7 @@ def _notes(meta: Mapping[str, Any], dataset: Dataset, refs: list[SegmentRef]) ->
     return []
 
 
-def _table(content: Mapping[str, Any]) -> list[str]:
+def table(content: Mapping[str, Any]) -> list[str]:
     """A line per figure, a column per row of ROWS; for a sync network its figures and the offsets found."""
     from lawdnet.evaluation.gates import MEASURES
 

@@ -33,13 +33,13 @@ def infer(
     """
     for path in (checkpoint, video, audio):
         console.existing(path)
+    from lawdnet.face.track import one_face
     from lawdnet.inference.engine import Engine
-    from lawdnet.landmarks.base import make_source, resolve_auto, source_options
+    from lawdnet.landmarks import source_for
 
-    name = resolve_auto(video, weights_dir) if landmarks == "auto" else landmarks
     with console.options():
-        takes_weights = "weights_dir" in source_options(name)
-        source = make_source(name, **({"weights_dir": weights_dir} if takes_weights else {}))
+        one_face(face)
+        source = source_for(video, landmarks, weights_dir)
     engine = Engine(checkpoint, device=device, weights_dir=weights_dir)
     with console.Meter("infer", "frames") as meter:
         template = engine.prepare(video, source, face=face)

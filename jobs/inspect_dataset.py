@@ -87,20 +87,31 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "extractors": {name: entry["dim"] for name, entry in dataset.info["extractors"].items()},
         "funnel": dataset.info.get("funnel", []),
         "stages": stages if any(stages.values()) else {},
-        "reasons": _reasons([row for row in rows if row["status"] != "accepted"]),
+        "reasons": reasons([row for row in rows if row["status"] != "accepted"]),
         "hash": dataset.hash,
     }
 
 
-def _reasons(refused: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def reasons(refused: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Reason → how many, and those of which most was lost; the commonest reason first."""
-    reasons: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for row in sorted(refused, key=lambda row: -(row["frames"] or 0)):
-        entry = reasons.setdefault(row["reason"], {"count": 0, "examples": []})
+        entry = found.setdefault(row["reason"], {"count": 0, "examples": []})
         entry["count"] += 1
         if entry["count"] <= EXAMPLES:
             entry["examples"].append({"path": row["path"], "detail": row["detail"]})
-    return dict(sorted(reasons.items(), key=lambda item: -item[1]["count"]))
+    return dict(sorted(found.items(), key=lambda item: -item[1]["count"]))
+
+
+def reason_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What `reasons` found, with its examples."""
+    lines = []
+    for reason, entry in found.items():
+        lines.append(f"  {entry['count']} × {reason}")
+        lines += [f"      {example['path']}: {example['detail']}" for example in entry["examples"]]
+        if entry["count"] > EXAMPLES:
+            lines.append(f"      … and {entry['count'] - EXAMPLES} more")
+    return lines
 
 
 def scores(dataset: Dataset) -> dict[str, dict[str, float]]:
@@ -144,12 +155,7 @@ def summary(content: dict[str, Any]) -> list[str]:
         lines.append(f"time of work: {', '.join(seconds)}")
     if content["reasons"]:
         lines.append(f"not used: {videos['rejected']} rejected, {videos['failed']} failed")
-    for reason, entry in content["reasons"].items():
-        lines.append(f"  {entry['count']} × {reason}")
-        lines += [f"      {example['path']}: {example['detail']}" for example in entry["examples"]]
-        if entry["count"] > EXAMPLES:
-            lines.append(f"      … and {entry['count'] - EXAMPLES} more")
-    return lines
+    return lines + reason_lines(content["reasons"])
 
 
 def _score_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -89,13 +89,13 @@ def train(
             keep_last=keep, loggers=split(logger),
         )  # fmt: skip
         place, run = locate(dataset), locate(out)
-    _check_gpu(gpu)
+    check_gpu(gpu)
     from lawdnet.data.manifest import Dataset
     from pipelines import training
 
     opened = Dataset(place)
     with console.Meter("train", "epochs") as meter:
-        training.train(opened, run, config, running, on_epoch=_Watch(meter, config))
+        training.train(opened, run, config, running, on_epoch=Watch(meter, config))
         seconds = meter.seconds
     outcome = _outcome(run, config)
     content = {"run": out, "seconds": round(seconds, 3), "stages": outcome}
@@ -105,15 +105,16 @@ def train(
     console.result(content, lines, as_json)
 
 
-def _check_gpu(gpu: bool) -> None:
+def check_gpu(gpu: bool) -> None:
     """Without a cluster to ask, a GPU is here or nowhere, and Ray would wait for it for ever."""
     import torch
 
     if gpu and "RAY_ADDRESS" not in os.environ and not torch.cuda.is_available():
-        raise ValueError("--gpu: no CUDA GPU on this machine; leave --gpu out, or name a cluster in RAY_ADDRESS")
+        where = "name a cluster: lawdnet --address http://HEAD:8265 …"
+        raise ValueError(f"--gpu: no CUDA GPU on this machine; leave --gpu out, or {where}")
 
 
-class _Watch:
+class Watch:
     """Shows every epoch as a step through all stages."""
 
     def __init__(self, meter: console.Meter, config: TrainConfig) -> None:

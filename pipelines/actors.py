@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,8 +37,10 @@ from lawdnet.landmarks.openface import csv_of
 from lawdnet.storage import locate
 from lawdnet.types import SAMPLES_PER_FRAME, Float32, Rejected, RejectReason, Segment
 from lawdnet.video import probe
-from pipelines.inputs import CSV_SUFFIXES
+from pipelines import metrics
+from pipelines.inputs import CSV_SUFFIXES, opened
 from pipelines.outcomes import EMPTY_ROW, MAX_ATTEMPTS, Attempts, Outcome, read_outcome, write_outcome
+from pipelines.pool import full_disk, is_full_disk
 from pipelines.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -115,17 +117,27 @@ class VideoBuilder:
         self.watchdog = Watchdog(order.stall_seconds)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Builds or completes one item and stores its outcome, so that the next build skips it."""
+        """Builds or completes one item and stores its outcome, so that the next build skips it.
+
+        A disk that is full is no fault of the item: it has no outcome then, and `stop` says why all should stop.
+        """
+        try:
+            return {"key": item["key"], "row": self._row(item), "stop": ""}
+        except OSError as error:
+            return {"key": item["key"], "row": "", "stop": full_disk(error, self.root)}
+
+    def _row(self, item: dict[str, Any]) -> str:
         key = item["key"]
-        before = self.attempts.begin(key)
+        before, tally = self.attempts.begin(key), Tally(self.watchdog.beat)
         if before["count"] >= MAX_ATTEMPTS:
             outcome = self._quarantined(item, before)
         else:
             with self.watchdog.watching(lambda: self._stalled(key)):
-                outcome = self._outcome(item)
+                outcome = self._outcome(item, tally)
         write_outcome(self.root, key, outcome)
         self.attempts.end(key)
-        return {"key": key, "row": json.dumps(outcome.row)}
+        metrics.built(outcome.row, tally)
+        return json.dumps(outcome.row)
 
     def _stalled(self, key: str) -> None:
         detail = f"no picture and no sound got done for {self.order.stall_seconds:.0f} s"
@@ -137,8 +149,8 @@ class VideoBuilder:
         row |= {"reason": str(before.get("reason", RejectReason.CRASH)), "detail": before.get("detail", detail)}
         return Outcome(list(item["inputs"]), row)
 
-    def _outcome(self, item: dict[str, Any]) -> Outcome:
-        began, tally = time.perf_counter(), Tally(self.watchdog.beat)
+    def _outcome(self, item: dict[str, Any], tally: Tally) -> Outcome:
+        began = time.perf_counter()
         outcome = Outcome(list(item["inputs"]), {**EMPTY_ROW, "path": item["path"]})
         row = outcome.row
         try:
@@ -152,6 +164,8 @@ class VideoBuilder:
         except Rejected as error:
             _refuse(outcome, "rejected", error.reason, error.detail)
         except Exception as error:  # an unforeseen input must not take the others with it
+            if is_full_disk(error):
+                raise
             log.exception("%s: failed", item["path"])
             _refuse(outcome, "failed", RejectReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
         row["detail"] = row["detail"].encode("utf8", "backslashreplace").decode("utf8")  # it may name a file
@@ -169,20 +183,10 @@ class VideoBuilder:
             Rejected: UNREADABLE.
         """
         place = locate(os.fsdecode(item["source"]))
-        copy = storage.local_copy(place, CSV_SUFFIXES, beat=self.watchdog.beat)
-        with tally.timed("open"):
-            try:
-                path = copy.__enter__()
-                _check_readable(path)
-            except (OSError, ValueError) as error:
-                text = getattr(error, "strerror", None) or str(error)
-                is_link = isinstance(place, Path) and place.is_symlink()
-                link = f"; the link leads to {place.readlink()}" if is_link else ""
-                raise Rejected(RejectReason.UNREADABLE, f"{text}{link}") from error
-        try:
+        with ExitStack() as stack:
+            with tally.timed("open"):
+                path = stack.enter_context(opened(place, CSV_SUFFIXES, beat=self.watchdog.beat))
             yield path
-        finally:
-            copy.__exit__(None, None, None)
 
     def _build(self, path: Path, outcome: Outcome, tally: Tally) -> None:
         row, csv = outcome.row, csv_of(path)
@@ -283,9 +287,3 @@ def _noted(segments: Iterator[Segment], outcome: Outcome) -> Iterator[Segment]:
         outcome.segments.append({name: getattr(segment, name) for name in names})
         outcome.segments[-1] |= {"row_group": group, "scores": dict(segment.scores)}
         yield segment
-
-
-def _check_readable(path: Path) -> None:
-    if path.exists() and not path.is_file():
-        raise ValueError("no regular file")
-    path.open("rb").close()

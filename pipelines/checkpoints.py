@@ -6,8 +6,10 @@ written atomically, and stops a run where either is damaged (Ray 2.60).
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,9 @@ from lawdnet.models.saved import META, STATE, newest_good, read_meta, stage_chec
 from lawdnet.storage import Location, is_remote, read_json, write_json
 
 log = logging.getLogger(__name__)
+
+FULL_BYTES = 1 << 24
+"""A disk with less room than this is taken for full where writing failed."""
 
 METRICS = "metrics.json"
 """In a checkpoint: the figures of its epoch."""
@@ -121,7 +126,12 @@ def remove(folder: Location) -> None:
 
 
 def _fill(folder: Path, write: Callable[[Path], None], metrics: dict[str, float] | None) -> None:
-    write(folder)
+    try:
+        write(folder)
+    except RuntimeError as error:  # torch's writer says "unexpected pos" where the disk is full
+        if shutil.disk_usage(folder).free > FULL_BYTES:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.parent)) from error
     if metrics is not None:
         write_json(folder / METRICS, metrics)
 

@@ -11,13 +11,10 @@ import dataclasses
 import json
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
-
-import ray
-from ray.data import ActorPoolStrategy
 
 from lawdnet.audio.base import AudioExtractor
 from lawdnet.data.config import FORMAT_VERSION, BuildConfig, digest
@@ -26,11 +23,11 @@ from lawdnet.data.rules import parse_rule
 from lawdnet.landmarks.base import ready_network
 from lawdnet.storage import Location, read_json, write_json
 from lawdnet.types import RejectReason
-from pipelines import resources
+from pipelines import lease, metrics, pool
 from pipelines.actors import STALL_SECONDS, Order, VideoBuilder, extractors_of, feature_marks, source_of
 from pipelines.finishing import finish
 from pipelines.inputs import list_inputs
-from pipelines.outcomes import EMPTY_ROW, STATE, Outcome, read_outcomes, write_outcome
+from pipelines.outcomes import DRIVER, EMPTY_ROW, STATE, Outcome, read_outcomes, write_outcome
 from pipelines.remaining import check_gone, remaining
 
 log = logging.getLogger(__name__)
@@ -61,7 +58,7 @@ def build(
 
     Raises:
         ValueError: no input, weights that are missing, or `root` was built from another source or with settings that
-            decide its pictures.
+            decide its pictures, or another driver is at work on it.
     """
     source, root = _absolute(source), _absolute(root)
     is_local = isinstance(root, Path) and isinstance(source, Path)
@@ -74,7 +71,7 @@ def build(
     if config.landmarks != "auto":
         source_of(config, config.landmarks, str(weights_dir) if weights_dir else None)  # says what is missing at once
     sync_mark = _check_sync(sync, config, marks)
-    outcomes = read_outcomes(root, with_segments=False)
+    outcomes = read_outcomes(root)
     _check_rules(config, bool(sync_mark) or any(outcome.sync for outcome in outcomes.values()))
     work = remaining(
         items,
@@ -85,24 +82,25 @@ def build(
         finds_faces=config.landmarks == "auto" and ready_network(weights_dir) is not None,
     )
     check_gone(root, outcomes.keys() - work.keys(), outcomes, marks)
-    _claim(source, root, config)
-    todo = [item | {"to_complete": kind == "complete"} for item in items if (kind := work[item["key"]])]
-    done = [outcomes[key].row for key, kind in work.items() if not kind]
-    for number, row in enumerate(done, 1):
-        if on_row:
-            on_row(row | {"stored": True}, number, len(items))
-    if todo:
-        order = Order(
-            config=config,
-            root=str(root),
-            run=uuid.uuid4().hex,
-            weights_dir=str(weights_dir) if weights_dir else None,
-            sync=str(sync) if sync else None,
-            sync_mark=sync_mark,
-            stall_seconds=STALL_SECONDS,
-        )
-        _run(todo, order, root, len(items), gpu, on_row)
-    return finish(root, config, _described(extractors, config), str(source))
+    with lease.held(root / BUILD / DRIVER):
+        _claim(source, root, config)
+        todo = [item | {"to_complete": kind == "complete"} for item in items if (kind := work[item["key"]])]
+        done = [outcomes[key].row for key, kind in work.items() if not kind]
+        for number, row in enumerate(done, 1):
+            if on_row:
+                on_row(row | {"stored": True}, number, len(items))
+        if todo:
+            order = Order(
+                config=config,
+                root=str(root),
+                run=uuid.uuid4().hex,
+                weights_dir=str(weights_dir) if weights_dir else None,
+                sync=str(sync) if sync else None,
+                sync_mark=sync_mark,
+                stall_seconds=STALL_SECONDS,
+            )
+            _run(todo, order, root, len(items), gpu, on_row)
+        return finish(root, config, _described(extractors, config), str(source))
 
 
 def _described(extractors: Mapping[str, AudioExtractor], config: BuildConfig) -> dict[str, dict[str, Any]]:
@@ -191,42 +189,18 @@ def _check_rules(config: BuildConfig, has_sync: bool) -> None:
 def _run(todo: Sequence[Row], order: Order, root: Location, total: int, gpu: float, on_row: Progress | None) -> None:
     done = total - len(todo)
     waiting = {item["key"]: item for item in todo}
-    with resources.cluster(), _errors_allowed():
-        workers = len(todo) if resources.can_grow() else max(1, min(resources.workers(gpu), len(todo)))
-        graph = ray.data.from_items(list(todo), override_num_blocks=len(todo)).map(
-            VideoBuilder,
-            fn_constructor_args=(order,),
-            compute=ActorPoolStrategy(min_size=1, max_size=workers, max_tasks_in_flight_per_actor=2),
-            num_cpus=1,
-            num_gpus=gpu or None,
-            # a video that kills its worker is counted by the workers themselves, and left alone in the end
-            max_restarts=-1,
-            max_task_retries=-1,
-        )
-        for answer in graph.iter_rows():
-            del waiting[answer["key"]]
-            done += 1
-            if on_row:
-                on_row(json.loads(answer["row"]), done, total)
+    with closing(pool.answers(VideoBuilder, order, todo, gpu=gpu, name="build")) as answers:
+        for answer in answers:
+            pool.check_stop(answer)
+            if waiting.pop(answer["key"], None):
+                done += 1
+                if on_row:
+                    on_row(json.loads(answer["row"]), done, total)
     for item in waiting.values():
         done += 1
         row = {**EMPTY_ROW, "path": item["path"], "status": "failed", "reason": str(RejectReason.INTERNAL_ERROR)}
         row |= {"detail": "its outcome was lost; the workers' log says why, and the same build tries it again"}
         write_outcome(root, item["key"], Outcome(list(item["inputs"]), row))
+        metrics.built(row)
         if on_row:
             on_row(row, done, total)
-
-
-@contextmanager
-def _errors_allowed() -> Iterator[None]:
-    """A worker that dies costs its video, not the build, and no video waits for the one before it.
-
-    In training the first would lose samples silently.
-    """
-    context = ray.data.DataContext.get_current()
-    before = context.max_errored_blocks, context.execution_options.preserve_order
-    context.max_errored_blocks, context.execution_options.preserve_order = -1, False
-    try:
-        yield
-    finally:
-        context.max_errored_blocks, context.execution_options.preserve_order = before

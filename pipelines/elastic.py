@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lawdnet.training.peers import Peers, find_peers
 from lawdnet.training.stages import Stage, micro_batches
+from pipelines.resources import PREPROCESS, away_from
 
 RESIZE_SECONDS = 30.0
 """Between two looks at whether the cluster has room for more workers; taking them in costs a restart of all."""
@@ -97,10 +98,10 @@ def take_seat(rank: int, world: int, lanes: int) -> Seat:
 
 def scaling(workers: Workers, *, gpu: bool) -> ScalingConfig:
     """What Ray Train is asked for."""
-    resources = {"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": 1.0}
+    share = {"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": 1.0}
     number: Any = (workers.least, workers.most) if workers.is_elastic else workers.most
     return ScalingConfig(
-        num_workers=number, use_gpu=gpu, resources_per_worker=resources,
+        num_workers=number, use_gpu=gpu, resources_per_worker=share, label_selector=away_from(PREPROCESS),
         elastic_resize_monitor_interval_s=RESIZE_SECONDS,
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,8 +17,10 @@ from lawdnet.data.segments import split_draw
 from lawdnet.data.speakers import keep_speakers
 from lawdnet.storage import Location, atomic, is_remote, local_copy, write_json
 from lawdnet.types import RejectReason
-from pipelines.outcomes import Outcome, read_outcomes, write_outcome
+from pipelines.outcomes import Outcome, read_outcomes, read_segments, write_outcome
 
+AT_ONCE = 500
+"""Videos whose segments are in memory as Python objects at a time."""
 SEEN = ("video_id", "landmarks_sha256", "split", "segments", "frames_used")
 """What of a video's row decides what training sees of it."""
 
@@ -33,7 +35,7 @@ def finish(root: Location, config: BuildConfig, extractors: Mapping[str, Mapping
     _reject_twins(root, outcomes)
     accepted = {key: outcome for key, outcome in outcomes.items() if outcome.accepted}
     _split(root, accepted, config.val_fraction)
-    index, funnel = choose(index_of(accepted.values()), config)
+    index, funnel = choose(index_of(root, accepted), config)
     rows = judged([outcome.row for outcome in outcomes.values()], index)
     if not is_remote(root):
         (root / SEGMENTS).mkdir(parents=True, exist_ok=True)
@@ -68,20 +70,27 @@ def _hash(config: BuildConfig, extractors: Mapping[str, Any], rows: Iterable[Map
     return digest([config.hash(), {name: dict(info) for name, info in extractors.items()}, parts])
 
 
-def index_of(accepted: Iterable[Outcome]) -> pa.Table:
+def index_of(root: Location, accepted: Mapping[str, Outcome]) -> pa.Table:
     """The rows of index.parquet, by video id and position; a score that was not measured is null."""
-    outcomes = sorted(accepted, key=lambda outcome: outcome.row["video_id"])
-    found = {name for outcome in outcomes for segment in outcome.segments for name in segment["scores"]}
-    schema = index_schema([name for name in SCORES if name in found])
-    # a video at a time: as columns all rows take a tenth of the memory that they take as Python objects
-    tables = [pa.Table.from_pylist(list(_index_rows(outcome)), schema) for outcome in outcomes]
-    return pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
+    keys = sorted(accepted, key=lambda key: accepted[key].row["video_id"])
+    found: set[str] = set()
+    schema = index_schema(list(SCORES))
+    tables = [schema.empty_table()]
+    # some videos at a time: as columns all segments take a tenth of the memory that they take as Python objects
+    for start in range(0, len(keys), AT_ONCE):
+        rows: list[dict[str, Any]] = []
+        for key, segments in read_segments(root, keys[start : start + AT_ONCE]):
+            found.update(name for segment in segments for name in segment["scores"])
+            rows += _index_rows(accepted[key].row, segments)
+        tables.append(pa.Table.from_pylist(rows, schema))
+    measured = [name for name in schema.names if not name.startswith(SCORE) or name.removeprefix(SCORE) in found]
+    return pa.concat_tables(tables).select(measured).combine_chunks()
 
 
-def _index_rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
-    video = {name: outcome.row[name] for name in ("video_id", "split")}
-    video |= {"path": f"{SEGMENTS}/{outcome.row['video_id']}.parquet", "dropped": ""}
-    for segment in outcome.segments:
+def _index_rows(row: Mapping[str, Any], segments: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    video = {name: row[name] for name in ("video_id", "split")}
+    video |= {"path": f"{SEGMENTS}/{row['video_id']}.parquet", "dropped": ""}
+    for segment in segments:
         yield {**video, **segment, **{SCORE + name: value for name, value in segment["scores"].items()}}
 
 
@@ -101,14 +110,13 @@ def judged(rows: list[dict[str, Any]], index: pa.Table) -> list[dict[str, Any]]:
     left: Counter[str] = Counter()
     frames: Counter[str] = Counter()
     fell: dict[str, Counter[str]] = {}
-    names = ["video_id", "num_frames", "dropped"]
-    for segment in index.select(names).to_pylist():
-        name = segment["video_id"]
-        if segment["dropped"]:
-            fell.setdefault(name, Counter())[segment["dropped"]] += 1
+    groups = index.group_by(["video_id", "dropped"], use_threads=False)
+    for group in groups.aggregate([("num_frames", "sum"), ("num_frames", "count")]).to_pylist():
+        name, segments = group["video_id"], group["num_frames_count"]
+        if group["dropped"]:
+            fell.setdefault(name, Counter())[group["dropped"]] = segments
         else:
-            left[name] += 1
-            frames[name] += segment["num_frames"]
+            left[name], frames[name] = segments, group["num_frames_sum"]
     return [_judged(row, left, frames, fell) if row["status"] == "accepted" else row for row in rows]
 
 
@@ -132,7 +140,6 @@ def _reject_twins(root: Location, outcomes: Mapping[str, Outcome]) -> None:
         if outcome.accepted and first.setdefault(row["sha256"], row["path"]) != row["path"]:
             row |= {"status": "rejected", "reason": str(RejectReason.DUPLICATE), "segments": 0, "frames_used": 0}
             row |= {"detail": f"the same bytes as {first[row['sha256']]}", "video_id": ""}
-            outcome.segments = []
             write_outcome(root, key, outcome)
 
 
@@ -156,7 +163,7 @@ def _split(root: Location, accepted: Mapping[str, Outcome], val_fraction: float)
         path = root / SEGMENTS / f"{outcome.row['video_id']}.parquet"
         with local_copy(path) as old, atomic(path) as temporary:
             rewrite_segments(old, temporary, lambda table, side=side: _on_side(table, side))  # type: ignore[misc]
-        write_outcome(root, key, outcome)
+        write_outcome(root, key, replace(outcome, segments=dict(read_segments(root, [key]))[key]))
 
 
 def _on_side(table: pa.Table, split: str) -> pa.Table:

@@ -1,9 +1,9 @@
-"""What a build knows of its inputs between one start and the next: a small file for each, in DATASET/.build."""
+"""What a job knows of its inputs between one start and the next: a small file for each, in DATASET/.build."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,7 +12,11 @@ from lawdnet.data.manifest import BUILD
 from lawdnet.data.schema import BUILD_STAGES
 from lawdnet.storage import REQUESTS, Location, read_json, write_json
 
+log = logging.getLogger(__name__)
+
 STATE = "build.json"
+DRIVER = "driver"
+"""Mark of the build that is at work; see `pipelines.lease`."""
 ATTEMPTS = ".attempts"
 MAX_ATTEMPTS = 3
 """Times that an input may take its worker with it before it is left alone."""
@@ -39,36 +43,36 @@ class Outcome:
     sync: str | None = None
     """What its sync scores depend on; None where it has none."""
 
+    result: str = ""
+    """Of a render: the state of the file that came of it, as `lawdnet.storage.fingerprint` tells it."""
+
     @property
     def accepted(self) -> bool:
         """Whether it gave segments."""
         return self.row["status"] == "accepted"
 
 
-def outcome_path(root: Location, key: str) -> Location:
-    """Where the outcome of an input is kept."""
-    return root / BUILD / f"{key}.json"
+def outcome_path(root: Location, key: str, folder: str = BUILD) -> Location:
+    """Where the outcome of an input is kept: in a folder of the job's own."""
+    return root / folder / f"{key}.json"
 
 
-def read_outcome(root: Location, key: str) -> Outcome | None:
+def read_outcome(root: Location, key: str, folder: str = BUILD) -> Outcome | None:
     """The outcome of an input; None where it has none that can be read."""
     try:
-        return Outcome(**read_json(outcome_path(root, key)))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return Outcome(**read_json(outcome_path(root, key, folder)))
+    except (FileNotFoundError, ValueError, TypeError):  # what a power cut leaves is not even text
         return None
 
 
-def read_outcomes(root: Location, *, with_segments: bool = True) -> dict[str, Outcome]:
-    """All outcomes by key, in the order of their inputs' paths.
-
-    Args:
-        with_segments: whether their segments are kept, which take far more memory than all else.
-    """
+def read_outcomes(root: Location) -> dict[str, Outcome]:
+    """All outcomes by key, in the order of their inputs' paths, without their segments: those take far more memory
+    than all else, and `read_segments` gives them piece by piece."""
     names = [path.stem for path in (root / BUILD).glob("*.json") if path.name != STATE]
 
     def read(name: str) -> Outcome | None:
         outcome = read_outcome(root, name)
-        if outcome and not with_segments:
+        if outcome:
             outcome.segments.clear()
         return outcome
 
@@ -77,16 +81,23 @@ def read_outcomes(root: Location, *, with_segments: bool = True) -> dict[str, Ou
     return dict(sorted(found, key=lambda entry: entry[1].row["path"]))
 
 
-def write_outcome(root: Location, key: str, outcome: Outcome) -> None:
-    """Stores the outcome of an input; from here on a build skips it."""
-    write_json(outcome_path(root, key), asdict(outcome))
+def read_segments(root: Location, keys: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The segments of some outcomes, in the order of the keys."""
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        for key, content in zip(keys, pool.map(lambda key: read_json(outcome_path(root, key)), keys), strict=True):
+            yield key, content["segments"]
+
+
+def write_outcome(root: Location, key: str, outcome: Outcome, folder: str = BUILD) -> None:
+    """Stores the outcome of an input; from here on the job skips it."""
+    write_json(outcome_path(root, key, folder), asdict(outcome))
 
 
 class Attempts:
-    """How often one run of a build has begun an input: what a worker that died leaves for its successor."""
+    """How often one run of a job has begun an input: what a worker that died leaves for its successor."""
 
-    def __init__(self, root: Location, run: str) -> None:
-        self.root, self.run = root, run
+    def __init__(self, root: Location, run: str, folder: str = BUILD) -> None:
+        self.folder, self.run = root / folder, run
 
     def begin(self, key: str) -> Mapping[str, Any]:
         """Counts one more; returns what was known before: `count`, and `reason` and `detail` where it was given up."""
@@ -99,11 +110,14 @@ class Attempts:
         self._write(key, {"run": self.run, "count": MAX_ATTEMPTS, "reason": reason, "detail": detail})
 
     def end(self, key: str) -> None:
-        """The input has its outcome."""
-        self._path(key).unlink(missing_ok=True)
+        """The input has its outcome, whatever becomes of the mark."""
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: cannot be removed (%s)", self._path(key), error)
 
     def _path(self, key: str) -> Location:
-        return self.root / BUILD / f"{key}{ATTEMPTS}"
+        return self.folder / f"{key}{ATTEMPTS}"
 
     def _write(self, key: str, content: Mapping[str, Any]) -> None:
         write_json(self._path(key), dict(content))
@@ -111,7 +125,7 @@ class Attempts:
     def _read(self, key: str) -> dict[str, Any]:
         try:
             found: dict[str, Any] = read_json(self._path(key))
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, ValueError):
             found = {}
         # another run's are no evidence: whoever stopped it may have had other reasons
         return found if found.get("run") == self.run else {"run": self.run, "count": 0}

@@ -22,6 +22,20 @@ _ENVIRONMENT = {
 }
 """Ray reads these when its processes start."""
 
+ROLE = "lawdnet-role"
+"""Label of nodes that are kept for one kind of work, PREPROCESS or TRAIN. Builds and renders stay away from nodes for
+training, trainers and those who draw their samples from nodes for preprocessing; nodes without it take everything.
+
+Work is told where *not* to run, so that nothing need be known of nodes that have not started yet. The autoscaler heeds
+it too, and starts no GPU machine for builders however many wait."""
+PREPROCESS, TRAIN = "preprocess", "train"
+
+SPARED_CPUS = 2
+"""What a build or a render leaves of a cluster that was not started here and whose nodes take everything: for a worker
+that trains, and one who draws its samples. Ray itself shares what is left after trainers evenly among all who read,
+build and render at the time; but it takes nothing back, and a build's workers hold their CPUs to its end. To keep more
+free, give nodes the label."""
+
 
 @contextmanager
 def cluster(num_cpus: int = 2) -> Iterator[None]:
@@ -45,7 +59,9 @@ def cluster(num_cpus: int = 2) -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     if address and address.startswith("http"):
-        raise ValueError(f"RAY_ADDRESS={address} is where jobs are submitted; unset it here, or `ray job submit` this")
+        raise ValueError(
+            f"RAY_ADDRESS={address} is where jobs are submitted; unset it, and use lawdnet --address {address}"
+        )
     local: dict[str, Any] = {} if address else {
         "num_cpus": max(num_cpus, os.cpu_count() or 1),
         "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
@@ -76,18 +92,64 @@ def quiet_data() -> None:
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 
-def cpus() -> int:
-    """CPUs of the joined cluster as it is now; it may grow."""
+def away_from(role: str) -> dict[str, str]:
+    """Ray's label selector for every node but those that are kept for a role."""
+    return {ROLE: f"!{role}"}
+
+
+@contextmanager
+def beside_training(gpu: float) -> Iterator[None]:
+    """Ray Data's work in this block takes nothing from trainers: neither their nodes nor the last CPUs.
+
+    Args:
+        gpu: share of a GPU that each worker takes; where it is any, the nodes for training are what is wanted.
+    """
+    import ray
+    from ray.data import ExecutionResources
+
+    options = ray.data.DataContext.get_current().execution_options
+    before = options.label_selector, options.exclude_resources
+    options.label_selector = None if gpu else away_from(TRAIN)
+    is_open = can_grow() and any(ROLE not in node["Labels"] for node in _nodes())
+    _exclude(options, ExecutionResources(cpu=SPARED_CPUS if is_open else 0))
+    try:
+        yield
+    finally:
+        options.label_selector = before[0]
+        _exclude(options, before[1])
+
+
+def _exclude(options: Any, what: Any) -> None:
+    with warnings.catch_warnings():  # it goes after January 2027, and labels cannot share out a node
+        warnings.filterwarnings("ignore", message=".*exclude_resources. is deprecated")
+        options.exclude_resources = what
+
+
+def cpus(away: str = "") -> int:
+    """CPUs of the joined cluster as it is now, but for nodes that are kept for the role `away`; it may grow."""
+    return int(sum(node["Resources"]["CPU"] for node in _nodes() if not away or node["Labels"].get(ROLE) != away))
+
+
+def _nodes() -> list[dict[str, Any]]:
+    """Those that are there and work."""
     import ray
 
-    return int(ray.cluster_resources().get("CPU", 1))
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
 
 
 def workers(gpu: float) -> int:
-    """Workers with one CPU, and this share of a GPU, that the cluster has room for now."""
+    """Workers with one CPU, and this share of a GPU, that the cluster has room for now.
+
+    Raises:
+        ValueError: they are to have GPUs, and this machine alone, which has none, is to do the work.
+    """
     import ray
 
     gpus = ray.cluster_resources().get("GPU", 0)
+    if gpu and not gpus and not can_grow():  # Ray would wait for one for ever
+        raise ValueError(
+            "--gpu: no GPU on this machine; leave --gpu out, or name a cluster: lawdnet --address http://HEAD:8265 …"
+        )
     return max(1, min(cpus(), int(gpus / gpu) if gpu else cpus()))
 
 

@@ -1,7 +1,8 @@
 """Training data as a Ray Data stream: one row per work item goes in, one row per batch comes out, in order.
 
 Each rank streams the work of its own lanes (see `pipelines.elastic`); the tasks that read and decode run wherever the
-cluster has a free CPU, and where the trainers have taken them all in the trainer's own process.
+cluster has a free CPU that is not kept for builds, and where the trainers have taken them all in the trainer's own
+process.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def rank_batches(
         for items in zip(*(_plan(segments, spec, seed, e, lane, lanes or world, step if e == epoch else 0)
                            for lane in mine), strict=True)
     )  # fmt: skip
-    draw = partial(_draw, spec=spec, seed=seed, stored_width=stored_width)
+    draw = partial(draw_samples, spec=spec, seed=seed, stored_width=stored_width)
     rows = ({"works": [dataclasses.asdict(work) for work in items]} for items in works)
     if here:
         return ahead(chain.from_iterable(map(draw, rows)), BATCHES_AHEAD)
@@ -78,7 +79,7 @@ def _plan(
     return plan_epoch(segments, spec, seed=seed, epoch=epoch, rank=lane, world=lanes, start=start)
 
 
-def _draw(row: dict[str, Any], *, spec: SampleSpec, seed: int, stored_width: int) -> Iterator[Batch]:
+def draw_samples(row: dict[str, Any], *, spec: SampleSpec, seed: int, stored_width: int) -> Iterator[Batch]:
     """One group of every lane, whose batches take turns; all lanes have as many."""
     cv2.setNumThreads(1)  # Ray counts one CPU for this task
     streams = [draw_batches(_work(work), spec, seed=seed, stored_width=stored_width) for work in row["works"]]
@@ -93,20 +94,24 @@ def _work(row: dict[str, Any]) -> Work:
 
 def _through_ray(rows: Iterator[dict[str, Any]], draw: Any) -> Iterator[Batch]:
     resources.quiet_data()
-    callbacks = ray.data.DataContext.get_current().custom_execution_callback_classes
+    context = ray.data.DataContext.get_current()
+    context.execution_options.label_selector = resources.away_from(resources.PREPROCESS)
+    callbacks = context.custom_execution_callback_classes
     if _Rest not in callbacks:
         callbacks.append(_Rest)
     while items := list(islice(rows, WORK_AT_ONCE)):
-        stream = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(draw, num_cpus=1, max_retries=3)
+        given = ray.data.from_items(items, override_num_blocks=len(items))
+        stream = given.flat_map(draw, num_cpus=1, max_retries=3)
+        stream.set_name("train")
         for batch in stream.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=BATCHES_AHEAD):
             yield {name: values[0] for name, values in batch.items()}
 
 
 def is_starved(trainers: int) -> bool:
-    """Whether the trainers hold every CPU of the cluster, so that Ray Data would wait for one for ever."""
+    """Whether the trainers hold every CPU that is not kept for builds, so that Ray Data would wait for one for ever."""
     if not ray.is_initialized():
         return True
-    starved = resources.cpus() - trainers < 1
+    starved = resources.cpus(away=resources.PREPROCESS) - trainers < 1
     if starved:
         log.warning("no CPU is left to draw samples: each of %d workers draws its own; leave one CPU free", trainers)
     return starved

@@ -27,7 +27,7 @@ from lawdnet.training.checkpoint import Lineage
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.loggers import METRICS, SAMPLES
 from lawdnet.training.stages import NAMES, Stage
-from pipelines import parents, resources
+from pipelines import lease, parents, resources
 from pipelines.background import repeated
 from pipelines.checkpoints import Shelf
 from pipelines.elastic import Workers, count_lanes, scaling
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
 """Restarts without a new checkpoint in between, before a stage is given up."""
+DRIVER = ".driver"
+"""Mark of the training that is at work; see `pipelines.lease`."""
 START_SECONDS = "20"
 """How long elastic training waits for as many workers as it was promised, before it starts with fewer."""
 OnEpoch = Callable[[Stage, dict[str, Any]], None]
@@ -55,7 +57,7 @@ def train(
 
     Raises:
         ValueError: a parent stage is missing or does not fit, the dataset lacks a feature or a training split, or the
-            run belongs to other settings.
+            run belongs to other settings, or another driver is at work on it.
         GateError: a stage has not passed the gates that the next one waits behind.
     """
     run, running = locate(run), running or Running()
@@ -63,10 +65,7 @@ def train(
             dataset.root.resolve()):  # fmt: skip
         raise ValueError(f"{run}: lies inside the dataset; choose another --out")
     workers = running.workers
-    if not resources.can_grow() and workers.least > (os.cpu_count() or 1):
-        raise ValueError(
-            f"--workers {workers.least}: this machine has {os.cpu_count()} CPUs; name a cluster in RAY_ADDRESS"
-        )
+    check_workers(workers)
     if not dataset.segments("train"):
         raise ValueError(f"{dataset.root}: no training segments; `lawdnet inspect` shows what was rejected and why")
     for name in (config.audio_feature, config.sync_feature):
@@ -74,14 +73,26 @@ def train(
     config = parents.with_perceptual(config)
     todo = [stage for stage in config.stages if parents.epochs_done(run / stage.name) < stage.epochs]
     parents.check_chain(run, config, todo, lineage(dataset), running.init)
-    lanes = _claim(run, dataset, config, workers)
-    parents.check_gates(run, config, running, before=todo[:1])
-    if todo:
-        with resources.cluster(workers.most + 1) if workers.most else nullcontext():
-            for stage in todo:
-                parents.check_gates(run, config, running, before=[stage])
-                _train_stage(stage, dataset, run, config, running, lanes[stage.name], on_epoch)
+    with lease.held(run / DRIVER):
+        lanes = _claim(run, dataset, config, running)
+        parents.check_gates(run, config, running, before=todo[:1])
+        if todo:
+            with resources.cluster(workers.most + 1) if workers.most else nullcontext():
+                for stage in todo:
+                    parents.check_gates(run, config, running, before=[stage])
+                    _train_stage(stage, dataset, run, config, running, lanes[stage.name], on_epoch)
     return run
+
+
+def check_workers(workers: Workers) -> None:
+    """There is room for them.
+
+    Raises:
+        ValueError: this machine alone is to do the work, and has too few CPUs.
+    """
+    if not resources.can_grow() and workers.least > (os.cpu_count() or 1):
+        raise ValueError(f"--workers {workers.least}: this machine has {os.cpu_count()} CPUs; name a cluster: "
+                         "lawdnet --address http://HEAD:8265 …")  # fmt: skip
 
 
 FREE = ("precision", "channels_last", "compile", "share_every", "max_skipped", "plateau_steps", "sample_every",
@@ -89,19 +100,20 @@ FREE = ("precision", "channels_last", "compile", "share_every", "max_skipped", "
 """Settings that may change while a run goes on; of a stage, the number of its epochs."""
 
 
-def _claim(run: Location, dataset: Dataset, config: TrainConfig, workers: Workers) -> dict[str, int]:
+def _claim(run: Location, dataset: Dataset, config: TrainConfig, running: Running) -> dict[str, int]:
     """A run belongs to one dataset, one set of networks, and the rows of the stages it has begun.
 
     Returns:
         the lanes of each stage, which it keeps once it has begun.
     """
-    lanes = {stage.name: count_lanes(stage, workers) for stage in config.stages}
+    lanes = {stage.name: count_lanes(stage, running.workers) for stage in config.stages}
     content: dict[str, Any] = {
         "dataset": str(dataset.root),
         "dataset_hash": dataset.hash,
         "code_version": __version__,
         "config": config.to_dict(),
         "lanes": lanes,
+        "gates": list(running.gates),
     }
     path = run / RUN
     if path.exists():
@@ -196,7 +208,9 @@ def _fit(job: Job, shelf: Shelf) -> None:
                 train_loop_config={"job": job},
                 scaling_config=scaling(workers, gpu=job.running.gpu),
                 run_config=RunConfig(
-                    name=job.stage, storage_path=scratch, failure_config=FailureConfig(max_failures=MAX_FAILURES)
+                    name=f"{locate(job.run).name}.{job.stage}",
+                    storage_path=scratch,
+                    failure_config=FailureConfig(max_failures=MAX_FAILURES),
                 ),
             )
             try:

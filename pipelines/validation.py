@@ -11,6 +11,7 @@ from torch import nn
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.evaluation import validation
 from lawdnet.evaluation.sync import SyncScorer
+from lawdnet.evaluation.sync_validation import OFFSET
 from lawdnet.models.syncnet import SyncNet
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.stages import Stage
@@ -37,6 +38,8 @@ class Validation:
     def __call__(self, network: nn.Module) -> dict[str, float]:
         """The figures of `lawdnet.evaluation.gates.MEASURES` that can be measured; none without held-out videos.
 
+        Of a sync network also how many segments were found at which offset, as `offset_at_+3`.
+
         All workers call it together.
         """
         refs = validation.plan(self.segments, self.rank, self.world, limit=PER_VIDEO, most=self.most)
@@ -49,7 +52,8 @@ class Validation:
                 network, refs, mouth_px=self.stage.mouth_px, audio=self.config.audio_feature,
                 stored_width=self.stored_width, device=self.device, scorer=self.scorer, seed=self.config.seed,
             )  # fmt: skip
-        return validation.metrics(validation.merge(gather(sums)))
+        everyone = validation.merge(gather(sums))
+        return validation.metrics(everyone) | {k: n for k, n in everyone.items() if k.startswith(OFFSET)}
 
 
 def scorer_of(syncnet: Path | None, device: torch.device) -> SyncScorer | None:

@@ -29,6 +29,7 @@ from lawdnet.training.stages import scaled_lr
 from lawdnet.training.steps import GanStep, NonFiniteLoss, Step, SyncStep
 from pipelines.checkpoints import Shelf, local_folder
 from pipelines.elastic import Parallel, find_seated_peers, gather, in_a_row, take_seat
+from pipelines.metrics import StepClock, noted
 from pipelines.notes import Notes
 from pipelines.running import Running
 from pipelines.sampling import Batch, is_starved, rank_batches
@@ -97,6 +98,7 @@ class Worker:
         self.lanes = len(self.seat.lanes)
         self.spec = self.config.sample_spec(self.stage)
         self.steps = steps_per_epoch(len(job.segments), job.lanes, self.spec)
+        self.clock = StepClock({"run": self.root.name, "stage": self.stage.name, "rank": str(self.rank)})
         self.notes = Notes(self.shelf.folder) if self.rank == 0 else None
         if self.notes:
             self.stack.callback(self.notes.close)
@@ -164,7 +166,7 @@ class Worker:
         if not name or self.rank:
             torch.manual_seed(self.config.seed + 1000 * place[0] + self.rank)
         if self.notes:
-            self._say_resumed(place, self.notes)
+            self._say_resumed(place, self.notes.begun())
         return place
 
     def _start_from_old(self, file: Path) -> None:
@@ -172,15 +174,20 @@ class Worker:
         if isinstance(self.step, GanStep) and self.step.ema:
             self.step.ema.restart(self.step.networks["generator"])
 
-    def _say_resumed(self, place: tuple[int, int], notes: Notes) -> None:
-        begun = notes.begun()
+    def _note(self, row: dict[str, Any]) -> None:
+        """A row of what the first worker writes down."""
+        if self.notes:
+            self.notes.log(row)
+            noted(row, run=self.root.name, stage=self.stage.name)
+
+    def _say_resumed(self, place: tuple[int, int], begun: tuple[int, int] | None) -> None:
         if place == (0, 0) and begun is None:
             return
         repeated = None
         if begun:
             repeated = max(0, (begun[0] - place[0]) * self.steps + begun[1] + 1 - place[1])
         many = f"{repeated} steps" if repeated is not None else "the steps since"
-        notes.log(
+        self._note(
             {"kind": "resume", "epoch": place[0], "step": place[1], "world": self.world, "lanes": self.job.lanes,
              "repeated_steps": repeated,
              "text": f"goes on from epoch {place[0]}, step {place[1]} with {self.world} workers; repeats {many}"}
@@ -193,18 +200,21 @@ class Worker:
             stored_width=self.job.lineage.crop_width, epochs=self.stage.epochs, epoch=epoch, step=step // self.lanes,
             lanes=self.job.lanes, here=is_starved(self.world),
         )  # fmt: skip
-        for number, batch in enumerate(stream):
+        total, group = self.steps * self.lanes, self.lanes * in_a_row(self.stage)
+        for number, batch in enumerate(self.clock.batches(stream)):
             if self.notes:
                 self.notes.begin_step(int(batch["epoch"]), int(batch["step"]))
-            yield batch | {"step": batch["step"] * self.lanes + number % self.lanes}
+            index = int(batch["step"]) * self.lanes + number % self.lanes
+            self.clock.count(len(batch["source"]), ends_step=(index + 1) % group == 0 or index + 1 == total)
+            yield batch | {"step": np.asarray(index)}
 
     def log(self, metrics: dict[str, float]) -> None:
         """The loop's `log`: the figures of a step, counted in steps of a lane."""
-        if self.notes:
-            self.notes.log({"kind": "step", **metrics, "step": (int(metrics["step"]) + 1) // self.lanes - 1})
+        self._note({"kind": "step", **metrics, "step": (int(metrics["step"]) + 1) // self.lanes - 1})
 
     def report(self, metrics: dict[str, float], *, epoch: int) -> None:
         """After every epoch, on every rank: judges, saves and writes down. It is a barrier."""
+        self.clock.pause()
         running, is_last = self.job.running, epoch == self.stage.epochs
         figures: dict[str, float] = {}
         if self.job.held_out and running.validate_every and (epoch % running.validate_every == 0 or is_last):
@@ -212,15 +222,16 @@ class Worker:
         if epoch % running.save_every_epochs == 0 or is_last:
             self._save(epoch, 0, figures)
         self._collect_alarms(epoch, 0)
+        self._note({"kind": "epoch", "epoch": epoch, "workers": self.world, **metrics})
+        if figures:
+            self._note({"kind": "validation", "epoch": epoch, **figures})
         if self.notes:
-            self.notes.log({"kind": "epoch", "epoch": epoch, "workers": self.world, **metrics})
-            if figures:
-                self.notes.log({"kind": "validation", "epoch": epoch, **figures})
             self.notes.push()
         ray.train.report({"epoch": epoch, **metrics, **{f"validation_{name}": n for name, n in figures.items()}})
 
     def save(self, epoch: int, step: int) -> None:
         """After every so many steps of an epoch, on every rank."""
+        self.clock.pause()
         self._save(epoch, step, None)
         self._collect_alarms(epoch, step)
         if self.notes:
@@ -250,9 +261,8 @@ class Worker:
         """All ranks' alarms since the last time, as rows; all ranks call it together."""
         texts = [text for part in gather(self.alarms) for text in part]
         self.alarms.clear()
-        for text in texts if self.notes else ():
-            assert self.notes
-            self.notes.log({"kind": "alarm", "epoch": epoch, "step": step, "text": text})
+        for text in texts:
+            self._note({"kind": "alarm", "epoch": epoch, "step": step, "text": text})
 
     def stop(self, reason: str) -> None:
         """Leaves word for the driver; all ranks call it together."""

@@ -8,12 +8,12 @@ Shape letters: N frames of a sample (1 or 5), K references (5), H W crop, C feat
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from lawdnet.audio.base import windows
@@ -26,6 +26,8 @@ from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES, Float32, Int32, UInt8
 
 GROUP_SEGMENTS = 8
 """Segments whose samples are mixed into the same batches; each is read from storage once per epoch."""
+PICTURE_CACHE_BYTES = 128 << 20
+"""Decoded pictures that a group keeps at most: its samples show each stored frame several times."""
 REFERENCES = ("random", "diverse")
 MIN_SHIFT = 5
 """Frames between a negative's sound and its picture, at least: one or two still look in sync."""
@@ -157,6 +159,8 @@ def draw(rng: np.random.Generator, num_frames: int, spec: SampleSpec, faces: Fac
     clips = num_frames // CLIP_FRAMES
     clip = int(rng.integers(clips))
     start = clip * CLIP_FRAMES
+    if spec.contrast:  # it has no references that its clip must keep clear of, so it may begin anywhere
+        start = int(rng.integers(num_frames - CLIP_FRAMES + 1))
     middle = (CLIP_FRAMES - 5) // 2
     frames = (
         range(start + middle, start + middle + 5) if spec.num_frames == 5 else [start + int(rng.integers(CLIP_FRAMES))]
@@ -203,41 +207,43 @@ class _Loaded:
     """A segment in memory."""
 
     ref: SegmentRef
-    frames_jpeg: pa.ListScalar
+    picture: Callable[[int], UInt8]
+    """Frame number → H×W×3; kept for the next sample that shows it, so not to be written to."""
     audio_TC5: Float32
     sync_TC: Float32 | None
     faces: Faces | None
 
 
-def _load(ref: SegmentRef, spec: SampleSpec) -> _Loaded:
+def _load(ref: SegmentRef, spec: SampleSpec, stored_width: int, cache_bytes: int) -> _Loaded:
     table = read_segment(locate(ref.path), ref.row_group, spec.columns)
     sync = from_rows(table[FEATURES + spec.sync]) if spec.sync else None
-    pictures, faces = table["frames_jpeg"][0].values, None
+    jpegs, faces = table["frames_jpeg"][0].values, None
     if spec.needs_faces:
         points_T68x2 = from_rows(table["landmarks"]).reshape(ref.num_frames, -1, 2)
-        faces = Faces(look_TL=looks(points_T68x2), bytes_T=pc.binary_length(pictures).to_numpy())
-    return _Loaded(ref, pictures, windows(from_rows(table[FEATURES + spec.audio])), sync, faces)
+        faces = Faces(look_TL=looks(points_T68x2), bytes_T=pc.binary_length(jpegs).to_numpy())
+    height, width = stage_size(spec.mouth_px)
+
+    @lru_cache(maxsize=cache_bytes // (3 * height * width))
+    def picture(frame: int) -> UInt8:
+        return decode_jpeg(jpegs[frame].as_py(), height, width, stored_width=stored_width)
+
+    return _Loaded(ref, picture, windows(from_rows(table[FEATURES + spec.audio])), sync, faces)
 
 
-def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec, stored_width: int) -> dict[str, np.ndarray]:
+def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec) -> dict[str, np.ndarray]:
     """Pictures and sound of one sample.
 
     Returns:
         source N×H×W×3 and reference N×K×H×W×3 uint8, audio N×C×5, with a sync feature sync_audio C×9, and for
         contrast other_audio and quiet_audio C×9.
     """
-    height, width = stage_size(spec.mouth_px)
-
-    def picture(frame: int) -> UInt8:
-        return decode_jpeg(loaded.frames_jpeg[frame].as_py(), height, width, stored_width=stored_width)
-
     frames = list(chosen.frames)
     sample: dict[str, np.ndarray] = {
-        "source": np.stack([picture(f) for f in frames]),
+        "source": np.stack([loaded.picture(f) for f in frames]),
         "audio": loaded.audio_TC5[frames],
     }
     if not spec.contrast:  # the sync network looks at the mouth alone
-        sample["reference"] = np.stack([[picture(f) for f in row] for row in chosen.references])
+        sample["reference"] = np.stack([[loaded.picture(f) for f in row] for row in chosen.references])
     if loaded.sync_TC is not None:
         sample["sync_audio"] = _rows(loaded.sync_TC, chosen.clip_start)
         if spec.contrast:
@@ -257,8 +263,8 @@ def draw_batches(work: Work, spec: SampleSpec, *, seed: int, stored_width: int) 
     Yields:
         the arrays of `make_sample` stacked along a new first axis B, with `segment_ids` (B), `epoch` and `step`.
     """
-    loaded = [_load(ref, spec) for ref in work.segments]
-    size = len(loaded)
+    size = len(work.segments)
+    loaded = [_load(ref, spec, stored_width, PICTURE_CACHE_BYTES // size) for ref in work.segments]
     for index in range(work.skip, batches_per_group(size, spec)):
         samples, ids = [], []
         for slot in range(index * spec.batch_size, (index + 1) * spec.batch_size):
@@ -266,7 +272,7 @@ def draw_batches(work: Work, spec: SampleSpec, *, seed: int, stored_width: int) 
             key = zlib.crc32(segment.ref.segment_id.encode())
             rng = np.random.default_rng([seed, work.epoch, key, slot // size])
             chosen = draw(rng, segment.ref.num_frames, spec, segment.faces)
-            samples.append(make_sample(segment, chosen, spec, stored_width))
+            samples.append(make_sample(segment, chosen, spec))
             ids.append(segment.ref.segment_id)
         yield {
             **{name: np.stack([sample[name] for sample in samples]) for name in samples[0]},

@@ -20,6 +20,8 @@ from lawdnet.models.syncnet import SyncNet
 from lawdnet.storage import locate
 from lawdnet.types import CLIP_FRAMES, NUM_LANDMARKS
 
+OFFSET = "offset_at_"
+"""Begins the names of the sums that count segments by the offset they were found at, in frames."""
 SAME = 1e-5
 """Distances that differ by less come from the same numbers."""
 
@@ -70,13 +72,13 @@ def _choices(syncnet: SyncNet, ref: SegmentRef, feature: str, device: torch.devi
     return {
         "segments": 1, "choices": int(is_choice.sum()), "right": int((near < far)[is_choice].sum()),
         "mouths": len(mouths), "own_distance": float(near.sum()), "other_distance": float(far.sum()),
-        f"offset_{offset:+.0f}": 1,
+        f"{OFFSET}{offset:+.0f}": 1,
     }  # fmt: skip
 
 
 def offsets(sums: Mapping[str, float]) -> dict[int, int]:
     """Offset in frames, -15 … 15 (positive = the sound is late), → segments found there, from `validate_sync`."""
-    return {offset: int(sums.get(f"offset_{offset:+d}", 0)) for offset in range(-MAX_OFFSET, MAX_OFFSET + 1)}
+    return {offset: int(sums.get(f"{OFFSET}{offset:+d}", 0)) for offset in range(-MAX_OFFSET, MAX_OFFSET + 1)}
 
 
 def sync_metrics(sums: Mapping[str, float]) -> dict[str, float]:

@@ -150,6 +150,16 @@ def face_rank(face: str) -> int | None:
     return int(face)
 
 
+def one_face(face: str) -> None:
+    """The option `face` asks for one person throughout.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if face != "largest" and not face.isdecimal():
+        raise ValueError(f"face: {face!r}; one person is shown: largest, or a number (0 is the largest face)")
+
+
 def choose(tracks: Sequence[Track], face: str) -> list[Track]:
     """The tracks of the person that is wanted.
 

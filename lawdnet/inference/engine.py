@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lawdnet.audio import load_audio
-from lawdnet.audio.base import AudioExtractor, extractor_options, frame_features, make_extractor, windows
+from lawdnet.audio.base import AudioExtractor, Beat, extractor_options, frame_features, make_extractor, no_beat, windows
 from lawdnet.face.align import paste_face, scale_matrix
 from lawdnet.face.geometry import stage_size
 from lawdnet.face.mask import keep_mask, paste_alpha
@@ -70,6 +70,7 @@ class Engine:
         batch_size: frames that the network draws at once.
         mouth_px, audio_feature: for a `.pth` only, which does not tell; see `load_legacy_generator`.
         weights_dir: looked in first for the weights of the audio features.
+        beat: called whenever any work gets on, for a watchdog.
 
     Raises:
         ValueError: no such checkpoint, a damaged one, or features that this installation computes otherwise.
@@ -84,11 +85,12 @@ class Engine:
         mouth_px: int | None = None,
         audio_feature: str | None = None,
         weights_dir: Path | None = None,
+        beat: Beat = no_beat,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size}, give at least 1")
         self.device = _device(device)
-        self.batch_size = batch_size
+        self.batch_size, self.beat = batch_size, beat
         generator, meta = open_generator(Path(checkpoint), mouth_px=mouth_px, audio_feature=audio_feature)
         self.generator: torch.nn.Module = generator.to(self.device).eval()
         self.mouth_px, self.crop_width = int(meta["mouth_px"]), int(meta["crop_width"])
@@ -111,7 +113,9 @@ class Engine:
             Rejected: see `lawdnet.inference.template.prepare`.
         """
         with _named(video):
-            return prepare(Path(video), source, mouth_px=self.mouth_px, crop_width=self.crop_width, face=face)
+            return prepare(
+                Path(video), source, mouth_px=self.mouth_px, crop_width=self.crop_width, face=face, beat=self.beat
+            )
 
     def frames(self, template: Template, wave: Float32) -> Iterator[UInt8]:
         """The pictures that go with a sound, one for each begun 1/25 s of it, streamed.
@@ -134,7 +138,7 @@ class Engine:
         """T×C×5 feature windows of a 16 kHz mono wave, T = ceil(samples / 640)."""
         if wave.ndim != 1 or not len(wave):
             raise ValueError(f"the sound has shape {wave.shape}, expected mono samples and at least one")
-        return windows(frame_features(self.extractor, wave, num_frames(wave)))
+        return windows(frame_features(self.extractor, wave, num_frames(wave), beat=self.beat))
 
     def render(
         self, template: Template, audio: Path | Float32, out: Path, on_progress: OnProgress | None = None
@@ -176,6 +180,7 @@ class Engine:
         reference_15HW = _to_tensor(template.reference_5HW3, self.device).flatten(0, 1)
         start = 0
         for batch in ahead(self._batches(template, len(audio_TC5)), 2):
+            self.beat()
             audio_BC5 = audio_TC5[start : start + len(batch.ticks)]
             yield from self._draw(template, batch, reference_15HW, audio_BC5)
             start += len(batch.ticks)

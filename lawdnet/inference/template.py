@@ -5,7 +5,7 @@ Shape letters: T ticks of the 25 fps clock, H W crop, 33 a matrix that takes fra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +85,15 @@ class Candidates:
             self._stretch *= 2
 
 
-def prepare(path: Path, source: LandmarkSource, *, mouth_px: int, crop_width: int, face: str = "largest") -> Template:
+def prepare(
+    path: Path,
+    source: LandmarkSource,
+    *,
+    mouth_px: int,
+    crop_width: int,
+    face: str = "largest",
+    beat: Callable[[], None] = lambda: None,
+) -> Template:
     """Reads a video once (twice for a source that looks at pictures); memory does not grow with its pictures.
 
     Args:
@@ -94,18 +102,20 @@ def prepare(path: Path, source: LandmarkSource, *, mouth_px: int, crop_width: in
         mouth_px: mouth size of the network.
         crop_width: width in px of the crops that the network's training data are stored in.
         face: whose face, of several; see `lawdnet.face.track.choose`.
+        beat: called for every tick.
 
     Raises:
         Rejected: the video cannot be read, its landmarks are missing or belong to another file, or fewer than five
             frames show a face.
     """
     video = probe(path)
-    tracks = find_tracks(video, source, face=face, max_gap=MAX_GAP)
+    tracks = find_tracks(video, source, face=face, max_gap=MAX_GAP, beat=beat)
     points_T68x2, matrix_T33 = _fitted(tracks, video.num_frames, crop_width)
     usable_T = _finite(matrix_T33)
     gap_T, whole_T = lip_gap(points_T68x2), inside(points_T68x2, video.height, video.width)
     shown, ticks, candidates, cuts = -1, 0, Candidates(), ShotDetector()
     for tick, (index, frame_HW3) in enumerate(decode(path)):
+        beat()
         cuts.see(frame_HW3)
         if index != shown and tick < video.num_frames and usable_T[tick]:
             crop = network_crop(frame_HW3, matrix_T33[tick], crop_width, mouth_px)

@@ -3,7 +3,15 @@
 A new source is a class in a file of its own (see `base.LandmarkSource`) and one line here.
 """
 
-from lawdnet.landmarks.base import SOURCES, LandmarkSource, has_csv, make_source, resolve_auto, source_options
+from lawdnet.landmarks.base import (
+    SOURCES,
+    LandmarkSource,
+    has_csv,
+    make_source,
+    resolve_auto,
+    source_for,
+    source_options,
+)
 from lawdnet.landmarks.fan import FaceAlignment
 from lawdnet.landmarks.mediapipe_mesh import MediaPipe
 from lawdnet.landmarks.openface import OpenFace
@@ -19,5 +27,6 @@ __all__ = [
     "has_csv",
     "make_source",
     "resolve_auto",
+    "source_for",
     "source_options",
 ]

@@ -94,6 +94,21 @@ def has_csv(video_path: Path) -> bool:
     return csv_of(video_path).is_file()
 
 
+def source_for(path: Path, name: str = "auto", weights_dir: Path | None = None) -> LandmarkSource:
+    """The source for one video.
+
+    Args:
+        name: of `SOURCES`, or `auto`; see `resolve_auto`.
+        weights_dir: looked in first, by a source that has weights.
+
+    Raises:
+        ValueError: as `make_source`.
+        Rejected: as `resolve_auto`.
+    """
+    name = resolve_auto(path, weights_dir) if name == "auto" else name
+    return make_source(name, **({"weights_dir": weights_dir} if "weights_dir" in source_options(name) else {}))
+
+
 def resolve_auto(path: Path, weights_dir: Path | None = None) -> str:
     """The source that `auto` means for one video: its CSV, else the first that finds faces in pictures and is ready.
 

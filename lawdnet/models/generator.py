@@ -75,11 +75,13 @@ class Generator(nn.Module):
             ValueError: a shape does not fit.
         """
         self._check(masked_source_B3HW, reference_B15HW, audio_BC5)
-        source_BChw = self.source_encoder(masked_source_B3HW)
-        reference_BChw = self.reference_encoder(reference_B15HW)
-        code_BD = self._code(torch.cat((source_BChw, reference_BChw), 1), audio_BC5)
+        # Convolutions over large pictures with few channels are up to twice as fast with a pixel's channels together,
+        # those with wide kernels over small ones with each channel's pixels together.
+        source_BChw = self.source_encoder(_channels_last(masked_source_B3HW))
+        reference_BChw = self.reference_encoder(_channels_last(reference_B15HW))
+        code_BD = self._code(torch.cat((source_BChw, reference_BChw), 1).contiguous(), audio_BC5)
         warped_BChw = self.warp(self.appearance(reference_BChw), code_BD)
-        return cast("Tensor", self.decoder(torch.cat((source_BChw, warped_BChw), 1)))
+        return cast("Tensor", self.decoder(_channels_last(torch.cat((source_BChw, warped_BChw), 1))))
 
     def _code(self, pair_BChw: Tensor, audio_BC5: Tensor) -> Tensor:
         picture_BChw = self.pair_encoder(pair_BChw)
@@ -93,6 +95,10 @@ class Generator(nn.Module):
             raise ValueError(f"masked_source: {height}×{width} px, expected multiples of {SHRINK}")
         check_shape("reference", reference_B15HW, 3 * NUM_REFERENCES, height, width)
         check_shape("audio", audio_BC5, self.config.audio_dim, AUDIO_WINDOW)
+
+
+def _channels_last(x_BCHW: Tensor) -> Tensor:
+    return x_BCHW.contiguous(memory_format=torch.channels_last)
 
 
 def _picture_encoder(inputs: int, base: int) -> nn.Sequential:

@@ -37,11 +37,17 @@ class ConvReLU2d(nn.Conv2d):
 
 
 class UpConvReLU2d(ConvReLU2d):
-    """Doubles the size by repeating pixels, then convolution and ReLU."""
+    """Doubles the size by repeating pixels, then convolution and ReLU.
+
+    A 3×3 kernel over repeated pixels covers 2×2 different ones. So the two steps are one transposed convolution with
+    stride 2, whose 4×4 kernel sums the weights of equal pixels: less than half the work.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """B, inputs, H, W → B, outputs, 2H, 2W."""
-        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        turned = F.pad(self.weight.flip(2, 3), (1, 1, 1, 1))
+        kernel = F.avg_pool2d(turned, 2, stride=1, divisor_override=1).transpose(0, 1)
+        return F.relu(F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1))
 
 
 class ConvReLUPool2d(ConvReLU2d):

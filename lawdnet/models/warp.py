@@ -116,36 +116,39 @@ def average_move(parameters_7NM: Tensor, grid: int) -> Tensor:
 class _AverageMove(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parameters_7NM: Tensor, grid: int) -> Tensor:
-        move_M2GG = parameters_7NM.new_empty((parameters_7NM.shape[2], 2, grid, grid))
-        weight_MGG = parameters_7NM.new_empty((parameters_7NM.shape[2], grid, grid))
-        for part in _chunks(parameters_7NM, grid):
-            _average(parameters_7NM[:, :, part], move_M2GG[part], weight_MGG[part])
+        parts = [_average(part_7Nm, grid) for part_7Nm in _parts(parameters_7NM, 2, grid)]
+        move_M2GG, weight_MGG = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         ctx.save_for_backward(parameters_7NM, move_M2GG, weight_MGG)
         return move_M2GG
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_M2GG: Tensor) -> tuple[Tensor, None]:
-        parameters_7NM, move_M2GG, weight_MGG = ctx.saved_tensors
-        grad_7NM = torch.empty_like(parameters_7NM)
-        for part in _chunks(parameters_7NM, move_M2GG.shape[-1]):
-            grad_m2GG = grad_M2GG[part] / weight_MGG[part, None]
-            for n, point_7m in enumerate(parameters_7NM[:, :, part].unbind(1)):
-                point = _Point(point_7m, move_M2GG.shape[-1])
-                grad_7NM[:, n, part] = point.gradient(grad_m2GG, move_M2GG[part])
-        return grad_7NM, None
+        parameters_7NM, *by_map = ctx.saved_tensors
+        grid = grad_M2GG.shape[-1]
+        parts = zip(
+            _parts(parameters_7NM, 2, grid), *(_parts(values, 0, grid) for values in (*by_map, grad_M2GG)), strict=True
+        )
+        return torch.cat([_gradient(*part) for part in parts], dim=2), None
 
 
-def _average(parameters_7Nm: Tensor, move_m2GG: Tensor, weight_mGG: Tensor) -> None:
-    """Writes the average move and the sum of the weights."""
-    move_m2GG.zero_()
-    weight_mGG.zero_()
+def _average(parameters_7Nm: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+    """The average move, m×2×G×G, and the sum of the weights, m×G×G."""
+    shape = (parameters_7Nm.shape[2], grid, grid)
+    move_x, move_y, weight = (parameters_7Nm.new_zeros(shape) for _ in range(3))
     for point_7m in parameters_7Nm.unbind(1):
-        point = _Point(point_7m, move_m2GG.shape[-1])
-        move_m2GG[:, 0].addcmul_(point.weight, point.move_x())
-        move_m2GG[:, 1].addcmul_(point.weight, point.move_y())
-        weight_mGG += point.weight
-    move_m2GG /= weight_mGG[:, None]
+        point = _Point(point_7m, grid)
+        move_x.addcmul_(point.weight, point.move_x())
+        move_y.addcmul_(point.weight, point.move_y())
+        weight += point.weight
+    return torch.stack((move_x / weight, move_y / weight), 1), weight
+
+
+def _gradient(parameters_7Nm: Tensor, move_m2GG: Tensor, weight_mGG: Tensor, grad_m2GG: Tensor) -> Tensor:
+    """7×N×m: the gradient of the parameters, given that of the average."""
+    grad_m2GG = grad_m2GG / weight_mGG[:, None]
+    points = (_Point(point_7m, move_m2GG.shape[-1]) for point_7m in parameters_7Nm.unbind(1))
+    return torch.stack([point.gradient(grad_m2GG, move_m2GG) for point in points], 1)
 
 
 class _Point:
@@ -201,8 +204,9 @@ def _resize(field_M2GG: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(field_M2GG, (height, width), mode="bilinear", antialias=True)
 
 
-def _chunks(parameters_7NM: Tensor, grid: int) -> list[slice]:
-    maps = parameters_7NM.shape[2]
-    cells = CHUNK_CELLS_CPU if parameters_7NM.device.type == "cpu" else CHUNK_CELLS_GPU
-    step = max(1, cells // grid**2)
-    return [slice(start, start + step) for start in range(0, maps, step)]
+def _parts(values: Tensor, dim: int, grid: int) -> tuple[Tensor, ...]:
+    """A few maps at a time; all of them for the compiler, whose loop keeps one cell's numbers in registers."""
+    if torch.compiler.is_compiling():
+        return (values,)
+    cells = CHUNK_CELLS_CPU if values.device.type == "cpu" else CHUNK_CELLS_GPU
+    return values.split(max(1, cells // grid**2), dim)

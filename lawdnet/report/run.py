@@ -13,9 +13,10 @@ from math import isfinite
 from typing import Any
 
 from lawdnet.data.manifest import MANIFEST
+from lawdnet.evaluation.gates import Gate, check_gates, parse_gate
 from lawdnet.report import run_charts
 from lawdnet.report.advice import advise
-from lawdnet.report.charts import Chart
+from lawdnet.report.charts import Chart, Histogram
 from lawdnet.report.page import picture_uri, write_page
 from lawdnet.report.run_charts import PLACES, Measured
 from lawdnet.report.stage_log import StageLog, read_run
@@ -32,6 +33,10 @@ class StagePart:
     losses: list[tuple[str, Chart]]
     shares: Chart | None
     measured: list[Measured]
+    offsets: Histogram | None
+    """Of a sync network."""
+    gates: list[tuple[str, str]]
+    """What the stage had to show, and what became of it."""
     resources: list[tuple[str, Chart]]
     sheets: list[tuple[str, str]]
     """(caption, data address)."""
@@ -65,7 +70,8 @@ def run_report(run: Location, out: Location) -> dict[str, Any]:
         ValueError: no run lies there.
     """
     info, logs, troubles = read_run(run)
-    parts = [_stage_part(log) for log in logs]
+    gates = [parse_gate(text) for text in info.get("gates", ())]
+    parts = [_stage_part(log, gates) for log in logs]
     advice = advise(run, logs, {part.log.name: {m.name: m.best_epoch for m in part.measured} for part in parts})
     write_page(
         out,
@@ -98,18 +104,28 @@ def _summary(part: StagePart) -> dict[str, Any]:
     }
 
 
-def _stage_part(log: StageLog) -> StagePart:
+def _stage_part(log: StageLog, gates: Sequence[Gate]) -> StagePart:
     return StagePart(
         log=log,
         facts=_facts(log),
         losses=run_charts.losses(log),
         shares=run_charts.shares(log),
         measured=run_charts.measured(log),
+        offsets=run_charts.offsets(log),
+        gates=_gates(log, gates),
         resources=run_charts.resources(log),
         sheets=_sheets(log),
         columns=_columns(log),
         events=_events(log),
     )
+
+
+def _gates(log: StageLog, gates: Sequence[Gate]) -> list[tuple[str, str]]:
+    rows, kind = log.of_kind("validation"), log.row.get("kind", "gan")
+    if not rows:
+        return [(f"{gate}", "not measured yet") for gate in gates if gate.kind == kind]
+    failed = {gate: check_gates([gate], rows[-1], kind) for gate in gates if gate.kind == kind}
+    return [(f"{gate}", "not passed: " + "; ".join(why) if why else "passed") for gate, why in failed.items()]
 
 
 def _sheets(log: StageLog) -> list[tuple[str, str]]:

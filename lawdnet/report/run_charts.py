@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from lawdnet.evaluation.gates import MEASURES, is_better
-from lawdnet.report.charts import Chart, chart, smooth
+from lawdnet.evaluation.sync_validation import OFFSET
+from lawdnet.report.charts import Chart, Histogram, chart, histogram, smooth
 from lawdnet.report.stage_log import SHARE, StageLog, numbers, place_in_epochs
 
 SMALL, WIDE = (360, 170), (1000, 230)
@@ -127,6 +128,16 @@ def _figure(rows: list[dict[str, Any]], name: str) -> Measured:
 def _last(values: np.ndarray) -> float:
     finite = values[np.isfinite(values)]
     return float(finite[-1]) if len(finite) else float("nan")
+
+
+def offsets(log: StageLog) -> Histogram | None:
+    """At which offsets a sync network found the held-out segments in its last validation."""
+    rows = log.of_kind("validation")
+    counts = {
+        int(name.removeprefix(OFFSET)): int(n) for name, n in (rows or [{}])[-1].items() if name.startswith(OFFSET)
+    }
+    values = np.repeat(np.array(list(counts), np.float64), list(counts.values()))
+    return histogram(values, np.ones(len(values), bool), step=1) if counts else None
 
 
 def resources(log: StageLog) -> list[tuple[str, Chart]]:

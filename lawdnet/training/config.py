@@ -51,9 +51,9 @@ class TrainConfig:
     channels_last: bool = False
     """Keep a pixel's channels together in memory, which suits tensor cores."""
     compile: bool = False
-    """Run the generator through torch.compile; where that fails it runs as it is."""
-    grad_clip: float = 1.0
-    """Largest norm of a network's gradient; 0 switches clipping off."""
+    """Run the warp through torch.compile: 16 s of one core at the first step. Where that fails it runs as it is."""
+    grad_clip: float = 2.0
+    """Largest norm of a network's gradient, in multiples of its running mean; 0 switches clipping off."""
     ema_decay: float = 0.999
     """Of the running mean of the generator's weights, which validation and inference use; 0 keeps none."""
     references: str = "random"
@@ -62,6 +62,8 @@ class TrainConfig:
     """Optimiser steps in which the sync loss grows to its weight, once it may; 0: whole from the first step."""
     sync_below: float = 0.75
     """It may once its mean is below this, both on true pairs and on generated ones (Wav2Lip's rule and figure)."""
+    sync_share: float = 0.3
+    """The sync loss pulls at the picture at most this share of what it and the others together do; 1: no bound."""
     share_every: int = 50
     """Optimiser steps between two measurements of each loss's share of the gradient; 0: never."""
     max_skipped: int = 3
@@ -88,6 +90,8 @@ class TrainConfig:
         for name in ("grad_clip", "sync_ramp", "sync_below", "share_every", "max_skipped", "plateau_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be 0 (off) or positive")
+        if not 0 < self.sync_share <= 1:
+            raise ValueError("sync_share: must be above 0, and 1 (no bound) at most")
         if not 0 <= self.ema_decay < 1:
             raise ValueError("ema_decay: must be 0 (off) or below 1")
         names = [stage.name for stage in self.stages]

@@ -69,16 +69,24 @@ def contrast_chance(faces: int, sounds: int) -> float:
     return (math.log(sounds) + math.log(faces)) / 2
 
 
-def gradient_shares(weighted: Mapping[str, Tensor], picture: Tensor) -> dict[str, Tensor]:
-    """How loudly each loss speaks to the generator: the norm of its gradient at the drawn picture over the sum of all.
+def pulls(losses: Mapping[str, Tensor], picture: Tensor) -> dict[str, Tensor]:
+    """Where each loss would move the drawn picture: its gradient there.
+
+    What lies between losses and picture is walked through once and then forgotten, what lies behind the picture is
+    kept: `torch.autograd.backward(picture, sum of the pulls)` is the backward pass of the losses' sum.
 
     Args:
-        weighted: scalars by name, times their weights; their graphs are kept.
-        picture: where they all come from.
+        losses: scalars by name that have nothing in common but the picture.
+    """
+    return {name: torch.autograd.grad(loss, picture)[0] for name, loss in losses.items()}
+
+
+def gradient_shares(pulled: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """How loudly each loss speaks to the generator: the norm of its pull over the sum of all norms.
 
     Returns:
-        share_NAME, each in [0, 1], together 1; all 0 where no loss has a gradient, or one of them overflows.
+        share_NAME, each in [0, 1], together 1; all 0 where no loss pulls, or one of them overflows.
     """
-    norms = {name: torch.autograd.grad(loss, picture, retain_graph=True)[0].norm() for name, loss in weighted.items()}
-    total = torch.stack(list(norms.values())).sum().clamp_min(torch.finfo(torch.float32).tiny)
+    norms = {name: pull.norm() for name, pull in pulled.items()}
+    total = sum(norms.values(), torch.tensor(torch.finfo(torch.float32).tiny))
     return {f"share_{name}": (norm / total).nan_to_num(0.0) for name, norm in norms.items()}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lawdnet.training.alarms import check_finite
+from lawdnet.training.clip import Clip
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.peers import Peers, find_peers
 from lawdnet.training.precision import Precision
@@ -51,7 +52,8 @@ class Networks:
         self.networks: dict[str, nn.Module] = {}
         self.wrapped: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.parts: dict[str, Stateful] = {"scaler": self.precision.scaler}
+        self.clip = Clip(config.grad_clip)
+        self.parts: dict[str, Stateful] = {"scaler": self.precision.scaler, "clip": self.clip}
 
     def add(self, name: str, network: nn.Module, called: nn.Module | None = None) -> nn.Module:
         """Places, wraps and gives an optimiser; returns the wrapped network.
@@ -101,12 +103,11 @@ class Networks:
         Raises:
             NonFiniteLoss: on every rank, and none has stepped.
         """
-        scaler, largest = self.precision.scaler, self.config.grad_clip or torch.inf
+        scaler = self.precision.scaler
         try:
             for name in names:
                 scaler.unscale_(self.optimizers[name])
-            norms = {f"gradient of the {name}":
-                     nn.utils.clip_grad_norm_(self.networks[name].parameters(), largest) for name in names}  # fmt: skip
+            norms = {f"gradient of the {name}": self.clip(name, self.networks[name].parameters()) for name in names}
             check_finite(losses if self.precision.may_overflow else losses | norms, self.peers.agree)
             for name in names:
                 scaler.step(self.optimizers[name])

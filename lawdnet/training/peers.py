@@ -25,6 +25,10 @@ class Peers:
     no_sync: Callable[[nn.Module], AbstractContextManager[object]] = lambda network: nullcontext()
     """While the block runs, backward passes keep the gradients of a wrapped network to this rank."""
 
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Of the ranks' tensors; no gradient flows back."""
+        return torch.stack(self.gather(tensor)).mean(0)
+
 
 def find_peers(device: torch.device) -> Peers:
     """The ranks of torch.distributed where it is set up, with networks in DistributedDataParallel; else none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 import torch
@@ -47,4 +48,5 @@ def compile_in_place(network: nn.Module, backend: str = "inductor") -> None:
     import torch._dynamo  # takes a second, and few want it
 
     torch._dynamo.config.suppress_errors = True
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # pages of warnings where there is no compiler
     network.compile(backend=backend)

@@ -1,16 +1,17 @@
 """When the sync loss may speak, and how loudly.
 
 A sync network that cannot tell right from wrong, or a generator whose mouths mean nothing to it yet, gives gradients
-that point anywhere; a large weight from the first step is what lets the loss of LawDNet 2024 oscillate.
+that point anywhere; and a sync loss that outvotes all others draws whatever the sync network likes best. Either lets
+the loss of LawDNet 2024 oscillate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 MEMORY = 10
-"""Steps that the means look back, and that it takes to trust them."""
+"""Steps that the means look back, and that it takes to trust those of the ramp."""
 
 
 class SyncRamp:
@@ -23,11 +24,10 @@ class SyncRamp:
     Args:
         steps: from 0 to 1; 0: always 1, as LawDNet 2024.
         below: the threshold.
-        agree: whether a flag is up on any rank; all ranks begin in the same step.
     """
 
-    def __init__(self, steps: int, below: float, agree: Callable[[bool], bool] = lambda flag: flag) -> None:
-        self.steps, self.below, self.agree = steps, below, agree
+    def __init__(self, steps: int, below: float) -> None:
+        self.steps, self.below = steps, below
         self.taken = self.seen = 0
         self.true = self.made = 0.0
 
@@ -42,7 +42,7 @@ class SyncRamp:
         return self.steps > 0 and self.taken == 0
 
     def see(self, true: float, made: float) -> None:
-        """Takes the two losses of a step; they are ignored once it has begun."""
+        """Takes the two losses of a step, over all ranks; they are ignored once it has begun."""
         if not self.is_waiting:
             self.taken += 1
             return
@@ -50,8 +50,7 @@ class SyncRamp:
         share = max(1 / self.seen, 1 / MEMORY)
         self.true += share * (true - self.true)
         self.made += share * (made - self.made)
-        is_ready = self.seen >= MEMORY and max(self.true, self.made) < self.below
-        if not self.agree(not is_ready):
+        if self.seen >= MEMORY and max(self.true, self.made) < self.below:
             self.taken = 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -62,3 +61,49 @@ class SyncRamp:
         """The inverse of `state_dict`."""
         self.taken, self.seen = int(state["taken"]), int(state["seen"])
         self.true, self.made = float(state["true"]), float(state["made"])
+
+
+class SyncBound:
+    """Factor of the sync loss that keeps it from outvoting the others, after EnCodec's loss balancer (Défossez et al.
+    2022, arXiv 2210.13438).
+
+    Both sides are measured where they meet, by the norms of their gradients at the drawn picture. The factor follows
+    from the running means before a step, so that it is one for all batches and ranks of the step.
+
+    Args:
+        share: of the two norms' sum, the most that the sync loss may have, in (0, 1]; 1: no bound.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.seen = 0
+        self.sync = self.rest = 0.0
+
+    def factor(self, weight: float) -> float:
+        """In (0, 1]; 1 where the bound does not bind, where there are no others, and before anything has been seen.
+
+        Args:
+            weight: of the sync loss otherwise.
+        """
+        wanted, allowed = (1 - self.share) * weight * math.sqrt(self.sync), self.share * math.sqrt(self.rest)
+        return allowed / wanted if wanted > allowed > 0 else 1.0
+
+    def see(self, sync: float, rest: float) -> None:
+        """Takes the squared norms of a step: of the sync loss's pull without its weight, and of the others' together.
+
+        What is not finite (a gradient scaler trying a scale) is passed over.
+        """
+        if not math.isfinite(sync + rest):
+            return
+        self.seen += 1
+        step = max(1 / self.seen, 1 / MEMORY)
+        self.sync += step * (sync - self.sync)
+        self.rest += step * (rest - self.rest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Count and means."""
+        return {"seen": self.seen, "sync": self.sync, "rest": self.rest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.seen, self.sync, self.rest = int(state["seen"]), float(state["sync"]), float(state["rest"])

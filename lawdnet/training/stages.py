@@ -119,7 +119,7 @@ FULL = (
 _SMALL = Weights(pixel=3.0, mouth=10.0, perceptual=0.0, gan=0.1)
 
 SMALL = (
-    Stage(name="syncnet", kind="syncnet", mouth_px=64, num_frames=5, batch_size=32, samples_per_segment=48,
+    Stage(name="syncnet", kind="syncnet", mouth_px=32, num_frames=5, batch_size=32, samples_per_segment=144,
           epochs_constant=3, epochs_decay=2, lr=1e-3),
     Stage(name="frame_64", mouth_px=32, batch_size=16, samples_per_segment=64, epochs_constant=4, epochs_decay=3,
           lr=1e-3, weights=_SMALL),

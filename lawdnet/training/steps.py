@@ -23,11 +23,11 @@ from lawdnet.training.alarms import NonFiniteLoss, check_finite
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.contrast import SyncStep
 from lawdnet.training.ema import Ema
-from lawdnet.training.losses import PIXEL_LOSSES, gradient_shares, lsgan, mouth_l1, perceptual
+from lawdnet.training.losses import PIXEL_LOSSES, gradient_shares, lsgan, mouth_l1, perceptual, pulls
 from lawdnet.training.networks import Metrics, Networks, Stateful, Wrap
 from lawdnet.training.peers import Peers
 from lawdnet.training.precision import compile_in_place
-from lawdnet.training.ramp import SyncRamp
+from lawdnet.training.ramp import SyncBound, SyncRamp
 from lawdnet.training.shapes import discriminator_config, generator_config, mouth_square
 from lawdnet.training.stages import Stage
 from lawdnet.types import TrainBatch
@@ -83,20 +83,23 @@ class GanStep(Networks):
         if weights.clip_gan:
             self.add("clip_discriminator", Discriminator(discriminator_config(config, stage, 3 * stage.num_frames)))
         self.syncnet = syncnet.to(device).eval().requires_grad_(False) if syncnet and weights.sync else None
-        self.ramp = SyncRamp(config.sync_ramp, config.sync_below, self.peers.agree)
-        self.parts["ramp"] = self.ramp
+        self.ramp, self.bound = SyncRamp(config.sync_ramp, config.sync_below), SyncBound(config.sync_share)
+        self.parts |= {"ramp": self.ramp, "bound": self.bound}
         self.features = None
         if weights.perceptual and config.perceptual_weights:
             self.features = VGG19Features.from_file(Path(config.perceptual_weights)).to(device)
         self.keep_HW = torch.from_numpy(keep_mask(*stage_size(stage.mouth_px)).copy()).to(device)
         self.taken = 0
+        self.powers: list[Tensor] = []
+        """Squared norms of the pull of the sync loss, at weight 1, and of the others', of each batch of a step. No
+        metrics: where the gradient scaler overflows they are not finite, which is its affair."""
 
     def _add_generator(self, generator: Generator) -> None:
         self.ema = None
         if self.config.ema_decay:
             self.ema = self.parts["ema"] = Ema(self.precision.place(generator), self.config.ema_decay)
         if self.config.compile:
-            compile_in_place(generator)
+            compile_in_place(generator.warp)
         self.generator = self.add("generator", generator)
 
     @property
@@ -120,13 +123,23 @@ class GanStep(Networks):
         critics, metrics = [name for name in self.networks if name != "generator"], Metrics()
         if critics:
             metrics |= self.update(critics, batches, lambda batch: self._critic_losses(batch, held))
+        self.powers.clear()
         metrics |= self.update(["generator"], batches, lambda batch: self._generator_losses(batch, held))
         self.taken += 1
         if self.ema:
             self.ema.update(self.networks["generator"])
         if self.syncnet:
-            self.ramp.see(float(metrics.get("sync_true", torch.nan)), float(metrics["sync"]))
+            self._watch_sync(metrics)
         return metrics
+
+    def _watch_sync(self, metrics: Metrics) -> None:
+        """What ramp and bound go by, over all ranks."""
+        nothing = torch.full((), torch.nan, device=self.device)
+        powers_2 = torch.stack(self.powers).mean(0) if self.powers else nothing.expand(2)
+        losses_2 = torch.stack([metrics.get("sync_true", nothing), metrics["sync"]])
+        true, made, sync, rest = self.peers.mean(torch.cat([losses_2, powers_2])).tolist()
+        self.ramp.see(true, made)
+        self.bound.see(sync, rest)
 
     def _as_clip(self, images_M3HW: Tensor) -> Tensor:
         return images_M3HW.unflatten(0, (-1, self.stage.num_frames)).flatten(1, 2)
@@ -157,19 +170,31 @@ class GanStep(Networks):
         weights = {name: getattr(self.stage.weights, name) for name in losses}
         metrics = dict(losses)
         if self.syncnet:
-            weights["sync"] = self.stage.weights.sync * self.ramp.factor
-            with torch.set_grad_enabled(weights["sync"] > 0):
+            weight = self.stage.weights.sync * self.ramp.factor
+            weights["sync"] = weight * self.bound.factor(weight)
+            with torch.set_grad_enabled(weight > 0):
                 losses["sync"] = metrics["sync"] = self._sync_loss(made_M3HW, batch)
             metrics["sync_weight"] = made_M3HW.new_tensor(weights["sync"])
             if self.ramp.is_waiting:
                 with torch.no_grad():
                     metrics["sync_true"] = self._sync_loss(batch.source_BN3HW.flatten(0, 1), batch)
         weighted = {name: loss * weights[name] for name, loss in losses.items() if weights[name]}
-        metrics["total"] = sum(weighted.values(), 0.0 * made_M3HW.sum())  # a graph even where the ramp is all there is
+        metrics["total"] = sum(weighted.values(), made_M3HW.new_zeros(()))
+        pulled = self._pulls(weighted, made_M3HW)
         if self.config.share_every and self.taken % self.config.share_every == 0:
-            scaled = {name: self.precision.scaler.scale(loss) for name, loss in weighted.items()}
-            metrics |= gradient_shares(scaled, made_M3HW)
-        return metrics["total"], metrics
+            metrics |= gradient_shares(pulled)
+        whole_M3HW = sum(pulled.values(), torch.zeros_like(made_M3HW))
+        if "sync" in pulled:
+            sync_M3HW, rest_M3HW = pulled["sync"] / weights["sync"], whole_M3HW - pulled["sync"]
+            self.powers.append(torch.stack([sync_M3HW.square().sum(), rest_M3HW.square().sum()]).detach())
+        return (whole_M3HW * made_M3HW).sum(), metrics  # its gradient at the pictures is the pulls' sum
+
+    def _pulls(self, weighted: Metrics, made_M3HW: Tensor) -> Metrics:
+        """`pulls`, through half precision at the gradient scaler's scale."""
+        scaler = self.precision.scaler
+        scale = scaler.get_scale() if scaler.is_enabled() else 1.0
+        scaled = pulls({name: scaler.scale(loss) for name, loss in weighted.items()}, made_M3HW)
+        return {name: pull / scale for name, pull in scaled.items()}
 
     def _picture_losses(self, made_M3HW: Tensor, true_M3HW: Tensor) -> Metrics:
         weights, losses = self.stage.weights, Metrics()

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from jobs.cli import app
+from pipelines.resources import PREPROCESS, ROLE, TRAIN
+from tests.command_lines import parse
+
 ROOT = Path(__file__).resolve().parents[2]
+GROUPS = ("builder", "trainer")
 
 
 @pytest.fixture
@@ -29,16 +37,32 @@ def test_ray_accepts_it(config: dict[str, Any]) -> None:
 
 def test_groups(config: dict[str, Any]) -> None:
     groups = config["available_node_types"]
-    assert set(groups) == {"head", "builder", "trainer"}
-    assert all("CPU" in group["resources"] for group in groups.values())
-    for name in ("builder", "trainer"):
-        assert groups[name]["min_workers"] <= groups[name]["max_workers"]
-    assert sum(groups[name]["max_workers"] for name in ("builder", "trainer")) <= config["max_workers"]
-    assert groups["builder"]["labels"] == {"lawdnet-role": "preprocess"}
-    assert groups["trainer"]["labels"] == {"lawdnet-role": "train"}
+    assert set(groups) == {"head", *GROUPS}
+    assert groups["head"]["resources"] == {"CPU": 0}
+    for name in GROUPS:
+        assert groups[name]["resources"]["CPU"] > 0
+        assert 0 == groups[name]["min_workers"] < groups[name]["max_workers"]
+    assert sum(groups[name]["max_workers"] for name in GROUPS) == config["max_workers"]
+    assert 1 <= config["idle_timeout_minutes"] <= 30
+    assert groups["builder"]["labels"] == {ROLE: PREPROCESS}
+    assert groups["trainer"]["labels"] == {ROLE: TRAIN}
     assert "GPU" not in groups["builder"]["resources"]
     assert groups["trainer"]["resources"]["GPU"] == 1
-    assert groups["builder"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_machines(config: dict[str, Any]) -> None:
+    """Only builders may be taken away; every machine may reach the bucket; what differs per account can be found."""
+    machines = {name: group["node_config"] for name, group in config["available_node_types"].items()}
+    spot = {name for name, machine in machines.items() if "InstanceMarketOptions" in machine}
+    assert spot == {"builder"}
+    assert machines["builder"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    profiles = {name: machine["IamInstanceProfile"]["Name"] for name, machine in machines.items()}
+    assert profiles["builder"] == profiles["trainer"] != profiles["head"]
+    lines = (ROOT / "cluster.yaml").read_text(encoding="utf8").splitlines()
+    for key in ("region:", "ImageId: &", "ImageId: ami-1", "IamInstanceProfile: {", "IamInstanceProfile: &"):
+        found = [n for n, line in enumerate(lines) if key in line]
+        assert len(found) == 1, key
+        assert any("EDIT" in line for line in lines[found[0] - 2 : found[0] + 1]), key
 
 
 def test_what_it_installs_exists(config: dict[str, Any]) -> None:
@@ -46,8 +70,15 @@ def test_what_it_installs_exists(config: dict[str, Any]) -> None:
     assert local == {"constraints.txt", "pyproject.toml"}
     assert all((ROOT / name).is_file() for name in local)
     remote = {target.replace("/home/ubuntu", "~") for target in config["file_mounts"]}
-    commands = " ".join(config["setup_commands"])
+    commands = " ".join(config["setup_commands"] + config["head_setup_commands"])
     assert {word for word in commands.split() if word.startswith("~/lawdnet")} <= remote
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]["optional-dependencies"]
+    offered = re.findall(r"--extra (\w+)", (ROOT / "cluster.yaml").read_text(encoding="utf8"))
+    assert "s3" in offered
+    assert set(offered) <= set(extras)
+    installs = [command for command in config["setup_commands"] + config["head_setup_commands"] if "uv pip" in command]
+    assert len(installs) == 2
+    assert all("--constraint ~/lawdnet/constraints.txt" in command for command in installs)
 
 
 def test_ray_starts_with_the_token_everywhere(config: dict[str, Any]) -> None:
@@ -55,3 +86,18 @@ def test_ray_starts_with_the_token_everywhere(config: dict[str, Any]) -> None:
         starts = [command for command in config[key] if "ray start" in command]
         assert starts
         assert all("RAY_AUTH_MODE=token" in command for command in starts)
+        _check_options(shlex.split(starts[0].split("ray start")[1]))
+
+
+def _check_options(words: list[str]) -> None:
+    """As `ray start` reads them; it reads past a directory that is not there yet."""
+    from ray.scripts.scripts import start
+
+    start.make_context("ray start", list(words))
+
+
+def test_its_examples_are_commands_that_there_are() -> None:
+    comments = (ROOT / "cluster.yaml").read_text(encoding="utf8").split("cluster_name")[0]
+    lines = [line.removeprefix("#").strip() for line in comments.splitlines() if "lawdnet --address" in line]
+    assert len(lines) == 2
+    assert [parse(app, shlex.split(line)[1:]) for line in lines] == ["build", "train"]

@@ -1,17 +1,14 @@
-"""The jobs on a real cluster: a head as an operator starts it, jobs from the shell and from the Python client."""
+"""The jobs on a real cluster: from the shell, from Ray's client, and by `lawdnet --address` from an empty folder."""
 
 from __future__ import annotations
 
 import json
-import os
+import re
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -19,81 +16,20 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from jobs.synth import synth
+from lawdnet.video import probe
+from tests.ray_heads import ENVIRONMENT, RAY, Head, ray_head
 
 ROOT = Path(__file__).resolve().parents[2]
-RAY = Path(sys.executable).with_name("ray")
-ENVIRONMENT = {
-    **os.environ,
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # Ray Data leaves an actor behind that a SIGTERM waits for
-    "PATH": f"{RAY.parent}:{os.environ['PATH']}",
-}
-
-
-@dataclass(frozen=True)
-class Head:
-    """A running head node."""
-
-    dashboard: str
-    gcs: str
-
-
-def free_port() -> int:
-    """A free port outside 10002 … 19999, which Ray gives to its workers."""
-    while True:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = int(listener.getsockname()[1])
-        if not 10002 <= port <= 19999:
-            return port
-
-
-def processes_of(folder: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if any(folder in word for word in process.cmdline()) and process.pid != os.getpid():
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+LAWDNET = [sys.executable, "-c", "from jobs.cli import main; main()"]
+TINY = [word for setting in ("epochs_constant=1", "epochs_decay=0", "samples_per_segment=2", "batch_size=2")
+        for word in ("--set", f"frame_64.{setting}")]  # fmt: skip
+TIMEOUT = 180
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    # sockets lie below it, and their names must be short
-    with tempfile.TemporaryDirectory(prefix="rj", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        port, dashboard = free_port(), free_port()
-        command = [
-            str(RAY), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}",
-            f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
-            "--dashboard-host=127.0.0.1", f"--temp-dir={folder}", "--num-cpus=2", "--object-store-memory=200000000",
-            "--disable-usage-stats",
-        ]  # fmt: skip
-        with (Path(folder) / "head.log").open("w+") as log:
-            process = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log, cwd=folder)
-        try:
-            wait_for(dashboard, process)
-            yield Head(dashboard=f"http://127.0.0.1:{dashboard}", gcs=f"127.0.0.1:{port}")
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
-            left = processes_of(folder)
-            for child in left:
-                child.kill()
-            psutil.wait_procs(left, timeout=10)
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "ray start ended"
-        try:
-            JobSubmissionClient(f"http://127.0.0.1:{port}").list_jobs()
-            return
-        except (ConnectionError, RuntimeError):
-            time.sleep(0.5)
-    pytest.fail("the job server did not answer within 60 s")
+    with ray_head() as head:
+        yield head
 
 
 @pytest.fixture(scope="module")
@@ -104,49 +40,170 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def submit(head: Head, entrypoint: str) -> tuple[JobStatus, str]:
-    """A job through the Python client, to its end."""
-    client = JobSubmissionClient(head.dashboard)
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A folder to submit from that holds no code."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    return folder
+
+
+def begin(folder: Path, command: list[str], **variables: str) -> subprocess.Popen[str]:
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), **variables}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    try:
+        out, err = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def lawdnet(head: Head, folder: Path, *words: str) -> subprocess.Popen[str]:
+    """`lawdnet --address` as a user types it."""
+    return begin(folder, [*LAWDNET, *words], LAWDNET_ADDRESS=head.address)
+
+
+def ray_job_submit(head: Head, *words: str) -> subprocess.Popen[str]:
+    """The shell command, from a checkout."""
+    return begin(ROOT, [str(RAY), "job", "submit", "--address", head.address, "--working-dir", ".", "--", *words])
+
+
+def until(process: subprocess.Popen[str], words: str) -> None:
+    """Reads its stderr up to a line with these words."""
+    assert process.stderr is not None
+    lines = [""]
+    while words not in lines[-1]:
+        lines.append(process.stderr.readline())
+        assert lines[-1], lines
+
+
+def client_submit(head: Head, entrypoint: str) -> tuple[JobStatus, str]:
+    """A job through Ray's Python client, to its end."""
+    client = JobSubmissionClient(head.address)
     job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(ROOT)})
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + TIMEOUT
     while not (status := client.get_job_status(job)).is_terminal():
         assert time.monotonic() < deadline, client.get_job_logs(job)
         time.sleep(0.3)
     return status, client.get_job_logs(job)
 
 
-def test_build_then_train(head: Head, corpus: Path, tmp_path: Path) -> None:
-    dataset, run = tmp_path / "dataset", tmp_path / "run"
-    command = [
-        str(RAY), "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--",
-        "python", "-m", "jobs.build_dataset", str(corpus), "--out", str(dataset), "--crop-width", "160",
-        "--set", "val_fraction=0",
-    ]  # fmt: skip
-    built = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=150, check=False)
-    assert built.returncode == 0, built.stdout + built.stderr
-    assert "build 3/3 videos" in built.stdout
-    assert "2 of 3 used" in built.stdout
-    counts = json.loads((dataset / "dataset.json").read_text(encoding="utf8"))["counts"]
-    assert (counts["segments"], counts["reasons"]) == (2, {"empty_file": 1})
+def test_three_jobs_at_once(head: Head, corpus: Path, empty: Path, tmp_path: Path) -> None:
+    """One is submitted, left and followed; one fails; one was given a relative path through the shell command."""
+    dataset, missing = tmp_path / "dataset", tmp_path / "missing"
+    words = ["build", str(corpus), "--out", str(dataset), "--crop-width", "160", "--set", "val_fraction=0", "--json"]
+    code, out, err = end(lawdnet(head, empty, "--detach", *words))
+    assert code == 0, err
+    job = out.strip()
+    assert re.fullmatch(r"raysubmit_\w+", job)
+    assert f"submitted as job {job}; to stop it: ray job stop {job} --address {head.address}" in err
 
-    settings = "--set frame_64.epochs_constant=1 --set frame_64.epochs_decay=0 --set frame_64.samples_per_segment=2"
-    settings += " --set frame_64.batch_size=2"
-    train = f"python -m jobs.train {dataset} --out {run} --preset small --stages frame_64 {settings}"
-    status, log = submit(head, train)
+    build = lawdnet(head, empty, *words)
+    lost = lawdnet(head, empty, "build", str(missing), "--out", f"{tmp_path}/lost")
+    relative = ray_job_submit(head, "python", "-m", "jobs.build_dataset", "corpus", "--out", f"{tmp_path}/lost")
+    code, out, err = end(build)
+    assert code == 0, err
+    assert f"already runs as job {job}" in err
+    assert "build 3/3 videos" in err
+    assert "\r" not in err
+    content = json.loads(out)
+    assert content["videos"] == {"all": 3, "accepted": 2, "rejected": 1, "failed": 0}
+    assert content["reasons"]["empty_file"]["examples"][0]["path"] == "empty.mp4"
+    assert json.loads((dataset / "dataset.json").read_text(encoding="utf8"))["counts"]["segments"] == 2
+
+    code, out, err = end(lost)
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].endswith(f"error: {missing}: no such file or folder")
+    assert "Traceback" not in err
+
+    code, out, _ = end(relative)
+    assert code == 1
+    assert "error: corpus: a job does not run in this folder; give an absolute path" in out
+    assert not (tmp_path / "lost").exists()
+    assert not list(empty.iterdir())
+
+
+def is_running(*words: str) -> bool:
+    lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return any(all(word in line for word in words) for line in lines)
+
+
+@pytest.mark.slow
+def test_build_train_render(head: Head, corpus: Path, empty: Path, tmp_path: Path) -> None:
+    dataset, run, out = (str(tmp_path / name) for name in ("dataset", "run", "rendered"))
+    command = ["python", "-m", "jobs.build_dataset", str(corpus), "--out", dataset, "--crop-width", "160"]
+    code, log, err = end(ray_job_submit(head, *command, "--set", "val_fraction=0"))
+    assert code == 0, log + err
+    assert "2 of 3 used" in log
+
+    command = ["python", "-m", "jobs.train", dataset, "--out", run, "--preset", "small", "--stages", "frame_64", *TINY]
+    status, log = client_submit(head, " ".join(command))
     assert status == JobStatus.SUCCEEDED, log
     assert "train 1/1 epochs: frame_64 1/1 loss" in log
-    assert (run / "frame_64" / "epoch_0001" / "state.pt").is_file()
+    assert (Path(run) / "frame_64" / "epoch_0001" / "state.pt").is_file()
+
+    words = ["render", run, "--videos", str(corpus), "--speeches", str(corpus / "drawn_001.mp4"), "--out", out]
+    code, answer, err = end(lawdnet(head, empty, *words, "--json"))
+    assert code == 0, err
+    content = json.loads(answer)
+    assert content["rendered"] == 2
+    one, other = (probe(path).num_frames for path in Path(out).glob("*.mp4"))
+    assert one == other == content["frames"] / 2 >= 60
 
 
-def test_a_job_that_fails_says_why_in_one_line(head: Head, tmp_path: Path) -> None:
-    status, log = submit(head, f"python -m jobs.build_dataset {tmp_path}/missing --out {tmp_path}/dataset")
-    assert status == JobStatus.FAILED
-    assert f"error: {tmp_path}/missing: no such file or folder" in log
-    assert "Traceback" not in log
-    assert not (tmp_path / "dataset").exists()
+@pytest.mark.slow
+def test_following_can_be_stopped_and_so_can_the_job(head: Head, empty: Path, tmp_path: Path) -> None:
+    words = ["synth", str(tmp_path / "many"), "--videos", "1000", "--seconds", "60"]
+    follower = lawdnet(head, empty, *words)
+    until(follower, "Running entrypoint")
+    follower.send_signal(signal.SIGINT)
+    code, _, err = end(follower)
+    assert code == 130
+    assert "the job goes on; run the same command again to follow it, or stop it: ray job stop" in err
+    assert "Traceback" not in err
+
+    client = JobSubmissionClient(head.address)
+    (job,) = (j.submission_id for j in client.list_jobs() if "jobs.synth" in j.entrypoint)
+    assert job is not None
+    assert client.get_job_status(job) == JobStatus.RUNNING
+    follower = lawdnet(head, empty, *words)
+    until(follower, "Running entrypoint")
+    client.stop_job(job)
+    code, _, err = end(follower)
+    assert code == 130
+    assert err.splitlines()[-1] == "the job was stopped; run the same command again to go on"
 
 
-def test_a_job_with_a_relative_out_is_refused(head: Head, tmp_path: Path) -> None:
-    status, log = submit(head, f"python -m jobs.build_dataset {tmp_path} --out dataset")
-    assert status == JobStatus.FAILED
-    assert "dataset: would be in the job's own copy of the code" in log
+@pytest.mark.slow
+def test_a_head_with_a_token_that_starts_again(corpus: Path, empty: Path, tmp_path: Path) -> None:
+    token = "b" * 64
+    words = ["build", str(corpus), "--out", str(tmp_path / "dataset"), "--crop-width", "160"]
+    with ray_head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token) as head:
+        command = [*LAWDNET, "--address", head.address]
+        code, _, err = end(begin(empty, [*command, *words], RAY_AUTH_MODE="disabled"))
+        assert "asks for a token" in err
+        code, _, err = end(begin(empty, [*command, *words], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="c" * 64))
+        assert "refuses the token" in err
+        code, out, err = end(begin(empty, [*command, *words], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token))
+        assert code == 0, err
+        assert "2 of 3 used" in out
+        assert token not in out + err
+
+        words = ["synth", str(tmp_path / "many"), "--videos", "1000"]
+        follower = begin(empty, [*command, *words], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+        until(follower, "Running entrypoint")
+        head.kill()
+        deadline = time.monotonic() + 30
+        while is_running("jobs.synth", words[1]):
+            assert time.monotonic() < deadline, "the job outlives its cluster"
+            time.sleep(0.5)
+        head.start(node_cpus=2)
+        code, _, err = end(follower)
+        assert code == 1
+        assert "as its head was started again; run the same command again" in err.splitlines()[-1]

@@ -68,7 +68,8 @@ def write_stage(run: Path, name: str, rows: Rows, *, saved: int | None = None, e
 def write_run(run: Path, *settings: str) -> None:
     config = make_config("small", ["syncnet", "frame_64", "frame_128"], [
         "stages.epochs_constant=2", "stages.epochs_decay=1", *settings])  # fmt: skip
-    content = {"dataset": "/gone/people", "dataset_hash": "d" * 16, "config": config.to_dict()}
+    gates = ["accuracy>=0.75", "accuracy>=0.85", "mouth_correlation>=0.5 and psnr>=30"]
+    content = {"dataset": "/gone/people", "dataset_hash": "d" * 16, "config": config.to_dict(), "gates": gates}
     write_json(run / RUN, content)
 
 
@@ -85,7 +86,13 @@ def run(tmp_path: Path) -> Path:
     """Two finished stages of three, the second resumed once after its second epoch."""
     folder = tmp_path / "run"
     write_run(folder)
-    write_stage(folder, "syncnet", stage_rows(range(3), accuracy=[0.6, 0.9, 0.8]), saved=3, kind="syncnet")
+    write_stage(
+        folder,
+        "syncnet",
+        stage_rows(range(3), accuracy=[0.6, 0.9, 0.8], **{"offset_at_+0": [4, 4, 1], "offset_at_+1": [0, 0, 3]}),
+        saved=3,
+        kind="syncnet",
+    )
     rows = stage_rows(range(2), 1.8e9 + 1000, mouth_correlation=[0.1, 0.8, 0.7], truth_mouth_correlation=[0.99] * 3,
                       psnr=[20.0, 21.0, 22.0], baseline_psnr=[19.0] * 3)  # fmt: skip
     rows += [{"time": 1.8e9 + 1200, "kind": "alarm", "epoch": 1, "step": 19, "text": "not finite: gan & <pixel>"}]
@@ -107,7 +114,10 @@ def test_a_run_is_one_page_with_all_of_it(run: Path) -> None:
         "from other/epoch_0007 01234567", "sync network fedcba98", "best mouth_correlation of frame_64, epoch 2",
         "Alarm epoch 1, step 19: not finite: gan & <pixel>", "epoch 1, step 4: goes on; repeats 6 steps",
         "2 × NVIDIA <H200> (16 cores, torch 2.13); NVIDIA <H200>", "best 0.85 after epoch 2, last 0.7; truth 0.99",
-        "ignoring the sound 19", "waited for data 20% of its time", "after epoch 1", "after epoch 3", "after epoch 5",
+        "Gate accuracy>=0.75: passedGate accuracy>=0.85: not passed: accuracy>=0.85: it is 0.8",
+        "Gate mouth_correlation>=0.5 and psnr>=30: not passed: psnr>=30: it is 22", "ignoring the sound 19",
+        "0.5 … 1.5: 3 kept, 0 fell", "-0.5 … 0.5: 1 kept, 0 fell",
+        "waited for data 20% of its time", "after epoch 1", "after epoch 3", "after epoch 5",
     ):  # fmt: skip
         assert text in " ".join(page.text.split()), text
     assert "after epoch 2" not in [line.strip() for line in page.text.splitlines()], "three sheets are enough"

@@ -18,12 +18,12 @@ from lawdnet.data.manifest import Dataset
 from lawdnet.data.schema import read_segment, table_to_segment
 from lawdnet.data.selection import check_files
 from lawdnet.landmarks.openface import read_csv, write_csv
-from lawdnet.storage import read_json
+from lawdnet.storage import local_copy, read_json
 from lawdnet.types import FPS, Rejected, RejectReason
 from lawdnet.video import decode
 from pipelines.actors import Order, VideoBuilder
 from pipelines.dataset import build
-from pipelines.outcomes import Outcome, read_outcomes, write_outcome
+from pipelines.outcomes import Outcome, read_outcomes, read_segments, write_outcome
 from tests.pipelines.conftest import copy
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)
@@ -108,12 +108,13 @@ def test_what_could_not_be_opened_is_tried_again(drawn: Path, builds: Builds, mo
     for name in ("a.mp4", "b.mp4"):
         copy(drawn, builds.source / name)
 
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, *rest: Any, **named: Any) -> Any:
         if path.name == "a.mp4":
             raise PermissionError(13, "Permission denied")
+        return local_copy(path, *rest, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.actors._check_readable", refuse)
+        patch.setattr("pipelines.inputs.local_copy", refuse)
         assert rows(builds())["a.mp4"]["reason"] == "unreadable"
     found = rows(builds())
     assert builds.worked_on == ["a.mp4"]
@@ -218,8 +219,8 @@ def test_outcomes_are_asked_for_many_at_a_time(tmp_path: Path, monkeypatch: pyte
         return read_json(path)
 
     monkeypatch.setattr("pipelines.outcomes.read_json", slow)
-    assert [o.segments for o in read_outcomes(tmp_path).values()] == [[{"index": 0}]] * 4
-    assert [o.segments for o in read_outcomes(tmp_path, with_segments=False).values()] == [[]] * 4
+    assert [outcome.segments for outcome in read_outcomes(tmp_path).values()] == [[]] * 4
+    assert dict(read_segments(tmp_path, "abcd")) == {key: [{"index": 0}] for key in "abcd"}
 
 
 def test_what_killed_workers_left_is_removed(drawn: Path, builds: Builds) -> None:

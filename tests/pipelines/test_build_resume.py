@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -19,7 +20,8 @@ from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
 from pipelines.actors import Order, VideoBuilder
 from pipelines.dataset import build
-from pipelines.outcomes import MAX_ATTEMPTS, Attempts
+from pipelines.inputs import list_inputs
+from pipelines.outcomes import MAX_ATTEMPTS, Attempts, read_outcomes
 from tests.fragile import Fragile
 from tests.pipelines.conftest import copy
 
@@ -89,7 +91,7 @@ def test_poison_and_hangs_are_quarantined(
     for name in [*NAMES, "poison.mp4", "hangs.mp4"]:
         copy(drawn, with_bad / name)
     monkeypatch.setattr("pipelines.dataset.VideoBuilder", Fragile)
-    monkeypatch.setattr("pipelines.dataset.STALL_SECONDS", 2.0)
+    monkeypatch.setattr("pipelines.dataset.STALL_SECONDS", 8.0)
     dataset = build(with_bad, tmp_path / "dataset", CONFIG)
     rows = {row["path"]: row for row in dataset.videos().to_pylist()}
     assert (rows["poison.mp4"]["status"], rows["poison.mp4"]["reason"]) == ("rejected", "crash")
@@ -97,8 +99,37 @@ def test_poison_and_hangs_are_quarantined(
     assert (rows["hangs.mp4"]["status"], rows["hangs.mp4"]["reason"]) == ("rejected", "timeout")
     assert content(dataset)[:2] == content(undisturbed)[:2]
     # neither is tried again
-    monkeypatch.setattr("pipelines.dataset.ray.data.from_items", lambda *a, **k: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr("pipelines.pool.ray.data.from_items", lambda *a, **k: pytest.fail("nothing is left to do"))
     build(with_bad, tmp_path / "dataset", CONFIG)
+
+
+def test_a_full_disk_stops_the_build(
+    source: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_more = tmp_path / "source"
+    for name in ["a.mp4", "full.mp4", "z.mp4"]:
+        copy(drawn, with_more / name)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.dataset.VideoBuilder", Fragile)
+        with pytest.raises(OSError, match=r"/the/disk: No space left on device; make room and run the same command"):
+            build(with_more, tmp_path / "dataset", CONFIG)
+    assert "full.mp4" not in [row["path"] for row in read_rows(tmp_path / "dataset")], "it is no fault of the video"
+    dataset = build(with_more, tmp_path / "dataset", CONFIG)
+    assert [row["status"] for row in dataset.videos().to_pylist()] == ["accepted"] * 3
+
+
+def read_rows(root: Path) -> list[dict[str, Any]]:
+    return [outcome.row for outcome in read_outcomes(root).values()]
+
+
+def test_a_full_disk_while_an_outcome_is_written(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pipelines.actors.write_outcome", refuse)
+    builder = VideoBuilder(Order(config=CONFIG, root=str(tmp_path), run="a"))
+    answer = builder(list_inputs(source)[0] | {"to_complete": False})
+    assert answer["stop"] == f"{tmp_path}: No space left on device"
 
 
 def test_attempts_of_another_run_count_for_nothing(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
+from lawdnet.training.loggers import METRICS, read_jsonl
 from pipelines.training import train
 from tests.pipelines.runs import assert_same, grey, here, rows, tiny, weights
 
@@ -33,6 +35,7 @@ from lawdnet.data.manifest import Dataset
 from pipelines.running import Running
 from pipelines.elastic import Workers
 from pipelines import elastic
+from lawdnet.training.loggers import METRICS, read_jsonl
 from pipelines.training import train
 from lawdnet.training.loggers import read_jsonl
 from tests.pipelines.runs import tiny
@@ -73,7 +76,7 @@ def ray_folder() -> Iterator[str]:
         yield folder
 
 
-def test_workers_go_and_come(tmp_path: Path, ray_folder: str) -> None:
+def test_workers_go_and_come(tmp_path: Path, ray_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     """2 → 1 → 2 workers: every change is told, no step is lost, and the weights are those of a run on one."""
     dataset = grey(tmp_path / "dataset")
     environment = {
@@ -95,6 +98,22 @@ def test_workers_go_and_come(tmp_path: Path, ray_folder: str) -> None:
     assert elastic.keys() == fixed.keys()
     for epoch, loss in fixed.items():
         assert elastic[epoch] == pytest.approx(loss, rel=0.05)
+    with capsys.disabled():
+        sys.stdout.writelines(f"\n{line}" for line in [*pauses(run), f"mean losses: {elastic} elastic, {fixed} fixed"])
+
+
+def pauses(run: Path) -> list[str]:
+    """What each change of the workers cost, from the last step before it to the first after it."""
+    found: list[str] = []
+    changes: list[dict[str, Any]] = []
+    last = 0.0
+    for row in read_jsonl(run / "frame_64" / METRICS):
+        if row["kind"] == "resume":
+            changes.append(row)
+        elif row["kind"] == "step":
+            found += [f"{row['time'] - last:.1f} s until it went on: {change['text']}" for change in changes]
+            changes, last = [], row["time"]
+    return found
 
 
 def curve(run: Path) -> dict[int, float]:

@@ -170,3 +170,16 @@ def test_a_killed_driver_goes_on_with_the_same_command(dataset: Dataset, tmp_pat
     (resumed,) = rows(run, "frame_64", "resume")
     assert resumed["epoch"] == 0
     assert resumed["step"] >= 3
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's writer says `unexpected pos` where there is no room left."""
+
+    def write(folder: Path) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 193728 vs 193648")
+
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        Shelf(tmp_path).save("epoch_0001", write)
+    monkeypatch.setattr("pipelines.checkpoints.FULL_BYTES", 1 << 60)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
+        Shelf(tmp_path).save("epoch_0001", write)

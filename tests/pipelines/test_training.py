@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -71,9 +72,10 @@ def kill_workers(ready: Callable[[], bool]) -> tuple[threading.Thread, threading
         while time.time() < deadline and not ready():
             time.sleep(0.02)
         for process in psutil.Process().children(recursive=True):
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                process.kill()
-                killed.set()
+            with suppress(psutil.Error):  # others come and go meanwhile
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    process.kill()
+                    killed.set()
 
     thread = threading.Thread(target=wait_and_kill)
     thread.start()

@@ -6,15 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from lawdnet.data.manifest import MANIFEST, Dataset
+from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset
+from lawdnet.data.schema import FEATURES, rewrite_segments, to_rows, with_columns
 from lawdnet.models.export import to_legacy
+from lawdnet.models.generator import Generator, GeneratorConfig
+from lawdnet.models.legacy import generator_to_legacy
 from lawdnet.models.saved import load_generator
+from lawdnet.report import run_report
 from lawdnet.storage import write_json
 from lawdnet.training.steps import GanStep
 from pipelines.checkpoints import METRICS, Shelf
+from pipelines.lease import held
 from pipelines.parents import GateError
 from pipelines.training import Running, Workers, train
 from tests.pipelines.runs import assert_same, grey, here, rows, tiny, weights
@@ -54,6 +61,45 @@ def test_another_generator_is_a_start(dataset: Dataset, kind: str, tmp_path: Pat
     assert len(meta["parent_hash"]) == 64
     with pytest.raises(ValueError, match=r"cannot start from .*: its generator has base_channels 4, not 8"):
         train(dataset, tmp_path / "third", tiny(["frame_64"], "base_channels=8"), here(init=str(start)))
+
+
+def with_deepspeech(root: Path) -> Dataset:
+    """The grey dataset with the feature that published generators hear."""
+    opened = grey(root)
+
+    def add(table: pa.Table) -> pa.Table:
+        sound = to_rows(np.zeros((table["num_frames"][0].as_py(), 29), np.float32))
+        return with_columns(table, {FEATURES + "deepspeech": sound})
+
+    for path in (root / SEGMENTS).iterdir():
+        rewrite_segments(path, path.with_suffix(".new"), add)
+        path.with_suffix(".new").replace(path)
+    extractors = {**opened.info["extractors"], "deepspeech": {"dim": 29, "model_sha256": "x", "options": {}}}
+    write_json(root / MANIFEST, {**opened.info, "extractors": extractors})
+    return Dataset(root)
+
+
+def test_a_published_file_is_trained_further(tmp_path: Path) -> None:
+    """With the warp layout it has learnt to live with, which is not the default."""
+    torch.manual_seed(0)
+    config = GeneratorConfig(audio_dim=29, base_channels=4, key_points=2, warp_layout="lawdnet2024")
+    theirs, old = Generator(config), tmp_path / "netG_model_epoch_9.pth"
+    state = {f"module.{name}": value for name, value in generator_to_legacy(theirs).items()}
+    torch.save({"epoch": 9, "state_dict": {"net_g": state}, "optimizer": {}}, old)
+    dataset, asked = with_deepspeech(tmp_path / "dataset"), ["audio_feature=deepspeech", "warp_grid=60"]
+    with pytest.raises(ValueError, match=r"its generator has warp_layout lawdnet2024, not correct; --set the same"):
+        train(dataset, tmp_path / "run", tiny(["frame_64"], *asked), here(init=str(old)))
+    still = tiny(["frame_64"], *asked, "warp_layout=lawdnet2024", "frame_64.lr=1e-30")
+    train(dataset, tmp_path / "run", still, here(init=str(old)))
+    ours, meta = load_generator(tmp_path / "run" / "frame_64" / "epoch_0001")
+    assert_same(dict(ours.state_dict()), dict(theirs.state_dict()))
+    assert (ours.config, meta["parent"]) == (config, str(old))
+    further = tiny(["frame_64"], *asked, "warp_layout=lawdnet2024", "frame_64.lr=1e-2", "ema_decay=0")
+    train(dataset, tmp_path / "further", further, here(init=str(old)))
+    moved = load_generator(tmp_path / "further" / "frame_64" / "epoch_0001")[0]
+    pairs = zip(moved.parameters(), theirs.parameters(), strict=True)
+    changes = [float((new - before).detach().abs().max()) for new, before in pairs]
+    assert 1e-3 < max(changes) < 0.3
 
 
 @pytest.mark.parametrize(
@@ -99,6 +145,23 @@ def test_a_gate_holds_the_next_stage_back(dataset: Dataset, tmp_path: Path) -> N
     write_json(figures, json.loads(figures.read_text()) | {"accuracy": 0.96})
     train(dataset, tmp_path, config, running)
     assert Shelf(tmp_path / "frame_64").place() == (1, 0)
+    assert json.loads((tmp_path / "run.json").read_text())["gates"] == ["accuracy>=0.95"]
+
+
+def test_validation_of_a_sync_network_says_where_it_finds_the_sound(dataset: Dataset, tmp_path: Path) -> None:
+    train(dataset, tmp_path, tiny(["syncnet"]), here(validate_every=1))
+    (row,) = rows(tmp_path, "syncnet", "validation")
+    assert sum(count for name, count in row.items() if name.startswith("offset_at_")) == row["segments"] == 2
+    page = tmp_path / "report.html"
+    run_report(tmp_path, page)
+    assert "Where it finds the sound" in page.read_text(encoding="utf8")
+
+
+def test_a_run_has_one_driver_at_a_time(dataset: Dataset, tmp_path: Path) -> None:
+    with held(tmp_path / ".driver"), pytest.raises(ValueError, match=f"{tmp_path}: process .* is at work on it"):
+        train(dataset, tmp_path, tiny(["frame_64"]), here())
+    train(dataset, tmp_path, tiny(["frame_64"]), here())
+    assert not (tmp_path / ".driver").exists()
 
 
 @pytest.mark.parametrize(

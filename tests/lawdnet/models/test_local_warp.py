@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.published import PublishedWarp
 from lawdnet.models import warp as warp_module
 from lawdnet.models.warp import LocalAffineWarp, average_move, cell_centres
 
@@ -68,6 +69,39 @@ def test_gradient_is_that_of_autograd_also_in_chunks(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(warp_module, "CHUNK_CELLS_CPU", 3 * 100)
     average_move(ours, 10).backward(upstream)
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def results(warp: LocalAffineWarp) -> list[Tensor]:
+    """The warped feature and every gradient."""
+    feature, code = torch.randn(2, 6, 13, 10, generator=torch.Generator().manual_seed(1)), torch.ones(2, 8)
+    warp.zero_grad()
+    warped = warp(feature.requires_grad_(), code.requires_grad_())
+    warped.square().sum().backward()
+    return [
+        warped.detach(),
+        *(tensor.grad for tensor in (feature, code, *warp.parameters()) if tensor.grad is not None),
+    ]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_is_equal_in_both_directions_and_one_graph(backend: str) -> None:
+    warp = small_warp()
+    eager = results(warp)
+    warp.compile(backend=backend, fullgraph=True)
+    compiled = results(warp)
+    assert len(compiled) == len(eager) == 11
+    for ours, theirs in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("layout", "size"), [("correct", (12, 12)), ("lawdnet2024", (26, 20))])
+def test_benchmark_compares_with_the_same_function(layout: str, size: tuple[int, int]) -> None:
+    """The published code resizes places where we resize moves: the same on the field's own grid."""
+    theirs = PublishedWarp(6, 8, 3, 12, layout)
+    ours = LocalAffineWarp(6, 8, 3, 12, layout)
+    ours.load_state_dict(theirs.state_dict())
+    feature, code = torch.randn(2, 6, *size), torch.randn(2, 8)
+    torch.testing.assert_close(ours(feature, code), theirs(feature, code), atol=1e-4, rtol=0)
 
 
 def test_whole_layer_passes_gradcheck() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lawdnet.models.discriminator import Discriminator, DiscriminatorConfig
 from lawdnet.models.generator import Generator, GeneratorConfig
+from lawdnet.models.layers import UpConvReLU2d
 from lawdnet.models.syncnet import SyncNet, SyncNetConfig
 
 TINY = GeneratorConfig(audio_dim=7, base_channels=4)
@@ -79,6 +80,19 @@ def test_sample_does_not_depend_on_its_batch() -> None:
     together = generator(*inputs)
     alone = generator(*(value[1:] for value in inputs))
     torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=0)
+
+
+def test_doubling_is_repeating_pixels_and_a_convolution() -> None:
+    layer = UpConvReLU2d(5, 4).double()
+    x = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+    repeated = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+    direct = nn.functional.conv2d(repeated, layer.weight, layer.bias, padding=1).relu()
+    made = layer(x)
+    torch.testing.assert_close(made, direct)
+    upstream, wanted = torch.randn_like(made), (x, layer.weight, layer.bias)
+    grads = (torch.autograd.grad(out, wanted, upstream) for out in (made, direct))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_generator_under_autocast_and_channels_last_agrees() -> None:

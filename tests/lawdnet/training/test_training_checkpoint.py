@@ -60,7 +60,7 @@ def test_going_on_equals_never_stopping(name: str, epoch: int, next_step: int, t
     run(config, stage, again, start)
     assert_same(weights(whole), weights(again), 1e-6)
     assert torch.equal(torch.rand(3), random)
-    for part in ("ramp", "ema"):
+    for part in ("ramp", "bound", "clip", "ema"):
         if part in whole.parts:
             assert flat(again.parts[part].state_dict()) == pytest.approx(flat(whole.parts[part].state_dict()), abs=1e-6)
 

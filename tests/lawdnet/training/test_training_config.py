@@ -60,6 +60,7 @@ def test_settings_reach_their_field() -> None:
         ("frame_64.lr=fast", "'fast' is no number"),
         ("frame_64.batch_size=0", r"frame_64.batch_size: must be at least 1"),
         ("frame_64.mouth_px=33", r"frame_64.mouth_px: 33"),
+        ("sync_share=0", "sync_share: must be above 0"),
         ("precision=fp8", "none of auto, fp32, bf16, fp16"),
     ],
 )

@@ -102,6 +102,14 @@ def test_the_sync_network_sees_the_mouth_square() -> None:
     assert mouth_square(crop, 32, 64).shape == (1, 15, 64, 64)
 
 
+def test_every_pixel_of_the_mouth_has_a_gradient_where_it_is_shrunk() -> None:
+    crop = torch.zeros(1, 5, 3, 156, 120, requires_grad=True)
+    mouth_square(crop, 96, 32).sum().backward()
+    assert crop.grad is not None
+    assert float(crop.grad[..., 48:144, 12:108].min()) > 0
+    assert float(crop.grad.sum()) == pytest.approx(15 * 32 * 32)
+
+
 def test_a_sync_loss_without_a_sync_network_is_refused(config: TrainConfig) -> None:
     with pytest.raises(ValueError, match=r"clip_256.*no trained syncnet"):
         GanStep(config, config.stage("clip_256"), CPU, lambda n: n, audio_dim=DIM)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lawdnet.training.alarms import NonFiniteLoss, Plateau, check_finite
-from lawdnet.training.losses import contrast, contrast_chance, gradient_shares, same_numbers
+from lawdnet.training.losses import contrast, contrast_chance, gradient_shares, pulls, same_numbers
 from lawdnet.training.stages import FULL, micro_batches, scaled_lr
 
 
@@ -41,10 +41,14 @@ def test_the_same_sound_drawn_twice_is_no_mistake() -> None:
 
 def test_shares_are_those_of_known_gradients() -> None:
     picture = torch.ones(2, 2, requires_grad=True)
-    made = picture * 1
-    shares = gradient_shares({"a": 3 * made.sum(), "b": made.sum(), "c": 0 * made.sum()}, made)
+    made = picture * 2
+    pulled = pulls({"a": 3 * made.sum(), "b": made.sum(), "c": 0 * made.sum()}, made)
+    shares = gradient_shares(pulled)
     assert {k: float(v) for k, v in shares.items()} == pytest.approx({"share_a": 0.75, "share_b": 0.25, "share_c": 0})
-    made.sum().backward()  # the graph is still there
+    made.backward(pulled["a"] + pulled["b"])  # what lies behind the picture is still there
+    assert picture.grad is not None
+    assert picture.grad.tolist() == [[8, 8], [8, 8]]
+    assert [float(share) for share in gradient_shares({"a": torch.zeros(2), "b": torch.zeros(2)}).values()] == [0, 0]
 
 
 def test_a_plateau_is_told_once_and_only_at_chance() -> None:

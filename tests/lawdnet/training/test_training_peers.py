@@ -19,7 +19,9 @@ from lawdnet.training.steps import NonFiniteLoss
 from lawdnet.types import TrainBatch
 
 NAMES = ("syncnet", "frame_64", "clip_256")
-STEPS = 2
+STEPS = 3
+LOUD = ("sync_ramp=0", "clip_256.weights.sync=100")
+"""So that the sync loss must be held back."""
 
 
 def rank_main(rank: int, folder: str) -> None:
@@ -33,6 +35,7 @@ def rank_main(rank: int, folder: str) -> None:
     found["poisoned"] = poisoned(rank)
     peers = find_peers(CPU)
     found["agree"] = [peers.agree(rank == 1), peers.agree(False)]
+    found["mean"] = peers.mean(torch.tensor([rank, 7.0]))
     found["gather"] = torch.stack(peers.gather(torch.tensor([rank, 7])))
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -43,7 +46,7 @@ def wrap(network: nn.Module) -> nn.Module:
 
 
 def train(name: str, rank: int, accumulate: int = 1) -> dict[str, torch.Tensor]:
-    config = tiny("sync_ramp=0")
+    config = tiny(*LOUD)
     stage = config.stage(name)
     step = make_step(config, stage, wrap)
     for index in range(STEPS):
@@ -89,7 +92,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_two_ranks_learn_what_one_does_from_the_same_global_batch(
     name: str, accumulate: int, ranks: list[dict[str, Any]]
 ) -> None:
-    config = tiny("sync_ramp=0")
+    config = tiny(*LOUD)
     stage = config.stage(name)
     alone = make_step(config, stage)
     start = weights(alone)
@@ -123,6 +126,7 @@ def test_ranks_vote_and_see_each_other(ranks: list[dict[str, Any]]) -> None:
     for found in ranks:
         assert found["agree"] == [True, False]
         assert found["gather"].tolist() == [[0, 7], [1, 7]]
+        assert found["mean"].tolist() == [0.5, 7]
 
 
 def test_alone_a_rank_answers_itself() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from lawdnet.training.ramp import MEMORY, SyncRamp
+from lawdnet.training.ramp import MEMORY, SyncBound, SyncRamp
 
 
 def factors(ramp: SyncRamp, true: float, made: float, steps: int) -> list[float]:
@@ -34,17 +34,6 @@ def test_without_steps_it_is_open_from_the_first() -> None:
     assert not ramp.is_waiting
 
 
-def test_every_rank_begins_in_the_same_step() -> None:
-    votes: list[bool] = []
-
-    def agree(flag: bool) -> bool:
-        votes.append(flag)
-        return len(votes) < MEMORY + 3  # another rank is not ready before
-
-    assert factors(SyncRamp(2, 0.75, agree), 0.1, 0.1, MEMORY + 4)[-3:] == [0, 0.5, 1]
-    assert len(votes) == MEMORY + 3, "asked in every step while it waits, and never after"
-
-
 def test_it_goes_on_where_it_stopped() -> None:
     whole, first = SyncRamp(8, 0.75), SyncRamp(8, 0.75)
     for count in (5, MEMORY + 2):
@@ -56,3 +45,36 @@ def test_it_goes_on_where_it_stopped() -> None:
         assert factors(whole, 0.4, 0.5, 3) == factors(first, 0.4, 0.5, 3)
     assert whole.state_dict() == first.state_dict()
     assert whole.factor == pytest.approx(1.0)
+
+
+def test_the_bound_holds_the_share_and_not_more() -> None:
+    bound = SyncBound(0.25)
+    assert bound.factor(100.0) == 1, "nothing is known yet"
+    bound.see(4.0, 9.0)  # norms 2 and 3
+    for weight in (0.0, 0.1, 0.5):
+        assert bound.factor(weight) == 1, "0.5 · 2 is a quarter of 1 + 3"
+    for weight in (0.6, 1.0, 50.0):
+        sync = weight * bound.factor(weight) * 2
+        assert sync / (sync + 3) == pytest.approx(0.25)
+
+
+def test_a_share_of_one_and_a_lack_of_others_bind_nothing() -> None:
+    free, alone = SyncBound(1.0), SyncBound(0.25)
+    free.see(4.0, 9.0)
+    alone.see(4.0, 0.0)
+    assert free.factor(1e6) == alone.factor(1e6) == 1
+
+
+def test_the_bound_follows_a_mean_and_passes_over_what_is_not_finite() -> None:
+    bound = SyncBound(0.5)
+    for _ in range(50):
+        bound.see(1.0, 1.0)
+    bound.see(101.0, 1.0)
+    assert bound.factor(1.0) == pytest.approx(11**-0.5), "a tenth of one step"
+    before = bound.state_dict()
+    for sync, rest in ((float("inf"), 1.0), (1.0, float("nan"))):
+        bound.see(sync, rest)
+    assert bound.state_dict() == before
+    again = SyncBound(0.5)
+    again.load_state_dict(before)
+    assert again.factor(1.0) == bound.factor(1.0)

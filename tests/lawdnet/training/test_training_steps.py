@@ -31,11 +31,11 @@ def halves(batch: TrainBatch) -> list[TrainBatch]:
 @pytest.mark.parametrize("name", ["syncnet", "frame_64", "clip_256"])
 def test_two_half_batches_make_the_step_of_a_whole_one(name: str) -> None:
     """Also for the sync network, whose faces must see the sounds of both halves."""
-    config = tiny("sync_ramp=0")
+    config = tiny("sync_ramp=0", "clip_256.weights.sync=100")  # loud enough to be held back
     stage = config.stage(name)
     whole, split = make_step(config, stage), make_step(config, stage)
     start = weights(whole)
-    for index in range(2):
+    for index in range(3):
         batch = batch_of(stage, index, size=4)
         full, parts = whole(batch), split(*halves(batch))
         assert full.keys() == parts.keys()
@@ -102,6 +102,41 @@ def test_shares_of_the_gradient_add_up_and_follow_the_weights(name: str) -> None
     assert [any(k.startswith("share_") for k in row) for row in rows[0]] == [True, False, True]
 
 
+def test_a_loud_sync_loss_is_held_to_its_share_and_a_quiet_one_is_left_alone() -> None:
+    def taken(share: float, weight: float) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+        config = tiny("share_every=1", "sync_ramp=0", f"sync_share={share}", f"clip_256.weights.sync={weight}")
+        stage = config.stage("clip_256")
+        step = make_step(config, stage)
+        rows = [step(batch_of(stage, 0)) for _ in range(6)]
+        return [{k: float(v) for k, v in row.items()} for row in rows], weights(step)
+
+    (bound, _), (free, _) = taken(0.2, 50.0), taken(1.0, 50.0)
+    assert {row["sync_weight"] for row in free} == {50}
+    assert min(row["share_sync"] for row in free) > 0.5
+    assert bound[0]["sync_weight"] == 50, "how loud it is, a first step shows"
+    assert all(row["sync_weight"] < 50 and 0 < row["share_sync"] < 0.25 for row in bound[1:])
+    (_, bound_weights), (_, free_weights) = taken(0.9, 1e-3), taken(1.0, 1e-3)
+    assert_same(bound_weights, free_weights, 0)
+
+
+def test_the_pulls_of_the_losses_are_the_gradient_of_their_sum() -> None:
+    config = tiny("sync_ramp=0", "sync_share=1", "grad_clip=0")
+    stage = config.stage("clip_256")
+    step, batch = make_step(config, stage), batch_of(stage)
+    assert isinstance(step, GanStep)
+    generator = step.networks["generator"]
+    made = step.generate(batch)
+    found, metrics = step._generator_losses(batch, made)
+    weighted = {name: getattr(stage.weights, name) for name in ("pixel", "mouth", "gan", "clip_gan", "sync")}
+    assert metrics["total"].item() == pytest.approx(sum(w * metrics[n].item() for n, w in weighted.items()))
+    parameters = list(generator.parameters())
+    pulled = torch.autograd.grad(found, parameters, retain_graph=True)
+    losses = step._picture_losses(made, batch.source_BN3HW.flatten(0, 1)) | {"sync": step._sync_loss(made, batch)}
+    plain = torch.autograd.grad(sum(w * losses[n] for n, w in weighted.items()), parameters)
+    for ours, theirs in zip(pulled, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
 def test_measuring_shares_changes_no_weight() -> None:
     stage = tiny().stage("frame_64")
     with_shares, without = (make_step(tiny(f"share_every={n}"), stage) for n in (1, 0))
@@ -152,9 +187,11 @@ def test_half_precision_learns_the_same_thing(precision: str) -> None:
     assert all(p.dtype == torch.float32 for p in half.networks["generator"].parameters())
 
 
-def test_an_overflow_under_a_large_scale_only_lowers_the_scale() -> None:
-    config = tiny("precision=fp16", "frame_64.weights.gan=0")
-    stage = config.stage("frame_64")
+@pytest.mark.parametrize("name", ["frame_64", "clip_256"])
+def test_an_overflow_under_a_large_scale_only_lowers_the_scale(name: str) -> None:
+    """Neither is it a fault where the sync loss's share of the gradient is watched."""
+    config = tiny("precision=fp16", "stages.weights.gan=0", "stages.weights.clip_gan=0", "sync_ramp=0")
+    stage = config.stage(name)
     step = make_step(config, stage)
     assert isinstance(step, GanStep)
     before, scaler = weights(step), step.precision.scaler
@@ -194,7 +231,7 @@ def test_a_compiled_generator_learns_the_same(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("lawdnet.training.steps.compile_in_place", lambda network: compile_in_place(network, "eager"))
     stage = tiny().stage("frame_64")
     plain, compiled = make_step(tiny("compile=false"), stage), make_step(tiny("compile=true"), stage)
-    assert compiled.networks["generator"]._compiled_call_impl is not None
+    assert compiled.networks["generator"].warp._compiled_call_impl is not None
     start = weights(plain)
     for step in (plain, compiled):
         step(batch_of(stage))

@@ -1,0 +1,96 @@
+"""What the driver of a build needs as its inputs grow: listing them, reading what is done, and writing the manifest.
+
+    python -m benchmarks.many_videos [--counts 1000,10000,100000] [--segments 8]
+
+No video is decoded: the inputs are empty files, and what their builds left behind is made up. 100,000 videos of 72
+seconds, 8 segments each, are 2,000 hours. Prints a JSON object; every count runs in a process of its own, and memory
+is the peak of its resident memory over that of the same process with ten inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.core_speed import high_water
+from lawdnet.data.config import BuildConfig
+from lawdnet.data.rules import SCORES
+from lawdnet.data.segments import split_draw
+from pipelines.finishing import finish
+from pipelines.inputs import list_inputs
+from pipelines.outcomes import EMPTY_ROW, Outcome, read_outcomes, write_outcome
+from pipelines.remaining import remaining
+
+PER_FOLDER = 1000
+CONFIG = BuildConfig()
+
+
+def make(source: Path, root: Path, count: int, segments: int) -> None:
+    """Inputs, and the outcomes of a build that had just come to its end."""
+    for number in range(count):
+        path = source / f"{number // PER_FOLDER:04d}" / f"{number:06d}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for item in list_inputs(source):
+        name, digest = Path(item["path"]).stem, item["key"] * 4
+        side = "val" if split_draw(digest) < CONFIG.val_fraction else "train"
+        row = {**EMPTY_ROW, "path": item["path"], "video_id": f"{name}-{item['key'][:10]}", "status": "accepted"}
+        row |= {"split": side, "sha256": digest, "segments": segments, "frames": 225 * segments}
+        scores = {score: 0.123456789 for score in SCORES if not score.startswith("sync")}
+        rows = [
+            {"segment_id": f"{row['video_id']}-{i:04d}", "index": i, "track": 0, "start_frame": 225 * i}
+            | {"num_frames": 225, "row_group": i, "scores": scores}
+            for i in range(segments)
+        ]
+        write_outcome(root, item["key"], Outcome(list(item["inputs"]), row, rows, {"mel": "0123456789abcdef"}))
+
+
+def measure(source: Path, root: Path) -> dict[str, float]:
+    """Seconds of each part of the driver's work, and the peak of this process in MiB."""
+    took: dict[str, float] = {}
+
+    def timed(name: str, began: float) -> None:
+        took[name] = round(time.perf_counter() - began, 2)
+
+    began = time.perf_counter()
+    items = list_inputs(source)
+    timed("list s", began)
+    began = time.perf_counter()
+    outcomes = read_outcomes(root)
+    work = remaining(items, outcomes, files={f"{o.row['video_id']}.parquet" for o in outcomes.values()},
+                     marks={"mel": "0123456789abcdef"}, sync_mark=None, finds_faces=False)  # fmt: skip
+    assert not any(work.values()), "all is done"
+    timed("read what is done s", began)
+    began = time.perf_counter()
+    finish(root, CONFIG, {"mel": {"dim": 320, "model_sha256": None, "options": {}}}, str(source))
+    timed("manifest s", began)
+    return took | {"peak MiB": high_water() >> 10}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--counts", default="1000,10000,100000")
+    parser.add_argument("--segments", type=int, default=8)
+    options = parser.parse_args()
+    report: dict[str, dict[str, float]] = {}
+    floor = 0.0
+    for count in (10, *map(int, options.counts.split(","))):
+        with tempfile.TemporaryDirectory() as folder:
+            source, root = Path(folder) / "source", Path(folder) / "dataset"
+            make(source, root, count, options.segments)
+            code = "import json, sys; from pathlib import Path; from benchmarks.many_videos import measure\n"
+            code += "print(json.dumps(measure(Path(sys.argv[1]), Path(sys.argv[2]))))"
+            ran = subprocess.run([sys.executable, "-c", code, str(source), str(root)], check=True, capture_output=True)
+            found = json.loads(ran.stdout)
+            floor = floor or found["peak MiB"]
+            report[f"{count} videos"] = found | {"memory MiB": found["peak MiB"] - floor}
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""cluster.yaml's groups under Ray's own autoscaler, with a provider that starts nodes as processes of this machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lawdnet.data.manifest import Dataset
+from pipelines.resources import PREPROCESS, TRAIN
+from tests.pipelines.conftest import copy
+from tests.pipelines.conftest import drawn as drawn
+from tests.pipelines.runs import grey
+from tests.ray_heads import ENVIRONMENT, Head, free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+HEAD = "ray.head.default"
+"""As the provider calls it."""
+STORE_BYTES = 100_000_000
+VIDEOS = 150
+
+DRIVER = """
+import json, sys, threading, time
+from pathlib import Path
+import ray
+from pipelines import resources
+
+def build(source, root):
+    from lawdnet.data.config import BuildConfig
+    from pipelines.dataset import build
+    build(source, root, BuildConfig(crop_width=80, val_fraction=0.0))
+
+def train(dataset, run):
+    from lawdnet.data.manifest import Dataset
+    from pipelines.running import Running
+    from pipelines.elastic import Workers
+    from pipelines.training import train
+    from tests.pipelines.runs import tiny
+    train(Dataset(dataset), run, tiny(["frame_64"]), Running(workers=Workers(1, 1), validate_every=0))
+
+def roles():
+    nodes = [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]]
+    return sorted(node["Labels"].get(resources.ROLE, "") for node in nodes)
+
+work = {"build": build, "train": train}[sys.argv[1]]
+with resources.cluster():
+    began, seen = time.monotonic(), []
+    thread = threading.Thread(target=work, args=[Path(word) for word in sys.argv[2:]])
+    thread.start()
+    while thread.is_alive() or (roles() and time.monotonic() - ended < 120):
+        now = roles()
+        if not seen or seen[-1]["nodes"] != now:
+            seen.append({"second": round(time.monotonic() - began, 1), "nodes": now, "working": thread.is_alive()})
+        if thread.is_alive():
+            ended = time.monotonic()
+        time.sleep(0.2)
+    seen.append({"second": round(time.monotonic() - began, 1), "nodes": roles(), "working": False})
+print(json.dumps(seen))
+"""
+
+
+def simulated(gcs: str) -> dict[str, Any]:
+    """cluster.yaml with small machines of this provider; groups, labels and what may start of itself stay."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf8"))
+    groups = config["available_node_types"]
+    groups[HEAD] = groups.pop("head")
+    for group, cpus, most in (("builder", 1, 2), ("trainer", 2, 1)):
+        sizes = {"CPU": cpus, "object_store_memory": STORE_BYTES}
+        groups[group]["resources"] = groups[group]["resources"] | sizes
+        groups[group]["max_workers"] = most
+    for group in groups.values():
+        group["node_config"] = {}
+    stages = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    return config | {
+        "head_node_type": HEAD,
+        "max_workers": 3,
+        "idle_timeout_minutes": 0.1,
+        "provider": {
+            "type": "external", "module": PROVIDER, "gcs_address": gcs, "launch_multiple": True,
+            "use_node_id_as_ip": True, "disable_node_updaters": True, "disable_launch_config_check": True,
+        },
+        "auth": {}, "docker": {}, "file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False,
+        "rsync_exclude": [], "rsync_filter": [], **{f"{stage}_commands": [] for stage in stages},
+    }  # fmt: skip
+
+
+class Autoscaling(Head):
+    """A head alone, which starts nodes when work waits."""
+
+    def start(self, node_cpus: int = 0) -> None:
+        file = Path(self.folder) / "cluster.yaml"
+        file.write_text(yaml.safe_dump(simulated(f"127.0.0.1:{self.port}")), encoding="utf8")
+        self._ray("--head", f"--port={self.port}", f"--dashboard-port={self.dashboard_port}", "--num-cpus=0",
+                  f"--ray-client-server-port={free_port()}", "--dashboard-host=127.0.0.1",
+                  f"--temp-dir={self.folder}", f"--autoscaling-config={file}")  # fmt: skip
+        self._wait(nodes=1)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    # as `ray up` and KubeRay do, so that the second autoscaler runs: the first heeds no labels
+    simulation = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "RAY_NODE_TYPE_NAME": HEAD,
+                  "RAY_CLOUD_INSTANCE_ID": "f" * 51 + "00000", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="ra", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        found = Autoscaling(folder, {**ENVIRONMENT, **simulation, "RAY_TMPDIR": folder})
+        try:
+            found.start()
+            yield found
+        finally:
+            found.stop()
+
+
+def watch(head: Head, *words: str) -> list[dict[str, Any]]:
+    """The nodes that are there while a driver works and until they have gone: seconds, their labels, still at work."""
+    environment = {**ENVIRONMENT, "RAY_ADDRESS": f"127.0.0.1:{head.port}", "PYTHONPATH": str(ROOT)}
+    environment["RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS"] = "1"  # a build of a minute need not wait for ten
+    command = [sys.executable, "-c", DRIVER, *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    seen: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    sys.stdout.write("\n".join(f"{row['second']:6.1f} s  {row['nodes']}" for row in seen) + "\n")
+    return seen
+
+
+def test_a_queued_build_starts_builders_alone_and_they_go_again(head: Head, drawn: Path, tmp_path: Path) -> None:
+    """More videos wait than builders may be started: no trainer, whose CPUs would do, is started for them."""
+    source, root = tmp_path / "source", tmp_path / "dataset"
+    for number in range(VIDEOS):
+        copy(drawn, source / f"{number}.mp4")
+    seen = watch(head, "build", str(source), str(root))
+    assert seen[0]["nodes"] == []
+    assert any(row["nodes"] == [PREPROCESS] * 2 and row["working"] for row in seen)
+    assert {role for row in seen for role in row["nodes"]} == {PREPROCESS}
+    assert seen[-1]["nodes"] == []
+    assert Dataset(root).info["counts"]["segments"] == VIDEOS
+
+
+def test_training_starts_trainers_alone_and_they_go_again(head: Head, tmp_path: Path) -> None:
+    """The worker and those who draw its samples."""
+    seen = watch(head, "train", str(grey(tmp_path / "dataset").root), str(tmp_path / "run"))
+    assert seen[0]["nodes"] == []
+    assert {role for row in seen for role in row["nodes"]} == {TRAIN}
+    assert seen[-1]["nodes"] == []
+    assert (tmp_path / "run" / "frame_64" / "epoch_0001").is_dir()
