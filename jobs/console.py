@@ -79,8 +79,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def guarded(*, debug: bool, **arguments: Any) -> None:
         with failures(debug):
-            if IN_JOB in os.environ:
-                check_places(arguments)
+            (check_places if IN_JOB in os.environ else check_local)(arguments)
             function(**arguments)
 
     hints = get_type_hints(function, include_extras=True) | {"debug": Debug}
@@ -115,8 +114,9 @@ def check_places(arguments: Mapping[str, Any]) -> None:
     """Looks whether a job can find what a command names: it runs elsewhere, in a copy of the code that Ray deletes.
 
     Raises:
-        WrongUsage: a place is relative to the folder that the command was typed in.
+        WrongUsage: a place is relative to the folder that the command was typed in, or as in `check_local`.
     """
+    check_local(arguments)
     for name, value in arguments.items():
         for place in value if isinstance(value, list) else [value]:
             is_text = isinstance(place, str) and name in PLACES and place != ""
@@ -125,6 +125,18 @@ def check_places(arguments: Mapping[str, Any]) -> None:
                 raise WrongUsage(
                     f"{place}: a job does not run in this folder; give an absolute path that all machines share{remote}"
                 )
+
+
+def check_local(arguments: Mapping[str, Any]) -> None:
+    """Looks whether a command that reads and writes files is given files.
+
+    Raises:
+        WrongUsage: one is an address.
+    """
+    for place in arguments.values():
+        if isinstance(place, Path) and (found := re.match(r"(s3|gs):/+", str(place))):
+            address = f"{found[1]}://{str(place)[found.end() :]}"
+            raise WrongUsage(f"{address}: this command reads and writes files; copy it into a folder first")
 
 
 def run(function: Callable[..., None]) -> None:

@@ -54,6 +54,12 @@ def dataset(corpus: Path, tmp_path_factory: pytest.TempPathFactory, ray_session:
     return out
 
 
+def test_files_are_no_addresses() -> None:
+    answer = runner.invoke(app, ["infer", "s3://bucket/run", "--video", "v.mp4", "--audio", "a.wav", "--out", "o.mp4"])
+    assert answer.exit_code == 2
+    assert "s3://bucket/run: this command reads and writes files; copy it into a folder first" in answer.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_teaches(name: str) -> None:
     answer = runner.invoke(app, [name, "--help"], env={"COLUMNS": "200"})
