@@ -48,7 +48,8 @@ def on_nodes(source: Path, root: Path, nodes: int) -> dict[str, float]:
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 200_000_000})
     for _ in range(nodes):
-        cluster.add_node(num_cpus=1, object_store_memory=200_000_000)
+        # nodes that anything may use would leave two CPUs to training
+        cluster.add_node(num_cpus=1, object_store_memory=200_000_000, labels={"lawdnet-role": "preprocess"})
     ray.init(address=cluster.address, log_to_driver=False)
     resources.quiet_data()
     times: list[float] = []

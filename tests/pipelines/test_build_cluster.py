@@ -29,7 +29,11 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 import ray
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-nodes = [cluster.add_node(num_cpus=1) for _ in range(int(sys.argv[3]))]
+def add():
+    # one that anything may use would be left to training
+    return cluster.add_node(num_cpus=1, labels={"lawdnet-role": "preprocess"})
+
+nodes = [add() for _ in range(int(sys.argv[3]))]
 ray.init(address=cluster.address, log_to_driver=False)
 from lawdnet.data.config import BuildConfig
 from pipelines import resources
@@ -61,7 +65,7 @@ changed = time.monotonic() - began
 if sys.argv[4] == "remove":
     cluster.remove_node(nodes.pop(), allow_graceful=False)
 else:
-    nodes.append(cluster.add_node(num_cpus=1))
+    nodes.append(add())
     wait(lambda: ray.cluster_resources().get("CPU") == 2 and ray.available_resources().get("CPU", 0) == 0)
 used = time.monotonic() - began
 thread.join(300)

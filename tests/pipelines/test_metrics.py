@@ -87,10 +87,10 @@ def test_an_input_counts_what_was_done_this_time(told: list[Any]) -> None:
     stored = {"status": "accepted", "reason": "", "frames": 1000, "segments": 20, "seconds_crop": 99.0}
     metrics.built(stored, tally)
     assert told == [
-        ("lawdnet_build_inputs_total", 1.0, {"status": "accepted", "reason": ""}),
         ("lawdnet_build_frames_total", 75, {}),
         ("lawdnet_build_segments_total", 2, {}),
         ("lawdnet_build_seconds_total", 1.5, {"stage": "crop"}),
+        ("lawdnet_build_inputs_total", 1.0, {"status": "accepted", "reason": ""}),
     ]
 
 
