@@ -129,7 +129,10 @@ def test_wrong_usage_is_2(options: list[str], message: str, tmp_path: Path) -> N
 def test_without_held_out_videos_nothing_is_trained(corpus: Path, tmp_path: Path, ray_session: None) -> None:
     answer = run(corpus, "--out", tmp_path / "out", *OPTIONS, "--set", "build.val_fraction=0")
     assert answer.exit_code == 1
-    assert "no video is held out; build with a larger val_fraction" in answer.stderr
-    assert not (tmp_path / "out" / "run").exists()
+    assert "no video would be held out; leave it above 0" in answer.stderr
+    for name, value in (("--features", "deepspeech2"), ("--init", tmp_path / "old.pth")):
+        refused = run(corpus, "--out", tmp_path / "out", *OPTIONS, name, value)
+        assert (refused.exit_code, name in refused.stderr) == (1, True)
+    assert not (tmp_path / "out").exists(), "said before the build"
     inside = run(corpus, "--out", corpus / "out", *OPTIONS)
     assert "which is never changed; choose another --out" in inside.stderr
