@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 OUTCOMES = ".render"
 LEDGER = "renders.json"
+LEFT = re.compile(r"\.(.+\.mp4)\.[0-9a-f]{8}\.mp4")
+"""A result that is written and has not got its name yet."""
 SPEECHES_AT_ONCE = 8
 """Of one video: a worker prepares it for so many, and others may take the rest."""
 STALL_SECONDS = 300.0
@@ -196,9 +199,12 @@ def _sweep(root: Location, pairs: Sequence[Row]) -> None:
     """Removes what killed workers have left half written."""
     if not isinstance(root, Path):
         return
-    for folder in {root / OUTCOMES, *((root / pair["out"]).parent for pair in pairs)}:
-        for path in folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+    outs = {root / pair["out"] for pair in pairs}
+    for folder in {root / OUTCOMES, *(out.parent for out in outs)}:
+        for path in folder.glob(".*"):
+            whole = LEFT.fullmatch(path.name)
+            if path.suffix == ".tmp" or (whole and folder / whole[1] in outs):
+                path.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True)

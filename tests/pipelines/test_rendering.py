@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from lawdnet.video import decode, write_video
 from pipelines import lease, rendering
 from pipelines.outcomes import DRIVER, MAX_ATTEMPTS
 from pipelines.pairs import all_pairs
+from pipelines.pool import check_stop
 from pipelines.rendering import LEDGER, OUTCOMES, Renderer, render
 from tests.fragile_rendering import Fragile
 from tests.tiny_checkpoints import checkpoint
@@ -89,6 +91,7 @@ def in_process(given: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **option
         by_key, renderer = {pair["key"]: pair for pair in todo}, Renderer(order)
         for item in rendering._items(todo, 8):
             for answer in renderer(item):
+                check_stop(answer)
                 row = json.loads(answer["row"])
                 new.append(row["out"])
                 yield by_key[answer["key"]], row
@@ -239,6 +242,56 @@ def test_a_bug_costs_one_pair_and_is_tried_again(given: Path, tmp_path: Path, mo
     assert rows["ann--hello.mp4"]["status"] == "rendered"
     rows, new = in_process(given, tmp_path / "out", monkeypatch)
     assert (new, rows["ann--bye.mp4"]["status"]) == (["ann--bye.mp4"], "rendered")
+
+
+def test_a_full_disk_stops_the_job(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def full(self: Renderer, pair: dict[str, Any], template: Any) -> Any:
+        tried.append(pair["out"])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Renderer, "_render", full)
+        with pytest.raises(OSError, match=r"/out: No space left on device; make room and run the same command again"):
+            in_process(given, tmp_path / "out", patch)
+    assert len(tried) == 1
+    rows, _ = in_process(given, tmp_path / "out", monkeypatch)
+    assert rows[tried[0]]["status"] == "rendered"
+
+
+def test_a_result_of_another_job_under_the_same_name_is_not_ours(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, out = tmp_path / "given", tmp_path / "out"
+    shutil.copytree(given, mine)
+    in_process(mine, out, monkeypatch)
+    ours = mp4s(out)["ann--hello.mp4"]
+    time.sleep(0.01)  # files are told apart by size and time
+    shutil.copy(out / "bob--hello.mp4", out / "ann--hello.mp4")
+    assert in_process(mine, out, monkeypatch)[1] == ["ann--hello.mp4"]
+    assert mp4s(out)["ann--hello.mp4"] == ours
+
+
+def test_what_killed_workers_left_is_swept(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    left = [out / ".ann--hello.mp4.0123abcd.mp4", out / ".ann--hello.mp4.0123abcd.tmp"]
+    foreign = out / ".holiday.mp4.0123abcd.mp4"
+    for path in (*left, foreign):
+        path.touch()
+    in_process(given, out, monkeypatch)
+    assert [path.exists() for path in (*left, foreign)] == [False, False, True]
+
+
+def test_a_result_never_replaces_an_input_by_another_name(given: Path, tmp_path: Path) -> None:
+    (tmp_path / "people").symlink_to(given / "videos")
+    pairs = [
+        pair | {"out": "ann.mp4"} for pair in all_pairs(given / "videos", given / "speeches", tmp_path / "out")[:1]
+    ]
+    for root in (tmp_path / "people", given / "speeches" / ".." / "videos"):
+        with pytest.raises(ValueError, match=r"is an input, and would be replaced by a result; choose another --out"):
+            render(given / "run", pairs, root)
 
 
 def test_a_link_to_nowhere_is_tried_again(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
