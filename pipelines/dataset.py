@@ -20,6 +20,7 @@ from lawdnet.audio.base import AudioExtractor
 from lawdnet.data.config import FORMAT_VERSION, BuildConfig, digest
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset
 from lawdnet.data.rules import parse_rule
+from lawdnet.data.transfer import refuse_inside
 from lawdnet.landmarks.base import ready_network
 from lawdnet.storage import Location, read_json, write_json
 from lawdnet.types import RejectReason
@@ -61,9 +62,7 @@ def build(
             decide its pictures, or another driver is at work on it.
     """
     source, root = _absolute(source), _absolute(root)
-    is_local = isinstance(root, Path) and isinstance(source, Path)
-    if is_local and source.is_dir() and root.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"{root}: lies inside the source {source}, which is never changed; choose another --out")
+    refuse_inside(root, [source])
     items = list_inputs(source)
     config = _with_stored(source, root, config)
     extractors = extractors_of(config, str(weights_dir) if weights_dir else None)

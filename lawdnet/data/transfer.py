@@ -56,7 +56,7 @@ def refuse_inside(out: Location, kept: Iterable[Location]) -> None:
     """
     for folder in kept:
         if isinstance(folder, Path) and isinstance(out, Path) and out.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{out}: lies inside {folder}, which is never changed; choose another --out")
+            raise ValueError(f"{out}: lies inside the source {folder}, which is never changed; choose another --out")
 
 
 def source_folder(dataset: Dataset) -> Location | None:

@@ -95,15 +95,10 @@ def test_trouble_with_the_mark_is_not_trouble_with_the_work(mark: Path, monkeypa
         raise RuntimeError("no answer")
 
     monkeypatch.setattr(lease, "write_json", refuse)
+    done = False
     with lease.held(mark):
-        pass
-
-
-def test_a_mark_that_another_has_taken_stays(mark: Path) -> None:
-    with lease.held(mark):
-        write_json(mark, other())
-        assert lease._read(mark) == other()
-    # the last beat of the block writes its own once more, and takes it away again
+        done = True
+    assert done
     assert not mark.exists()
 
 

@@ -68,12 +68,17 @@ def test_what_no_counter_takes_is_left_out(value: float, monkeypatch: pytest.Mon
 
 
 def test_a_failure_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
     def fail(name: str) -> None:
+        tried.append(name)
         raise RuntimeError(name)
 
     monkeypatch.setattr(metrics, "_made", fail)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     metrics.record("lawdnet_render_frames_total", 5)
+    metrics.record("lawdnet_render_frames_total", "many")  # type: ignore[arg-type]
+    assert tried == ["lawdnet_render_frames_total"], "a value that is no number comes no further"
 
 
 def test_labels_are_those_of_the_table() -> None:
