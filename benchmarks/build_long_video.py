@@ -19,9 +19,9 @@ import numpy as np
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.landmarks.openface import read_csv, write_csv
+from lawdnet.tasks.inputs import list_inputs
 from lawdnet.video import probe
-from pipelines.actors import Order, VideoBuilder
-from pipelines.inputs import list_inputs
+from pipelines.build.task import Order, VideoBuilder
 
 
 def repeat(clip: Path, to: Path, times: int) -> None:

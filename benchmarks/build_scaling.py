@@ -26,8 +26,8 @@ CONFIG = BuildConfig(crop_width=160, val_fraction=0)
 
 def direct(source: Path, root: Path) -> float:
     """Seconds for all videos in a plain loop, after the first of them, which warms up."""
-    from pipelines.actors import Order, VideoBuilder
-    from pipelines.inputs import list_inputs
+    from lawdnet.tasks.inputs import list_inputs
+    from pipelines.build.task import Order, VideoBuilder
 
     builder = VideoBuilder(Order(config=CONFIG, root=str(root), run=uuid.uuid4().hex))
     items = [item | {"to_complete": False} for item in list_inputs(source)]
@@ -43,8 +43,8 @@ def on_nodes(source: Path, root: Path, nodes: int) -> dict[str, float]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from pipelines import resources
-    from pipelines.dataset import build
+    from pipelines.build.build import build
+    from pipelines.cluster import resources
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 200_000_000})
     for _ in range(nodes):

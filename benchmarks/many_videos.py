@@ -19,12 +19,12 @@ from pathlib import Path
 
 from benchmarks.core_speed import high_water
 from lawdnet.data.config import BuildConfig
+from lawdnet.data.finalize import finish
 from lawdnet.data.rules import SCORES
 from lawdnet.data.segments import split_draw
-from pipelines.finishing import finish
-from pipelines.inputs import list_inputs
-from pipelines.outcomes import EMPTY_ROW, Outcome, read_outcomes, write_outcome
-from pipelines.remaining import remaining
+from lawdnet.tasks.inputs import list_inputs
+from lawdnet.tasks.records import EMPTY_ROW, Outcome, read_outcomes, write_outcome
+from pipelines.build.plan import remaining
 
 PER_FOLDER = 1000
 CONFIG = BuildConfig()

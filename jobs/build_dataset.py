@@ -73,15 +73,15 @@ def build(
     Example: `lawdnet build corpus --out dataset --where 'face_px>=120' --set val_fraction=0.1`
     """
     from lawdnet.storage import locate
+    from pipelines.build.build import build as build_dataset
 
     with console.options():
         options = {"landmarks": landmarks, "face": face, "features": split(features), "crop_width": crop_width}
         config = build_config(settings, **options, **({"where": tuple(where)} if where else {}))
         place, root = locate(source), locate(out)
-    from pipelines import dataset
 
     with console.Meter("build", "videos") as meter:
-        opened = dataset.build(place, root, config, weights_dir=weights_dir, sync=sync, gpu=gpu, on_row=Watch(meter))
+        opened = build_dataset(place, root, config, weights_dir=weights_dir, sync=sync, gpu=gpu, on_row=Watch(meter))
         seconds = meter.seconds
     content = describe(opened) | {"seconds": round(seconds, 3)}
     if not content["segments"]:

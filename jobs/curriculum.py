@@ -80,16 +80,16 @@ def curriculum(
         stored = build_dataset.split(features)
         build_config = build_dataset.build_config(given["build"], landmarks=landmarks, features=stored)
         config = make_config(preset, None, given["train"])
-        from pipelines.elastic import Workers
-        from pipelines.running import Running
+        from lawdnet.training.options import RunOptions
+        from lawdnet.training.virtual_ranks import Workers
 
-        running = Running(
+        running = RunOptions(
             workers=Workers.parse(workers), gpu=gpu > 0, init=init, gates=tuple(gate),
             loggers=build_dataset.split(logger),
         )  # fmt: skip
         place, folder = locate(source), locate(out)
     train.check_gpu(running.gpu)
-    from pipelines import curriculum as pipeline
+    from pipelines.workflows.curriculum import curriculum as run_curriculum
 
     @contextmanager
     def begin(name: str, text: str) -> Iterator[Any]:
@@ -102,7 +102,7 @@ def curriculum(
         with console.Meter(name, unit) as meter:
             yield watch(meter)
 
-    content = pipeline.curriculum(
+    content = run_curriculum(
         place, folder, build_config, config, running, weights_dir=weights_dir, sync=sync, gpu=gpu, begin=begin
     )  # fmt: skip
     console.result(content, _lines(content), as_json)

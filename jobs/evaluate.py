@@ -44,7 +44,7 @@ def evaluate(
     Example: `lawdnet evaluate run dataset --sync run --gate 'mouth_correlation>=0.8'`
     """
     with console.options():
-        from lawdnet.evaluation.gates import check_gates, parse_gate
+        from lawdnet.training.gates import check_gates, parse_gate
 
         gates = [parse_gate(text) for text in gate]
     console.existing(checkpoint)
@@ -104,10 +104,10 @@ def _measure_generator(
     meter: console.Meter,
 ) -> dict[str, Any]:  # fmt: skip
     from lawdnet.audio.base import pick_device
-    from lawdnet.evaluation.gates import MEASURES
     from lawdnet.evaluation.sync import SyncScorer
     from lawdnet.evaluation.validation import metrics, validate
     from lawdnet.inference.engine import open_generator
+    from lawdnet.training.gates import MEASURES
 
     chosen = pick_device(device)
     generator, meta = open_generator(checkpoint)
@@ -168,7 +168,7 @@ def _notes(meta: Mapping[str, Any], dataset: Dataset, refs: list[SegmentRef]) ->
 
 def table(content: Mapping[str, Any]) -> list[str]:
     """A line per figure, a column per row of ROWS; for a sync network its figures and the offsets found."""
-    from lawdnet.evaluation.gates import MEASURES
+    from lawdnet.training.gates import MEASURES
 
     figures = content["figures"]
     if content["kind"] == "syncnet":

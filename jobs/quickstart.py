@@ -18,10 +18,10 @@ def quickstart(
 
     Needs no data, no GPU and no network. Example: `lawdnet quickstart`, then open quickstart/report.html.
     """
-    from pipelines import curriculum
+    from pipelines.workflows.quickstart import quickstart as run_quickstart
 
     steps = _Steps()
-    content = curriculum.quickstart(out, on_event=steps)
+    content = run_quickstart(out, on_event=steps)
     console.result(
         content, console.columns([(name.replace("_", " "), _text(v)) for name, v in content.items()]), as_json
     )

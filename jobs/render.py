@@ -52,8 +52,8 @@ def render(
     with console.options():
         network, root = locate(checkpoint), locate(out)
         given = [locate(text) for text in (videos, speeches, pairs) if text]
-    from pipelines.pairs import all_pairs, listed_pairs
-    from pipelines.rendering import render as render_pairs
+    from pipelines.render.pairs import all_pairs, listed_pairs
+    from pipelines.render.render import render as render_pairs
 
     wanted = listed_pairs(given[0]) if pairs else all_pairs(given[0], given[1], root)
     with console.Meter("render", "pairs") as meter:

@@ -35,7 +35,7 @@ def report(
 
 def _line(stage: dict[str, Any]) -> str:
     """Its state, and those of its best figures that a mouth which ignores the sound could not have."""
-    from lawdnet.evaluation.gates import MEASURES
+    from lawdnet.training.gates import MEASURES
 
     of = f"{stage['epochs']} of " if stage["of"] else ""
     parts = [stage["state"], of + console.count(stage["of"] or stage["epochs"], "epoch")]

@@ -92,7 +92,7 @@ def _resources(name: str, params: dict[str, Any]) -> dict[str, Any]:
         return {}
     if str(params.get("device", "")).startswith("cuda"):
         return {"entrypoint_num_cpus": 1, "entrypoint_num_gpus": 1}
-    from pipelines.resources import TRAIN, away_from
+    from pipelines.cluster.resources import TRAIN, away_from
 
     return {"entrypoint_num_cpus": 1, "entrypoint_label_selector": away_from(TRAIN)}
 

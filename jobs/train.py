@@ -80,10 +80,10 @@ def train(
         from lawdnet.training.config import make_config
 
         config = make_config(preset, split(stages), settings)
-        from pipelines.elastic import Workers
-        from pipelines.running import Running
+        from lawdnet.training.options import RunOptions
+        from lawdnet.training.virtual_ranks import Workers
 
-        running = Running(
+        running = RunOptions(
             workers=Workers.parse(workers), gpu=gpu, init=init, gates=tuple(gate), best=best,
             validate_every=validate_every, save_every_epochs=save_every_epochs, save_every_steps=save_every_steps,
             keep_last=keep, loggers=split(logger),
@@ -91,11 +91,11 @@ def train(
         place, run = locate(dataset), locate(out)
     check_gpu(gpu)
     from lawdnet.data.manifest import Dataset
-    from pipelines import training
+    from pipelines.train.train import train as train_stages
 
     opened = Dataset(place)
     with console.Meter("train", "epochs") as meter:
-        training.train(opened, run, config, running, on_epoch=Watch(meter, config))
+        train_stages(opened, run, config, running, on_epoch=Watch(meter, config))
         seconds = meter.seconds
     outcome = _outcome(run, config)
     content = {"run": out, "seconds": round(seconds, 3), "stages": outcome}
@@ -133,9 +133,9 @@ class Watch:
 
 
 def _outcome(run: Location, config: TrainConfig) -> dict[str, dict[str, Any]]:
-    from pipelines.checkpoints import Shelf, metrics_of, place_of
+    from lawdnet.training.checkpoint_store import CheckpointStore, metrics_of, place_of
 
-    newest = {stage.name: Shelf(run / stage.name).complete()[-1] for stage in config.stages}
+    newest = {stage.name: CheckpointStore(run / stage.name).complete()[-1] for stage in config.stages}
     return {
         name: {
             "epochs": place_of(folder)[0],

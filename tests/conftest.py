@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 import torch
 
-from tests.s3_server import SOCKET, S3Server
+from tests.support.s3_server import SOCKET, S3Server
 
 # a local cluster asks for a token where some earlier Ray has left one in the user's home
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -22,10 +22,10 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A Ray on this machine with two CPUs; `pipelines.resources.cluster()` finds and uses it."""
+    """A Ray on this machine with two CPUs; `pipelines.cluster.resources.cluster()` finds and uses it."""
     import ray
 
-    from pipelines import resources
+    from pipelines.cluster import resources
 
     with resources.cluster(num_cpus=2):
         assert ray.is_initialized()

@@ -31,8 +31,8 @@ from lawdnet.models.legacy import read_legacy, syncnet_from_legacy
 from lawdnet.models.saved import STATE, find_checkpoint, load_syncnet, read_meta
 from lawdnet.models.syncnet import SyncNet
 from lawdnet.models.syncnet_v2 import SyncNetV2
+from lawdnet.storage import sha256
 from lawdnet.types import CLIP_FRAMES, SAMPLES_PER_FRAME, Float32, UInt8
-from lawdnet.weights import file_sha256
 
 MAX_OFFSET = 15
 """Frames searched to either side (syncnet_python)."""
@@ -117,7 +117,7 @@ class SyncScorer:
     @property
     def sha256(self) -> str:
         """Of the network's file."""
-        return file_sha256(self.path if self.path.is_file() else find_checkpoint(self.path, "syncnet") / STATE)
+        return sha256(self.path if self.path.is_file() else find_checkpoint(self.path, "syncnet") / STATE)
 
     @property
     def feature(self) -> str | None:

@@ -8,11 +8,9 @@ RUN/STAGE/epoch_0003_step_000200/     within the fourth
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch import nn
 
 from lawdnet.models.generator import Generator, GeneratorConfig
 from lawdnet.models.syncnet import SyncNet, SyncNetConfig
+from lawdnet.storage import Location, sha256
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ RUN = "run.json"
 _KINDS = {"gan": "generator", "syncnet": "sync network"}
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Location) -> dict[str, Any]:
     """What a checkpoint says of itself.
 
     Raises:
@@ -45,7 +44,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Location) -> dict[str, Any]:
     """Tensors and plain containers of a checkpoint; a file that wants more is refused.
 
     Raises:
@@ -68,15 +67,14 @@ def checkpoint_name(epoch: int, next_step: int = 0) -> str:
     return f"epoch_{epoch:04d}" + (f"_step_{next_step:06d}" if next_step else "")
 
 
-def state_hash(folder: Path) -> str:
+def state_hash(folder: Location) -> str:
     """SHA-256 of a checkpoint's tensors, as children name their parent."""
-    with (folder / STATE).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(folder / STATE)
 
 
-def newest_good(stage_folder: Path) -> Path | None:
+def newest_good(stage_folder: Location) -> Location | None:
     """The newest checkpoint of a stage that holds the bytes that were saved; a warning names each damaged one."""
-    for folder in sorted(stage_folder.glob("epoch_*"), reverse=True):
+    for folder in reversed(_by_name(stage_folder.glob("epoch_*"))):
         try:
             wanted = read_meta(folder).get("state_sha256")  # older ones have their size alone
             if _is_complete(folder) if wanted is None else wanted == state_hash(folder):
@@ -88,12 +86,16 @@ def newest_good(stage_folder: Path) -> Path | None:
     return None
 
 
-def stage_checkpoints(stage_folder: Path) -> list[Path]:
+def stage_checkpoints(stage_folder: Location) -> list[Location]:
     """Complete checkpoints of a stage, oldest first."""
-    return sorted(folder for folder in stage_folder.glob("epoch_*") if _is_complete(folder))
+    return [folder for folder in _by_name(stage_folder.glob("epoch_*")) if _is_complete(folder)]
 
 
-def _is_complete(folder: Path) -> bool:
+def _by_name(folders: Iterable[Location]) -> list[Location]:
+    return sorted(folders, key=str)
+
+
+def _is_complete(folder: Location) -> bool:
     """A checkpoint is copied into place file by file; one cut short by a kill is none."""
     try:
         return bool(read_meta(folder)["state_bytes"] == (folder / STATE).stat().st_size)
@@ -101,7 +103,7 @@ def _is_complete(folder: Path) -> bool:
         return False
 
 
-def find_checkpoint(path: Path, kind: str = "gan") -> Path:
+def find_checkpoint(path: Location, kind: str = "gan") -> Location:
     """The newest checkpoint of the furthest stage of that kind under a run, a stage folder, or the folder itself.
 
     Raises:
@@ -111,7 +113,7 @@ def find_checkpoint(path: Path, kind: str = "gan") -> Path:
         return path
     if not path.exists():
         raise ValueError(f"{path}: no such run or checkpoint")
-    folders = stage_checkpoints(path) or [c for stage in sorted(path.iterdir()) for c in stage_checkpoints(stage)]
+    folders = stage_checkpoints(path) or [c for stage in _by_name(path.iterdir()) for c in stage_checkpoints(stage)]
     found = [(meta["stage_index"], meta["epoch"], folder) for folder in folders
              if (meta := read_meta(folder))["kind"] == kind]  # fmt: skip
     if not found:
@@ -119,7 +121,7 @@ def find_checkpoint(path: Path, kind: str = "gan") -> Path:
     return max(found)[2]
 
 
-def load_generator(folder: Path) -> tuple[Generator, dict[str, Any]]:
+def load_generator(folder: Location) -> tuple[Generator, dict[str, Any]]:
     """The generator of a checkpoint in evaluation mode, and the checkpoint's meta."""
     meta = read_meta(folder)
     generator = Generator(GeneratorConfig(**meta["generator"]))
@@ -134,14 +136,14 @@ def generator_weights(state: dict[str, Any]) -> dict[str, Any]:
     return weights
 
 
-def load_syncnet(folder: Path) -> SyncNet:
+def load_syncnet(folder: Location) -> SyncNet:
     """The sync network of a checkpoint in evaluation mode."""
     syncnet = SyncNet(SyncNetConfig(**read_meta(folder)["syncnet"]))
     _load(syncnet, lambda state: state["networks"]["syncnet"], folder)
     return syncnet.eval()
 
 
-def _load(network: nn.Module, weights: Callable[[dict[str, Any]], dict[str, Any]], folder: Path) -> None:
+def _load(network: nn.Module, weights: Callable[[dict[str, Any]], dict[str, Any]], folder: Location) -> None:
     state = read_state(folder)
     try:
         network.load_state_dict(weights(state))

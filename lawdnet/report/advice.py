@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from lawdnet.evaluation.gates import MEASURES
 from lawdnet.report.stage_log import SHARE, StageLog, numbers
 from lawdnet.storage import Location
+from lawdnet.training.gates import MEASURES
 
 WAIT_SHARE = 0.05
 """Of the time, above which waiting for data is worth mending."""

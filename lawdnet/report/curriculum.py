@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
-from lawdnet.evaluation.gates import MEASURES
 from lawdnet.report.page import link, write_page
 from lawdnet.storage import Location
+from lawdnet.training.gates import MEASURES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ from math import isfinite
 from typing import Any
 
 from lawdnet.data.manifest import MANIFEST
-from lawdnet.evaluation.gates import Gate, check_gates, parse_gate
 from lawdnet.report import run_charts
 from lawdnet.report.advice import advise
 from lawdnet.report.charts import Chart, Histogram
@@ -21,6 +20,7 @@ from lawdnet.report.page import picture_uri, write_page
 from lawdnet.report.run_charts import PLACES, Measured
 from lawdnet.report.stage_log import StageLog, read_run
 from lawdnet.storage import Location, locate, read_json
+from lawdnet.training.gates import Gate, check_gates, parse_gate
 from lawdnet.types import FPS
 
 

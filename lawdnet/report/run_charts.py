@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lawdnet.evaluation.gates import MEASURES, is_better
 from lawdnet.evaluation.sync_validation import OFFSET
 from lawdnet.report.charts import Chart, Histogram, chart, histogram, smooth
 from lawdnet.report.stage_log import SHARE, StageLog, numbers, place_in_epochs
+from lawdnet.training.gates import MEASURES, is_better
 
 SMALL, WIDE = (360, 170), (1000, 230)
 """Sizes of a chart among others and of one alone."""

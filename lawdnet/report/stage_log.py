@@ -6,8 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -158,11 +157,7 @@ def read_run(run: Location) -> tuple[dict[str, Any], list[StageLog], list[str]]:
 
 
 def _is_stage(folder: Location) -> bool:
-    return (folder / METRICS).exists() or (folder.exists() and bool(_checkpoints(folder)))
-
-
-def _checkpoints(folder: Location) -> list[Path]:
-    return stage_checkpoints(cast(Path, folder))  # a remote place has the same methods
+    return (folder / METRICS).exists() or (folder.exists() and bool(stage_checkpoints(folder)))
 
 
 def _read_stage(folder: Location, name: str, row: Mapping[str, Any]) -> StageLog:
@@ -171,7 +166,7 @@ def _read_stage(folder: Location, name: str, row: Mapping[str, Any]) -> StageLog
     content = (folder / METRICS).read_bytes() if (folder / METRICS).exists() else b""
     complete = content[: content.rfind(b"\n") + 1]  # the last line may be half written at this moment
     rows = parse_jsonl(complete)
-    checkpoints = _checkpoints(folder)
+    checkpoints = stage_checkpoints(folder)
     sheets = {path.stem.rpartition("_")[2]: path for path in (folder / SAMPLES).glob("epoch_*.png")}
     return StageLog(
         name=name,

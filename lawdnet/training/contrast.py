@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from lawdnet.models.syncnet import SyncNet
 from lawdnet.training.alarms import Alarm, Plateau
+from lawdnet.training.collectives import Collectives
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.losses import contrast, contrast_chance, same_numbers
 from lawdnet.training.networks import Metrics, Networks, Wrap
-from lawdnet.training.peers import Peers
 from lawdnet.training.shapes import mouth_square, syncnet_config
 from lawdnet.training.stages import Stage
 from lawdnet.types import TrainBatch
@@ -57,7 +57,7 @@ class SyncStep(Networks):
 
     def __init__(
         self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, *, audio_dim: int,
-        peers: Peers | None = None, alarm: Alarm = lambda text: None,
+        peers: Collectives | None = None, alarm: Alarm = lambda text: None,
     ) -> None:  # fmt: skip
         super().__init__(config, stage, device, wrap, peers)
         self.syncnet = SyncNet(syncnet_config(config, stage, audio_dim))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lawdnet.training.alarms import check_finite
-from lawdnet.training.clip import Clip
+from lawdnet.training.collectives import Collectives, find_collectives
 from lawdnet.training.config import TrainConfig
-from lawdnet.training.peers import Peers, find_peers
+from lawdnet.training.grad_clip import GradClipper
 from lawdnet.training.precision import Precision
 from lawdnet.training.stages import Stage
 from lawdnet.types import TrainBatch
@@ -44,15 +44,15 @@ class Networks:
     """
 
     def __init__(
-        self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, peers: Peers | None = None
+        self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, peers: Collectives | None = None
     ) -> None:
         self.config, self.stage, self.device, self.wrap = config, stage, device, wrap
-        self.peers = peers or find_peers(device)
+        self.peers = peers or find_collectives(device)
         self.precision = Precision(config.precision, device, channels_last=config.channels_last)
         self.networks: dict[str, nn.Module] = {}
         self.wrapped: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.clip = Clip(config.grad_clip)
+        self.clip = GradClipper(config.grad_clip)
         self.parts: dict[str, Stateful] = {"scaler": self.precision.scaler, "clip": self.clip}
 
     def add(self, name: str, network: nn.Module, called: nn.Module | None = None) -> nn.Module:

@@ -20,12 +20,12 @@ from lawdnet.models.generator import Generator
 from lawdnet.models.perceptual import VGG19Features
 from lawdnet.models.syncnet import SyncNet
 from lawdnet.training.alarms import NonFiniteLoss, check_finite
+from lawdnet.training.collectives import Collectives
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.contrast import SyncStep
 from lawdnet.training.ema import Ema
 from lawdnet.training.losses import PIXEL_LOSSES, gradient_shares, lsgan, mouth_l1, perceptual, pulls
 from lawdnet.training.networks import Metrics, Networks, Stateful, Wrap
-from lawdnet.training.peers import Peers
 from lawdnet.training.precision import compile_in_place
 from lawdnet.training.ramp import SyncBound, SyncRamp
 from lawdnet.training.shapes import discriminator_config, generator_config, mouth_square
@@ -70,7 +70,7 @@ class GanStep(Networks):
 
     def __init__(
         self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, *, audio_dim: int,
-        syncnet: SyncNet | None = None, peers: Peers | None = None,
+        syncnet: SyncNet | None = None, peers: Collectives | None = None,
     ) -> None:  # fmt: skip
         super().__init__(config, stage, device, wrap, peers)
         weights = stage.weights

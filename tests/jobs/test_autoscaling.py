@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from lawdnet.data.manifest import Dataset
-from pipelines.resources import PREPROCESS, TRAIN
+from pipelines.cluster.resources import PREPROCESS, TRAIN
 from tests.pipelines.conftest import copy
 from tests.pipelines.conftest import drawn as drawn
-from tests.pipelines.runs import grey
-from tests.ray_heads import ENVIRONMENT, Head, free_port
+from tests.support.ray_heads import ENVIRONMENT, Head, free_port
+from tests.support.runs import grey
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -33,20 +33,20 @@ DRIVER = """
 import json, sys, threading, time
 from pathlib import Path
 import ray
-from pipelines import resources
+from pipelines.cluster import resources
 
 def build(source, root):
     from lawdnet.data.config import BuildConfig
-    from pipelines.dataset import build
+    from pipelines.build.build import build
     build(source, root, BuildConfig(crop_width=80, val_fraction=0.0))
 
 def train(dataset, run):
     from lawdnet.data.manifest import Dataset
-    from pipelines.running import Running
-    from pipelines.elastic import Workers
-    from pipelines.training import train
-    from tests.pipelines.runs import tiny
-    train(Dataset(dataset), run, tiny(["frame_64"]), Running(workers=Workers(1, 1), validate_every=0))
+    from lawdnet.training.options import RunOptions
+    from lawdnet.training.virtual_ranks import Workers
+    from pipelines.train.train import train
+    from tests.support.runs import tiny
+    train(Dataset(dataset), run, tiny(["frame_64"]), RunOptions(workers=Workers(1, 1), validate_every=0))
 
 def roles():
     nodes = [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]]

@@ -17,7 +17,7 @@ from lawdnet.data.manifest import MANIFEST
 from lawdnet.inference.engine import Summary
 from lawdnet.storage import write_json
 from lawdnet.training.config import TrainConfig
-from pipelines.running import Running
+from lawdnet.training.options import RunOptions
 
 runner = CliRunner()
 
@@ -81,7 +81,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def test_train_counts_epochs_over_all_stages(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake(opened: Any, run: Path, config: TrainConfig, running: Running, *, on_epoch: Any) -> None:
+    def fake(opened: Any, run: Path, config: TrainConfig, running: RunOptions, *, on_epoch: Any) -> None:
         assert (running.workers.most, running.gpu) == (2, False)
         for stage in config.stages:
             folder = run / stage.name / f"epoch_{stage.epochs:04d}"
@@ -92,7 +92,7 @@ def test_train_counts_epochs_over_all_stages(dataset: Path, tmp_path: Path, monk
         for epoch in range(2, config.stages[1].epochs + 1):
             on_epoch(config.stages[1], {"epoch": epoch, "total": 0.5, "steps_per_second": 3.0})
 
-    monkeypatch.setattr("pipelines.training.train", fake)
+    monkeypatch.setattr("pipelines.train.train.train", fake)
     run = tmp_path / "run"
     command = ["train", str(dataset), "--out", str(run), "--preset", "small", "--stages", "syncnet, frame_64"]
     settings = [
@@ -121,7 +121,7 @@ def test_a_failing_worker_is_one_line(dataset: Path, tmp_path: Path, monkeypatch
     def fake(*_: Any, **__: Any) -> None:
         raise WorkerGroupError("Traceback (most recent call last): …", {0: ValueError("the loss is not finite")})
 
-    monkeypatch.setattr("pipelines.training.train", fake)
+    monkeypatch.setattr("pipelines.train.train.train", fake)
     answer = runner.invoke(app, ["train", str(dataset), "--out", str(tmp_path / "run")])
     assert (answer.exit_code, answer.stderr) == (1, "error: the loss is not finite\n")
 
@@ -139,8 +139,8 @@ def test_quickstart_shows_its_steps_and_figures(tmp_path: Path, monkeypatch: pyt
         return {"mouth_correlation": 0.9, "seconds": {"synth": 1.5}, "report": str(out / "report.html")}
 
     curriculum = SimpleNamespace(quickstart=fake)
-    monkeypatch.setattr("pipelines.curriculum", curriculum, raising=False)
-    monkeypatch.setitem(sys.modules, "pipelines.curriculum", curriculum)
+    monkeypatch.setattr("pipelines.workflows.quickstart", curriculum, raising=False)
+    monkeypatch.setitem(sys.modules, "pipelines.workflows.quickstart", curriculum)
     answer = runner.invoke(app, ["quickstart", "--out", str(tmp_path)])
     assert answer.exit_code == 0, answer.output
     assert "drawing people" in answer.stderr
@@ -152,7 +152,7 @@ def test_ctrl_c_in_ray_train_is_130(dataset: Path, tmp_path: Path, monkeypatch: 
     def fake(*_: Any, **__: Any) -> None:
         raise SystemExit(0)
 
-    monkeypatch.setattr("pipelines.training.train", fake)
+    monkeypatch.setattr("pipelines.train.train.train", fake)
     answer = runner.invoke(app, ["train", str(dataset), "--out", str(tmp_path / "run")])
     assert answer.exit_code == 130
     assert "run the same command again" in answer.stderr

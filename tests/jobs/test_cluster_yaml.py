@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from jobs.cli import app
-from pipelines.resources import PREPROCESS, ROLE, TRAIN
-from tests.command_lines import parse
+from pipelines.cluster.resources import PREPROCESS, ROLE, TRAIN
+from tests.support.command_lines import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = ("builder", "trainer")

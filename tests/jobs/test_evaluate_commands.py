@@ -19,8 +19,8 @@ from lawdnet.models.syncnet import SyncNet, SyncNetConfig
 from lawdnet.synthetic import write_talking_head
 from lawdnet.video import decode, write_video
 from lawdnet.weights import file_sha256
-from tests.drawn_datasets import drawn_dataset, drawn_segment
-from tests.tiny_checkpoints import checkpoint
+from tests.support.drawn_datasets import drawn_dataset, drawn_segment
+from tests.support.tiny_checkpoints import checkpoint
 
 
 def run(*arguments: object) -> Result:

@@ -13,8 +13,8 @@ import pytest
 from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
 from ray.util.metrics import Counter
 
-from lawdnet.evaluation.gates import MEASURES
-from pipelines.metrics import METRICS
+from lawdnet.training.gates import MEASURES
+from pipelines.cluster.metrics import METRICS
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "jobs/grafana/lawdnet.json").read_text(encoding="utf8"))
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]

@@ -17,7 +17,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from jobs.synth import synth
 from lawdnet.video import probe
-from tests.ray_heads import ENVIRONMENT, RAY, Head, ray_head
+from tests.support.ray_heads import ENVIRONMENT, RAY, Head, ray_head
 
 ROOT = Path(__file__).resolve().parents[2]
 LAWDNET = [sys.executable, "-c", "from jobs.cli import main; main()"]
@@ -161,7 +161,7 @@ def test_build_train_render(head: Head, corpus: Path, empty: Path, tmp_path: Pat
 def test_following_can_be_stopped_and_so_can_the_job(head: Head, empty: Path, tmp_path: Path) -> None:
     words = ["synth", str(tmp_path / "many"), "--videos", "1000", "--seconds", "60"]
     follower = lawdnet(head, empty, *words)
-    until(follower, "Running entrypoint")
+    until(follower, "RunOptions entrypoint")
     follower.send_signal(signal.SIGINT)
     code, _, err = end(follower)
     assert code == 130
@@ -173,7 +173,7 @@ def test_following_can_be_stopped_and_so_can_the_job(head: Head, empty: Path, tm
     assert job is not None
     assert client.get_job_status(job) == JobStatus.RUNNING
     follower = lawdnet(head, empty, *words)
-    until(follower, "Running entrypoint")
+    until(follower, "RunOptions entrypoint")
     client.stop_job(job)
     code, _, err = end(follower)
     assert code == 130
@@ -197,7 +197,7 @@ def test_a_head_with_a_token_that_starts_again(corpus: Path, empty: Path, tmp_pa
 
         words = ["synth", str(tmp_path / "many"), "--videos", "1000"]
         follower = begin(empty, [*command, *words], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
-        until(follower, "Running entrypoint")
+        until(follower, "RunOptions entrypoint")
         head.kill()
         deadline = time.monotonic() + 30
         while is_running("jobs.synth", words[1]):

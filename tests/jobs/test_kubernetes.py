@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from jobs.cli import app
-from pipelines.resources import PREPROCESS, ROLE, TRAIN
-from tests.command_lines import parse, parse_module
+from pipelines.cluster.resources import PREPROCESS, ROLE, TRAIN
+from tests.support.command_lines import parse, parse_module
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "jobs" / "kubernetes"

@@ -16,7 +16,7 @@ from lawdnet.models.generator import Generator, GeneratorConfig
 from lawdnet.models.saved import STATE
 from lawdnet.synthetic import make_speech, write_talking_head
 from lawdnet.video import probe
-from tests.tiny_checkpoints import checkpoint
+from tests.support.tiny_checkpoints import checkpoint
 
 
 def run(*arguments: object) -> Result:

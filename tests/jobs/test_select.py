@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from jobs import console
 from jobs.cli import app
 from lawdnet.storage import locate
-from tests.small_datasets import Scores, make_dataset
+from tests.support.small_datasets import Scores, make_dataset
 
 VIDEOS: dict[str, list[Scores]] = {
     "anna": [{"yaw": 0.0}, {"yaw": 20.0}],

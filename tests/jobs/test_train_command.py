@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from lawdnet.storage import write_json
 from lawdnet.training.config import TrainConfig
-from pipelines.running import Running
-from tests.small_datasets import make_dataset
+from lawdnet.training.options import RunOptions
+from tests.support.small_datasets import make_dataset
 
 runner = CliRunner()
 SMALL = ["base_channels=4", "sync_channels=4", "disc_channels=4", "disc_max_channels=8", "warp_grid=4", "key_points=2",
@@ -45,16 +45,16 @@ def test_the_whole_command(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_options_reach_the_pipeline(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Running] = []
+    seen: list[RunOptions] = []
 
-    def fake(opened: Any, run: Path, config: TrainConfig, running: Running, *, on_epoch: Any) -> None:
+    def fake(opened: Any, run: Path, config: TrainConfig, running: RunOptions, *, on_epoch: Any) -> None:
         seen.append(running)
         folder = run / "frame_64" / "epoch_0003_step_000005"
         write_json(folder / "meta.json", {"epoch": 3, "next_step": 5, "state_bytes": 0})
         write_json(folder / "metrics.json", {"mouth_correlation": 0.875})
         (folder / "state.pt").touch()
 
-    monkeypatch.setattr("pipelines.training.train", fake)
+    monkeypatch.setattr("pipelines.train.train.train", fake)
     options = ["--workers", "1:4", "--gate", "mouth_correlation>=0.8", "--gate", "accuracy>=0.95", "--best", "psnr",
                "--validate-every", "2", "--save-every-epochs", "3", "--save-every-steps", "100", "--keep", "5",
                "--init", "old.pth", "--logger", "jsonl"]  # fmt: skip

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from lawdnet.training.config import make_config, valid_keys
-from tests.lawdnet.data.transfer_datasets import make_dataset, publish
+from tests.support.transfer_datasets import make_dataset, publish
 
 runner = CliRunner()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.media import Media
+from tests.support.media import Media
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from lawdnet.report import QuickstartContent, inspect_report, quickstart_report
 from lawdnet.report.charts import MAX_POINTS, chart, histogram, nice_ticks, smooth
 from lawdnet.report.dataset import source_folder, video_order
 from lawdnet.storage import write_json
-from tests.small_datasets import Scores, make_dataset
+from tests.support.small_datasets import Scores, make_dataset
 
 
 class Page(HTMLParser):

@@ -29,7 +29,7 @@ from lawdnet.storage import (
     sha256,
     write_json,
 )
-from tests.s3_server import S3Server
+from tests.support.s3_server import S3Server
 
 ODD_NAME = "spaced  #1?%20 ü"
 

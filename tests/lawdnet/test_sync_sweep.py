@@ -19,7 +19,7 @@ from lawdnet.audio.base import fit_to_video
 from lawdnet.landmarks.openface import read_csv, write_csv
 from lawdnet.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Rejected, RejectReason
 from lawdnet.video import decode, probe
-from tests.media import Media
+from tests.support.media import Media
 
 SECONDS = Fraction(13, 5)
 CLAPS = (0.4, 1.3, 2.2)

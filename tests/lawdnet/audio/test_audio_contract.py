@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_networks import NAMES, tiny
 
 from lawdnet.audio import AudioExtractor, frame_features, mel
 from lawdnet.audio.base import Pieces
 from lawdnet.types import FPS, SAMPLES_PER_FRAME, Rejected, RejectReason
+from tests.support.tiny_networks import NAMES, tiny
 
 CENTRE = {"mel": 0.0, "deepspeech": 0.3125, "deepspeech2": 0.0, "hubert": 0.0}
 """Video frames by which a row's centre lies behind its frame's time."""

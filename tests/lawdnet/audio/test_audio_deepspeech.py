@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_networks import deepspeech_output, deepspeech_weights, need, tiny, write_graph
 
 from lawdnet.audio import DeepSpeech, make_extractor
+from tests.support.tiny_networks import deepspeech_output, deepspeech_weights, need, tiny, write_graph
 
 GOLDEN = Path(__file__).resolve().parents[4] / "shared" / "reference" / "golden.npz"
 

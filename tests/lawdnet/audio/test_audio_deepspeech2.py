@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_networks import deepspeech2_state, tiny, write_checkpoint
 from torch.nn import functional as F
 
 from lawdnet.audio import DeepSpeech2
 from lawdnet.audio.deepspeech2 import FILE, RENAMED, _spectrogram
 from lawdnet.audio.deepspeech2_model import DeepSpeech2Model, load_deepspeech2, read_tensors
+from tests.support.tiny_networks import deepspeech2_state, tiny, write_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_networks import need, write_hubert
 
 from lawdnet.audio import Hubert, make_extractor
 from lawdnet.audio.base import Pieces
 from lawdnet.weights import file_sha256
+from tests.support.tiny_networks import need, write_hubert
 
 STABLE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
 

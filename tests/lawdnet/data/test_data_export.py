@@ -16,7 +16,7 @@ from lawdnet.data.schema import with_columns
 from lawdnet.data.selection import choose, write_selection
 from lawdnet.types import SAMPLE_RATE, SAMPLES_PER_FRAME
 from lawdnet.video import decode, probe, write_video
-from tests.lawdnet.data.transfer_datasets import drop, make_dataset, publish
+from tests.support.transfer_datasets import drop, make_dataset, publish
 
 FRAMES = 120
 

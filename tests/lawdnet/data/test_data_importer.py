@@ -15,7 +15,7 @@ from lawdnet.data.lawdnet2024 import read_videos
 from lawdnet.data.manifest import INDEX, SEGMENTS, VIDEOS, Dataset
 from lawdnet.data.schema import read_segment, table_to_segment
 from lawdnet.types import Segment
-from tests.lawdnet.data.transfer_datasets import publish, sha
+from tests.support.transfer_datasets import publish, sha
 
 CONFIG = BuildConfig(features=("deepspeech",), where=(), val_fraction=0)
 

@@ -11,7 +11,7 @@ from lawdnet.data.rules import parse_rule
 from lawdnet.data.schema import from_rows, read_segment
 from lawdnet.data.selection import choose, write_selection
 from lawdnet.storage import locate
-from tests.lawdnet.data.transfer_datasets import drop, make_dataset, sha
+from tests.support.transfer_datasets import drop, make_dataset, sha
 
 
 def snapshot(root: Path) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ from lawdnet.data.rules import Step, parse_rules
 from lawdnet.data.schema import read_segment, table_to_segment
 from lawdnet.data.selection import advice, check_files, choose, write_selection
 from lawdnet.storage import locate, parquet_file
-from tests.small_datasets import Scores, files, info, make_dataset
+from tests.support.small_datasets import Scores, files, info, make_dataset
 
 VIDEOS: dict[str, list[Scores]] = {
     "anna": [{"yaw": 0, "face_px": 100}, {"yaw": -40, "face_px": 100}, {"yaw": 10, "face_px": 100}],

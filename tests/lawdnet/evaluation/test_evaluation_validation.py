@@ -21,7 +21,7 @@ from lawdnet.face.geometry import stage_size
 from lawdnet.models.generator import Generator, GeneratorConfig
 from lawdnet.models.syncnet import SyncNet, SyncNetConfig
 from lawdnet.types import CLIP_FRAMES
-from tests.drawn_datasets import WIDTH, drawn_dataset, drawn_segment
+from tests.support.drawn_datasets import WIDTH, drawn_dataset, drawn_segment
 
 MOUTH_PX = 32
 SEEN: dict[str, Any] = {"mouth_px": MOUTH_PX, "audio": "mel", "stored_width": WIDTH}

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from published_goldens import needs_goldens, published_shapes
 
 from lawdnet.inference.engine import open_generator
 from lawdnet.models.discriminator import Discriminator, DiscriminatorConfig
@@ -24,7 +23,8 @@ from lawdnet.models.legacy import (
     syncnet_from_legacy,
 )
 from lawdnet.models.syncnet import SyncNet, SyncNetConfig
-from tests.tiny_checkpoints import checkpoint
+from tests.support.published_goldens import needs_goldens, published_shapes
+from tests.support.tiny_checkpoints import checkpoint
 
 TINY = GeneratorConfig(audio_dim=7, base_channels=4, key_points=3, warp_grid=9)
 CRITIC = DiscriminatorConfig(in_channels=15, blocks=3, expansion=4, max_channels=16)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_goldens import needs_goldens, published_shapes, published_state
 
 from lawdnet.models.discriminator import Discriminator, DiscriminatorConfig
 from lawdnet.models.generator import Generator, GeneratorConfig
@@ -21,6 +20,7 @@ from lawdnet.models.legacy import (
     syncnet_to_legacy,
 )
 from lawdnet.models.syncnet import SyncNet, SyncNetConfig
+from tests.support.published_goldens import needs_goldens, published_shapes, published_state
 
 TINY = GeneratorConfig(audio_dim=7, base_channels=4, key_points=3, warp_layout="lawdnet2024")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from published_goldens import audio, golden, image, needs_goldens, published_state
 from torch import Tensor
 
 from lawdnet.models.generator import Generator
 from lawdnet.models.legacy import discriminator_from_legacy, generator_from_legacy, syncnet_from_legacy
 from lawdnet.models.syncnet_v2 import SyncNetV2
+from tests.support.published_goldens import audio, golden, image, needs_goldens, published_state
 
 pytestmark = needs_goldens
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_training import DIM, LINEAGE, assert_same, batch_of, make_step, run, tiny, weights
 
 from lawdnet.models.saved import (
     META,
@@ -27,6 +26,7 @@ from lawdnet.models.saved import (
 from lawdnet.training import checkpoint
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.steps import GanStep, Step
+from tests.support.tiny_training import DIM, LINEAGE, assert_same, batch_of, make_step, run, tiny, weights
 
 
 @pytest.fixture

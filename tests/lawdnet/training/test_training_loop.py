@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_training import CPU, DIM, STEPS, apart, arrays, batch_of, make_step, run, stream, tiny, weights
 
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.loop import to_batch
 from lawdnet.training.stages import Stage
 from lawdnet.training.steps import GanStep, NonFiniteLoss, check_finite, mouth_square
 from lawdnet.types import TrainBatch
+from tests.support.tiny_training import CPU, DIM, STEPS, apart, arrays, batch_of, make_step, run, stream, tiny, weights
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from tiny_training import apart, assert_same, batch_of, make_step, tiny, weights
 from torch import nn
 
 from lawdnet.training.ema import Ema
 from lawdnet.training.precision import Precision, compile_in_place
 from lawdnet.training.steps import GanStep, NonFiniteLoss, SyncStep
 from lawdnet.types import TrainBatch
+from tests.support.tiny_training import apart, assert_same, batch_of, make_step, tiny, weights
 
 
 def halves(batch: TrainBatch) -> list[TrainBatch]:

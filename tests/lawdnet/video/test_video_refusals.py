@@ -15,8 +15,8 @@ import pytest
 from lawdnet.audio import load_audio
 from lawdnet.types import Rejected, RejectReason
 from lawdnet.video import decode, probe
-from tests.malformed import giant
-from tests.media import Media
+from tests.support.malformed import giant
+from tests.support.media import Media
 
 
 @pytest.mark.parametrize("read", [probe, lambda path: list(decode(path)), load_audio], ids=["probe", "decode", "audio"])

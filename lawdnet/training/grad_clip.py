@@ -1,0 +1,55 @@
+"""Gradients that are far longer than usual."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+MEMORY = 100
+"""Steps that the mean length looks back."""
+
+
+class GradClipper:
+    """Cuts a network's gradient to so many times the running mean of its norm.
+
+    A fixed norm would depend on the losses' weights and on the network's size. One that always binds makes all steps
+    equally long, so that Adam no longer takes smaller ones where gradients vary: the sync loss then swings far more
+    than without any clipping.
+
+    Args:
+        times: the mean; 0: never.
+    """
+
+    def __init__(self, times: float) -> None:
+        self.times = times
+        self.seen: dict[str, int] = {}
+        self.means: dict[str, float] = {}
+
+    def __call__(self, name: str, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Clips in place; returns the norm as it was. The first gradient of a name is left as it is.
+
+        One that is not finite is left, and not remembered.
+        """
+        found = list(parameters)
+        norm = nn.utils.get_total_norm([p.grad for p in found if p.grad is not None])
+        length = float(norm)
+        if not self.times or not math.isfinite(length):
+            return norm
+        if name in self.means and length > (largest := self.times * self.means[name]):
+            nn.utils.clip_grads_with_norm_(found, largest, norm)
+            length = largest
+        self.seen[name] = self.seen.get(name, 0) + 1
+        mean = self.means.get(name, 0.0)
+        self.means[name] = mean + max(1 / self.seen[name], 1 / MEMORY) * (length - mean)
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts and means by name."""
+        return {"seen": dict(self.seen), "means": dict(self.means)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.seen, self.means = dict(state["seen"]), dict(state["means"])

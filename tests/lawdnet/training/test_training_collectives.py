@@ -1,0 +1,138 @@
+"""Two ranks with torch.distributed: one global batch, whoever holds which part of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lawdnet.training.collectives import find_collectives
+from lawdnet.training.loop import to_batch
+from lawdnet.training.steps import NonFiniteLoss
+from lawdnet.types import TrainBatch
+from tests.support.tiny_training import CPU, apart, arrays, assert_same, batch_of, make_step, tiny, weights
+
+NAMES = ("syncnet", "frame_64", "clip_256")
+STEPS = 3
+LOUD = ("sync_ramp=0", "clip_256.weights.sync=100")
+"""So that the sync loss must be held back."""
+
+
+def rank_main(rank: int, folder: str) -> None:
+    """Everything two ranks are asked at once, as starting processes is what takes the time."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found: dict[str, Any] = {}
+    for name in NAMES:
+        found[name] = train(name, rank)
+        found[f"{name}/accumulated"] = train(name, rank, accumulate=2)
+    found["poisoned"] = poisoned(rank)
+    peers = find_collectives(CPU)
+    found["agree"] = [peers.agree(rank == 1), peers.agree(False)]
+    found["mean"] = peers.mean(torch.tensor([rank, 7.0]))
+    found["gather"] = torch.stack(peers.gather(torch.tensor([rank, 7])))
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def wrap(network: nn.Module) -> nn.Module:
+    return DistributedDataParallel(network)
+
+
+def train(name: str, rank: int, accumulate: int = 1) -> dict[str, torch.Tensor]:
+    config = tiny(*LOUD)
+    stage = config.stage(name)
+    step = make_step(config, stage, wrap)
+    for index in range(STEPS):
+        step(*(batch_of(stage, number) for number in share(index, rank, accumulate)))
+    return weights(step)
+
+
+def share(step: int, rank: int, accumulate: int) -> range:
+    """Numbers of a rank's batches in a step: with both ranks, 2·accumulate in a row."""
+    first = 2 * accumulate * step + accumulate * rank
+    return range(first, first + accumulate)
+
+
+def poisoned(rank: int) -> tuple[str, bool, bool]:
+    """One rank's batch is not finite: both stop, nothing has moved, and both can go on."""
+    config = tiny()
+    stage = config.stage("frame_64")
+    step = make_step(config, stage, wrap)
+    before = weights(step)
+    raw = arrays(0, rank, stage)
+    if rank == 1:
+        raw["audio"] = raw["audio"] * torch.nan
+    try:
+        step(to_batch(raw, CPU))
+        text = "no error"
+    except NonFiniteLoss as error:
+        text = str(error)
+    generator = [k for k in before if k.startswith("generator")]
+    still = all(torch.equal(weights(step)[k], before[k]) for k in generator)
+    step(batch_of(stage, rank))
+    return text, still, not all(torch.equal(weights(step)[k], before[k]) for k in generator)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.start_processes(rank_main, (str(folder),), nprocs=2, start_method="spawn")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_learn_what_one_does_from_the_same_global_batch(
+    name: str, accumulate: int, ranks: list[dict[str, Any]]
+) -> None:
+    config = tiny(*LOUD)
+    stage = config.stage(name)
+    alone = make_step(config, stage)
+    start = weights(alone)
+    for index in range(STEPS):
+        batches: list[TrainBatch] = [batch_of(stage, n) for rank in (0, 1) for n in share(index, rank, accumulate)]
+        alone(*batches)
+    key = name if accumulate == 1 else f"{name}/accumulated"
+    assert_same(ranks[0][key], ranks[1][key], 0)
+    assert apart(weights(alone), ranks[0][key], start) < 0.01
+
+
+def test_a_rank_by_itself_learns_something_else(ranks: list[dict[str, Any]]) -> None:
+    """Else the test above could not fail."""
+    config = tiny("sync_ramp=0")
+    stage = config.stage("syncnet")
+    alone = make_step(config, stage)
+    start = weights(alone)
+    for index in range(STEPS):
+        alone(batch_of(stage, share(index, 0, 1)[0]))
+    assert apart(weights(alone), ranks[0]["syncnet"], start) > 0.5
+
+
+def test_what_is_not_finite_on_one_rank_stops_both(ranks: list[dict[str, Any]]) -> None:
+    texts, still, moved = zip(*(found["poisoned"] for found in ranks), strict=True)
+    assert all(text.startswith("not finite: ") for text in texts)
+    assert "image_discriminator" in texts[1]
+    assert still == moved == (True, True)
+
+
+def test_ranks_vote_and_see_each_other(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        assert found["agree"] == [True, False]
+        assert found["gather"].tolist() == [[0, 7], [1, 7]]
+        assert found["mean"].tolist() == [0.5, 7]
+
+
+def test_alone_a_rank_answers_itself() -> None:
+    peers = find_collectives(CPU)
+    assert (peers.rank, peers.world) == (0, 1)
+    assert peers.agree(True)
+    assert not peers.agree(False)
+    with peers.no_sync(nn.Linear(1, 1)):
+        pass

@@ -1,0 +1,73 @@
+"""Gates between stages, and which of two figures is better."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from lawdnet.training.gates import MEASURES, check_gates, is_better, parse_gate
+
+
+def test_a_gate_reads_back_as_it_was_written() -> None:
+    for text in ("mouth_correlation>=0.8", "sync_distance<1.2 and psnr>=20", "accuracy>0.95"):
+        assert str(parse_gate(text)) == text
+        assert str(parse_gate(f"  {text.replace('>=', ' >= ')} ")) == text
+
+
+@pytest.mark.parametrize("text", ["psnr>=30", "ssim>0.9", "pixel<=0.02", "psnr>=30 and ssim>=0.9", "silence<=0.01"])
+def test_what_a_deaf_generator_passes_is_no_gate(text: str) -> None:
+    with pytest.raises(ValueError, match=r"ignores the sound can pass.*mouth_correlation"):
+        parse_gate(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mouth>=0.8", "unknown measure 'mouth': choose from psnr"),
+        ("mouth_correlation", "write NAME>=VALUE"),
+        ("mouth_correlation=0.8", "write NAME>=VALUE"),
+        ("", "write NAME>=VALUE"),
+        ("mouth_correlation>=high", "'high' is no number"),
+        ("mouth_correlation>=nan", "'nan' is no number"),
+        ("mouth_correlation<=0.8", r"only the worse would pass; write mouth_correlation>=0\.8"),
+        ("sync_distance>1", "write sync_distance<=1"),
+        ("accuracy>0.9 and mouth_correlation>0.8", "write two gates"),
+    ],
+)
+def test_wrong_gates_say_what_is_wrong(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_gate(text)
+
+
+def test_failures_name_the_figure() -> None:
+    gates = [parse_gate("mouth_correlation>=0.8 and psnr>=20"), parse_gate("sync_distance<=0.5")]
+    assert check_gates(gates, {"mouth_correlation": 0.8, "psnr": 20.0, "sync_distance": 0.5}) == []
+    failed = check_gates(gates, {"mouth_correlation": 0.79, "psnr": 25.0})
+    assert failed[0] == "mouth_correlation>=0.8: it is 0.79"
+    assert failed[1].startswith("sync_distance<=0.5: it was not measured, which needs a sync network")
+    assert len(check_gates(gates, {"mouth_correlation": math.nan, "psnr": 1, "sync_distance": 0.1})) == 2
+    assert check_gates([parse_gate("sync_distance<0.5")], {"sync_distance": 0.5}) != []
+
+
+def test_gates_guard_their_own_kind_of_stage() -> None:
+    gates = [parse_gate("accuracy>=0.9"), parse_gate("mouth_correlation>=0.8")]
+    assert check_gates(gates, {"accuracy": 0.95}, "syncnet") == []
+    assert check_gates(gates, {"mouth_correlation": 0.9}, "gan") == []
+
+
+def test_better_depends_on_the_measure() -> None:
+    assert is_better("psnr", 31, 30)
+    assert not is_better("psnr", 30, 30)
+    assert is_better("sync_distance", 0.1, 0.2)
+    assert not is_better("sync_distance", 0.3, 0.2)
+    assert is_better("mouth_correlation", -0.5, None)
+    assert is_better("mouth_correlation", -0.5, math.nan)
+    assert not is_better("mouth_correlation", math.nan, 0.1)
+    assert not is_better("mouth_correlation", math.nan, None)
+    with pytest.raises(ValueError, match="unknown measure 'loss'"):
+        is_better("loss", 1, 2)
+
+
+def test_measures_that_a_still_mouth_does_well_at_are_marked() -> None:
+    assert {name for name, m in MEASURES.items() if not m.needs_sound} == {"psnr", "ssim", "pixel", "silence"}

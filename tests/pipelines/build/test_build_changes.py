@@ -1,0 +1,264 @@
+"""A dataset whose source, options or surroundings change between two builds equals one that was built at once."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lawdnet.audio.base import EXTRACTORS, no_beat
+from lawdnet.audio.mel import Mel
+from lawdnet.data.config import BuildConfig
+from lawdnet.data.manifest import Dataset
+from lawdnet.data.schema import read_segment, table_to_segment
+from lawdnet.data.selection import check_files
+from lawdnet.landmarks.openface import read_csv, write_csv
+from lawdnet.storage import local_copy, read_json
+from lawdnet.types import FPS, Rejected, RejectReason
+from lawdnet.video import decode
+from pipelines.build.task import Order, VideoBuilder
+from pipelines.build.build import build
+from lawdnet.tasks.records import Outcome, read_outcomes, read_segments, write_outcome
+from tests.pipelines.conftest import copy
+
+CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)
+
+
+class Builds:
+    """Builds in this process, without Ray, and counts what was worked on."""
+
+    def __init__(self, source: Path, root: Path, patch: pytest.MonkeyPatch) -> None:
+        self.source, self.root, self.worked_on = source, root, list[str]()
+        patch.setattr("pipelines.build.build._run", self._run)
+
+    def __call__(self, config: BuildConfig = CONFIG, **options: Any) -> Dataset:
+        self.worked_on.clear()
+        return build(self.source, self.root, config, **options)
+
+    def _run(self, todo: list[dict[str, Any]], order: Order, *rest: Any) -> None:
+        builder = VideoBuilder(order)
+        for item in todo:
+            self.worked_on.append(item["path"])
+            builder(item)
+
+
+@pytest.fixture
+def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builds:
+    (tmp_path / "source").mkdir()
+    return Builds(tmp_path / "source", tmp_path / "dataset", monkeypatch)
+
+
+def rows(dataset: Dataset) -> dict[str, dict[str, Any]]:
+    return {row["path"]: row for row in dataset.videos().to_pylist()}
+
+
+def shifted_csv(drawn: Path, to: Path, px: float) -> None:
+    """The landmarks of the clip, moved to the right."""
+    write_csv(to, read_csv(drawn.with_suffix(".csv")).points_T68x2 + np.array([px, 0], np.float32), FPS)
+
+
+def test_weights_that_are_missing_bind_nothing(drawn: Path, builds: Builds) -> None:
+    """A build that is refused leaves no demand behind that the next one cannot meet."""
+    copy(drawn, builds.source / "a.mp4")
+    with pytest.raises(ValueError, match="deepspeech"):
+        builds(BuildConfig(crop_width=100, features=("mel", "deepspeech")))
+    assert list(builds().info["extractors"]) == ["mel"]
+    with pytest.raises(ValueError, match="deepspeech"):
+        builds(BuildConfig(crop_width=80, val_fraction=0.0, features=("mel", "deepspeech")))
+    assert list(builds().info["extractors"]) == ["mel"]
+
+
+def test_twins_of_one_name_with_other_landmarks(drawn: Path, builds: Builds) -> None:
+    """Same bytes, same name, another folder and another CSV: the index tells of the file that is there."""
+    (builds.source / "a").mkdir()
+    first = copy(drawn, builds.source / "a" / "talk.mp4")
+    alone = builds()
+    (builds.source / "b").mkdir()
+    shutil.copy(first, builds.source / "b" / "talk.mp4")
+    shifted_csv(drawn, builds.source / "b" / "talk.csv", 6)
+    both = builds()
+    assert rows(both)["b/talk.mp4"]["reason"] == "duplicate"
+    assert both.index().equals(alone.index())
+    ref = both.segments()[0]
+    stored = table_to_segment(read_segment(Path(ref.path), ref.row_group))
+    points = read_csv(drawn.with_suffix(".csv")).points_T68x2
+    found = stored.matrix_T33[0] @ (*points[stored.start_frame, 30], 1)
+    assert found[:2] == pytest.approx(stored.landmarks_T68x2[0, 30], abs=0.01)
+
+
+def test_a_twin_takes_the_place_of_a_first_that_changed(drawn: Path, builds: Builds) -> None:
+    first = copy(drawn, builds.source / "a.mp4")
+    shutil.copy(first, builds.source / "b.mp4")
+    shutil.copy(first.with_suffix(".csv"), builds.source / "b.csv")
+    assert rows(builds())["b.mp4"]["reason"] == "duplicate"
+    builds()
+    assert not builds.worked_on, "a twin whose first stands is left alone"
+    first.write_bytes(copy(drawn, builds.source.parent / "other.mp4").read_bytes())
+    found = rows(builds())
+    assert (found["a.mp4"]["status"], found["b.mp4"]["status"]) == ("accepted", "accepted")
+
+
+def test_what_could_not_be_opened_is_tried_again(drawn: Path, builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rights and object stores recover while the file stays as it is."""
+    for name in ("a.mp4", "b.mp4"):
+        copy(drawn, builds.source / name)
+
+    def refuse(path: Path, *rest: Any, **named: Any) -> Any:
+        if path.name == "a.mp4":
+            raise PermissionError(13, "Permission denied")
+        return local_copy(path, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lawdnet.tasks.inputs.local_copy", refuse)
+        assert rows(builds())["a.mp4"]["reason"] == "unreadable"
+    found = rows(builds())
+    assert builds.worked_on == ["a.mp4"]
+    assert found["a.mp4"]["status"] == "accepted"
+
+
+def test_landmarks_are_looked_for_again_once_a_network_is_there(
+    drawn: Path, builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy(drawn, builds.source / "a.mp4")
+    copy(drawn, builds.source / "b.mp4", csv=False)
+    assert rows(builds())["b.mp4"]["reason"] == "no_landmarks"
+    builds()
+    assert not builds.worked_on, "nothing has changed"
+    monkeypatch.setattr("pipelines.build.build.ready_network", lambda weights_dir: "mediapipe")
+    builds()
+    assert builds.worked_on == ["b.mp4"]
+
+
+def test_a_refused_rule_costs_nothing(drawn: Path, builds: Builds) -> None:
+    copy(drawn, builds.source / "a.mp4")
+    strict = BuildConfig(crop_width=80, val_fraction=0.0, where=("sync_confidence>=3",))
+    with pytest.raises(ValueError, match="sync_confidence"):
+        builds(strict)
+    assert not builds.worked_on, "it is said before the work, not after it"
+    before = builds()
+    with pytest.raises(ValueError, match="sync_confidence"):
+        builds(strict)
+    assert builds().info == before.info
+
+
+def test_a_video_that_cannot_be_completed_counts_for_nothing(
+    drawn: Path, builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        copy(drawn, builds.source / name)
+    builds()
+
+    def refuse(path: Path, **options: Any) -> Any:
+        raise Rejected(RejectReason.NO_AUDIO, "gone") if path.name == "a.mp4" else RuntimeError("out of memory")
+
+    averaged = BuildConfig(crop_width=80, val_fraction=0.0, options={"mel": {"hops": "mean"}})
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.build.task.load_audio", refuse)
+        dataset = builds(averaged)
+    for row in rows(dataset).values():
+        assert (row["segments"], row["frames_used"], row["video_id"]) == (0, 0, "")
+    assert dataset.info["counts"]["segments"] == 0
+
+
+def test_a_file_that_decodes_to_less_than_it_promises_is_completed_as_it_was_built(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture may be missing at the end; the sound that extractors hear is as long as the promise all the same."""
+    copy(drawn, tmp_path / "source" / "a.mp4")
+    whole = Builds(tmp_path / "source", tmp_path / "whole", monkeypatch)
+    added = Builds(tmp_path / "source", tmp_path / "added", monkeypatch)
+    averaged = BuildConfig(crop_width=80, val_fraction=0.0, options={"mel": {"hops": "mean"}})
+    heard: list[int] = []
+
+    class Listening(Mel):
+        def extract(self, wave: Any, beat: Any = no_beat) -> Any:
+            heard.append(len(wave))
+            return super().extract(wave, beat)
+
+    monkeypatch.setitem(EXTRACTORS, "mel", Listening)
+    monkeypatch.setattr("lawdnet.data.segments.decode", lambda path: islice(decode(path), 74))
+    whole(averaged)
+    added()
+    added(averaged)
+    assert heard == [75 * 640] * 3
+
+
+def test_the_old_dataset_stands_until_the_new_one_does(
+    drawn: Path, builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = copy(drawn, builds.source / "a.mp4")
+    old = builds()
+    shifted_csv(drawn, path.with_suffix(".csv"), 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("lawdnet.data.finalize.write_index", raise_full_disk)
+        with pytest.raises(OSError, match="disk is full"):
+            builds()
+    check_files(old)
+    new = builds()
+    check_files(new)
+    assert len(list((builds.root / "segments").iterdir())) == 1
+
+
+def raise_full_disk(*_: object) -> None:
+    raise OSError("the disk is full")
+
+
+def test_outcomes_are_asked_for_many_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an object store each takes a while to come."""
+    for name in "abcd":
+        write_outcome(tmp_path, name, Outcome([], {"path": name, "status": "accepted"}, [{"index": 0}]))
+    together = threading.Barrier(4)
+
+    def slow(path: Path) -> Any:
+        together.wait(timeout=10)
+        return read_json(path)
+
+    monkeypatch.setattr("lawdnet.tasks.records.read_json", slow)
+    assert [outcome.segments for outcome in read_outcomes(tmp_path).values()] == [[]] * 4
+    assert dict(read_segments(tmp_path, "abcd")) == {key: [{"index": 0}] for key in "abcd"}
+
+
+def test_what_killed_workers_left_is_removed(drawn: Path, builds: Builds) -> None:
+    copy(drawn, builds.source / "a.mp4")
+    builds()
+    left = builds.root / "segments" / ".a-0123456789.parquet.0123abcd.tmp"
+    left.write_bytes(b"half")
+    builds()
+    assert not left.exists()
+
+
+def test_a_single_video_is_there_to_train_on(builds: Builds, drawn: Path) -> None:
+    copy(drawn, builds.source / "selfie.mp4")
+    built = builds(BuildConfig(crop_width=80, val_fraction=0.999))
+    assert [ref.split for ref in built.segments()] == ["train"]
+    assert rows(built)["selfie.mp4"]["split"] == "train"
+
+
+def test_weights_that_are_missing_are_said_before_the_build(
+    builds: Builds, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("face_alignment", reason="needs lawdnet[landmarks]")
+    for name in ("LAWDNET_WEIGHTS", "TORCH_HOME", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    copy(drawn, builds.source / "a.mp4")
+    with pytest.raises(ValueError, match=r"2DFAN4.*not found"):
+        builds(BuildConfig(crop_width=80, landmarks="face-alignment"))
+    assert builds.worked_on == []
+    assert len(builds().segments()) == 1, "the folder is still free for another try"
+
+
+def test_a_damaged_file_is_named(builds: Builds, drawn: Path) -> None:
+    copy(drawn, builds.source / "a.mp4")
+    built = builds()
+    path = built.root / "index.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"index\.parquet: damaged .*; make the dataset again"):
+        built.segments()
+    (built.root / "videos.parquet").unlink()
+    with pytest.raises(ValueError, match=r"videos\.parquet is missing; run the same `lawdnet build` again"):
+        built.videos()

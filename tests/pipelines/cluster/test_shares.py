@@ -1,0 +1,158 @@
+"""Who gets which part of a cluster: builds, trainers, those who draw samples, and shares of a GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.data import ExecutionResources
+
+from lawdnet.training.virtual_ranks import Workers
+from pipelines.cluster import resources
+from pipelines.train.elastic import scaling
+from tests.pipelines.conftest import copy
+from tests.support.ray_heads import ENVIRONMENT, Head, ray_head
+from tests.support.runs import TINY, grey
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def options() -> ray.data.ExecutionOptions:
+    return ray.data.DataContext.get_current().execution_options
+
+
+def test_a_build_stays_away_from_trainers(ray_session: None) -> None:
+    before = options().label_selector
+    with resources.beside_training(gpu=0):
+        assert options().label_selector == {"lawdnet-role": "!train"}
+        assert options().exclude_resources == ExecutionResources(cpu=0)  # this machine's own Ray is all for the build
+    assert options().label_selector == before
+    with resources.beside_training(gpu=0.5):
+        assert options().label_selector is None
+
+
+def test_a_build_spares_cpus_where_others_work_too(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    with resources.beside_training(gpu=0):
+        assert options().exclude_resources == ExecutionResources(cpu=resources.SPARED_CPUS)
+    assert options().exclude_resources == ExecutionResources.zero()
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 16}, "Labels": {"lawdnet-role": role}} for role in ("train", "preprocess")
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    with resources.beside_training(gpu=0):
+        assert options().exclude_resources == ExecutionResources(cpu=0)
+
+
+def test_trainers_stay_away_from_builders() -> None:
+    assert scaling(Workers(1, 2), gpu=False).label_selector == {"lawdnet-role": "!preprocess"}
+    assert scaling(Workers(2, 2), gpu=True).label_selector == {"lawdnet-role": "!preprocess"}
+
+
+def test_cpus_of_nodes_that_are_kept_for_others_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = ({}, {"lawdnet-role": "train"}, {"lawdnet-role": "preprocess"})
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0**n}, "Labels": found} for n, found in enumerate(labels)]
+    dead = {"Alive": False, "Resources": {"CPU": 1000.0}, "Labels": {}}
+    head = {"Alive": True, "Resources": {}, "Labels": {}}
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, dead, head])
+    assert resources.cpus() == 21
+    assert resources.cpus(away=resources.PREPROCESS) == 5
+
+
+GPU_DRIVER = """
+import json, sys
+from pathlib import Path
+import ray
+from lawdnet.data.config import BuildConfig
+from pipelines.build.build import build
+ray.init(num_cpus=3, num_gpus=1, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
+used = []
+def note(row, done, total):
+    used.append(1 - ray.available_resources().get("GPU", 0))
+source, root = map(Path, sys.argv[1:3])
+build(source, root, BuildConfig(crop_width=80, val_fraction=0.0), gpu=float(sys.argv[3]), on_row=note)
+print(json.dumps(used))
+"""
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="rs", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+@pytest.mark.slow
+def test_each_worker_of_a_build_takes_its_share_of_a_gpu(drawn: Path, tmp_path: Path, ray_folder: str) -> None:
+    """On a GPU that Ray is told of: three workers could have a CPU, and one of 0.4 each leaves room for two."""
+    for number in range(12):
+        copy(drawn, tmp_path / "source" / f"{number}.mp4")
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": ray_folder}
+    command = [sys.executable, "-c", GPU_DRIVER, str(tmp_path / "source"), str(tmp_path / "dataset"), "0.4"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    used = json.loads(done.stdout.splitlines()[-1])
+    assert len(used) == 12
+    assert max(used) == pytest.approx(0.8)
+
+
+VIDEOS = 300
+
+
+@pytest.fixture
+def three_cpus() -> Iterator[Head]:
+    with ray_head(node_cpus=3) as head:
+        yield head
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_training_and_a_build_get_on_side_by_side(three_cpus: Head, drawn: Path, tmp_path: Path) -> None:
+    """The build has begun first and could use every CPU: training still starts, streams, and ends before it."""
+    dataset = grey(tmp_path / "grey")
+    for number in range(VIDEOS):
+        copy(drawn, tmp_path / "source" / f"{number}.mp4")
+    environment = {**ENVIRONMENT, "RAY_ADDRESS": f"127.0.0.1:{three_cpus.port}", "PYTHONPATH": str(ROOT)}
+    built, run = tmp_path / "built", tmp_path / "run"
+    build_line = ["jobs.build_dataset", str(tmp_path / "source"), "--out", str(built), "--crop-width", "80"]
+    settings = [word for setting in [*TINY, "stages.epochs_constant=2"] for word in ("--set", setting)]
+    train_line = ["jobs.train", str(dataset.root), "--out", str(run), "--preset", "small", "--stages", "frame_64",
+                  "--workers", "1", "--validate-every", "0", *settings]  # fmt: skip
+
+    def start(line: list[str]) -> subprocess.Popen[str]:
+        log = (tmp_path / f"{line[0]}.log").open("w")
+        return subprocess.Popen(
+            [sys.executable, "-m", *line], cwd=ROOT, env=environment, stdout=log, stderr=log, text=True
+        )
+
+    def done() -> int:
+        return len(list((built / "segments").glob("*.parquet")))
+
+    build = start(build_line)
+    try:
+        deadline = time.monotonic() + 120
+        while not done() and time.monotonic() < deadline and build.poll() is None:
+            time.sleep(0.2)
+        before = done()
+        assert before, (tmp_path / "jobs.build_dataset.log").read_text()
+        train = start(train_line)
+        try:
+            assert train.wait(400) == 0, (tmp_path / "jobs.train.log").read_text()
+        finally:
+            train.kill()
+        meanwhile = done()
+        assert build.poll() is None, "the build left nothing to be shared"
+        assert before < meanwhile < VIDEOS
+        assert (run / "frame_64" / "epoch_0002").is_dir()
+        assert build.wait(400) == 0, (tmp_path / "jobs.build_dataset.log").read_text()
+        assert done() == VIDEOS
+    finally:
+        build.kill()
+    logs = Path(three_cpus.folder).glob("session_*/logs/worker-*.err")
+    assert not any("no CPU is left to draw samples" in path.read_text(errors="replace") for path in logs)

@@ -1,0 +1,103 @@
+"""The number of workers and what is learnt: lanes, weights, and workers that come and go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lawdnet.data.manifest import Dataset
+from lawdnet.data.sampling import SampleSpec, steps_per_epoch
+from lawdnet.training.stages import Stage
+from lawdnet.training.virtual_ranks import Workers, count_lanes, in_a_row, take_seat
+from pipelines.train.dataloader import rank_batches
+from pipelines.train.elastic import find_shared_collectives, scaling
+from pipelines.train.train import train
+from tests.support.runs import assert_same, grey, here, rows, tiny, weights
+
+SPEC = SampleSpec(mouth_px=32, num_frames=1, batch_size=2, samples_per_segment=3, audio="mel", sync=None)
+STAGE = Stage(name="frame_64", mouth_px=32, batch_size=2, samples_per_segment=2, epochs_constant=1, epochs_decay=0)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return grey(tmp_path_factory.mktemp("grey") / "dataset")
+
+
+@pytest.mark.parametrize(("text", "bounds"), [("1", (1, 1)), ("4", (4, 4)), ("1:4", (1, 4)), ("0", (0, 0))])
+def test_numbers_of_workers(text: str, bounds: tuple[int, int]) -> None:
+    workers = Workers.parse(text)
+    assert (workers.least, workers.most) == bounds
+    assert workers.is_elastic == (bounds[0] < bounds[1])
+
+
+@pytest.mark.parametrize("text", ["", "four", "4:1", "0:2", "-1", "1:2:3", "1.5"])
+def test_no_numbers_of_workers(text: str) -> None:
+    with pytest.raises(ValueError, match="workers: "):
+        Workers.parse(text)
+
+
+def test_lanes_are_shared_out_and_stay_as_many() -> None:
+    for lanes in range(1, 9):
+        for world in range(1, lanes + 3):
+            seats = [take_seat(rank, world, lanes) for rank in range(world)]
+            working = [seat for seat in seats if seat.share]
+            assert sorted(lane for seat in working for lane in seat.lanes) == list(range(lanes))
+            assert len({len(seat.lanes) for seat in seats}) == 1
+            assert sum(seat.share for seat in seats) == pytest.approx(1)
+    assert [take_seat(rank, 3, 4).share for rank in range(3)] == [0.5, 0.5, 0]
+    assert count_lanes(STAGE, Workers(1, 4)) == 4
+    assert Workers(2, 8).at_most(3) == Workers(2, 3)
+    fixed = Stage(**{**vars(STAGE), "global_batch": 6, "accumulate": 5})
+    assert (count_lanes(fixed, Workers(1, 4)), in_a_row(fixed)) == (3, 1)
+    asked = scaling(Workers(1, 4), gpu=False)
+    assert (asked.num_workers, asked.elasticity_enabled) == ((1, 4), True)
+    assert scaling(Workers(2, 2), gpu=True).num_workers == 2
+
+
+def test_every_number_of_workers_draws_the_same(dataset: Dataset) -> None:
+    """Three lanes on one, two and three workers: the same batches in the same steps, every segment as often."""
+    segments = dataset.segments("train")
+    drawn: list[dict[tuple[int, int], list[list[str]]]] = []
+    for world in (1, 2, 3):
+        steps: dict[tuple[int, int], list[list[str]]] = {}
+        for rank in range(world):
+            stream = rank_batches(segments, SPEC, seed=3, rank=rank, world=world, stored_width=80, epochs=2, lanes=3,
+                                  here=True)  # fmt: skip
+            for batch in stream if take_seat(rank, world, 3).share else ():
+                steps.setdefault((int(batch["epoch"]), int(batch["step"])), []).append(batch["segment_ids"].tolist())
+        drawn.append({place: sorted(batches) for place, batches in steps.items()})
+    assert drawn[0] == drawn[1] == drawn[2]
+    count = steps_per_epoch(len(segments), 3, SPEC)
+    assert sorted(drawn[0]) == [(epoch, step) for epoch in range(2) for step in range(count)]
+    assert all(len(batches) == 3 for batches in drawn[0].values())
+    seen = {name for (epoch, _), batches in drawn[0].items() if epoch == 1 for ids in batches for name in ids}
+    assert seen == {ref.segment_id for ref in segments}
+
+
+def test_a_place_in_an_epoch_is_one_for_every_number_of_workers(dataset: Dataset) -> None:
+    segments = dataset.segments("train")
+    for world in (1, 2, 3):
+        stream = rank_batches(segments, SPEC, seed=3, rank=0, world=world, stored_width=80, epochs=2, epoch=1, step=2,
+                              lanes=3, here=True)  # fmt: skip
+        first = next(iter(stream))
+        assert (int(first["epoch"]), int(first["step"])) == (1, 2)
+
+
+def test_alone_a_worker_hands_round_nothing() -> None:
+    rows_22 = torch.arange(4.0).view(2, 2)
+    (found,) = find_shared_collectives(torch.device("cpu"), take_seat(0, 1, 2)).gather(rows_22)
+    assert torch.equal(found, rows_22)
+
+
+def test_two_workers_learn_what_one_learns(dataset: Dataset, tmp_path: Path, ray_session: None) -> None:
+    """The same global batch: three lanes, which leave the second worker spare, and four, two for each."""
+    settings = ["syncnet.global_batch=6", "frame_64.global_batch=8", "syncnet.lr=1e-4"]
+    config = tiny(["syncnet", "frame_64"], *settings)
+    train(dataset, tmp_path / "one", config, here())
+    train(dataset, tmp_path / "two", config, here(workers=Workers(2, 2), validate_every=1))
+    for stage in ("syncnet", "frame_64"):
+        assert [row["workers"] for row in rows(tmp_path / "two", stage, "epoch")] == [2]
+        one, two = (weights(tmp_path / name, stage)["networks"] for name in ("one", "two"))
+        assert_same(one, two, 1e-4)
