@@ -20,8 +20,9 @@ import numpy as np
 from lawdnet.data.config import BuildConfig
 from lawdnet.landmarks.openface import read_csv, write_csv
 from lawdnet.tasks.inputs import list_inputs
+from lawdnet.tasks.task import TaskRunner
 from lawdnet.video import probe
-from pipelines.build.task import Order, VideoBuilder
+from pipelines.build.task import BuildJob, VideoItem, VideoTask
 
 
 def repeat(clip: Path, to: Path, times: int) -> None:
@@ -58,10 +59,11 @@ def main() -> None:
         points = read_csv(arguments.clip.with_suffix(".csv")).points_T68x2
         write_csv(long.with_suffix(".csv"), np.resize(points, (video.num_source_frames, 68, 2)), once.fps)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        builder = VideoBuilder(Order(BuildConfig(val_fraction=0.0), str(root), "benchmark"))
-        (item,) = list_inputs(source)
+        runner = TaskRunner(VideoTask, BuildJob(config=BuildConfig(val_fraction=0.0), root=str(root)))
+        (file,) = list_inputs(source)
         began = time.perf_counter()
-        row = json.loads(builder(item | {"to_complete": False})["row"])
+        ((_, record),) = runner([VideoItem.of(file)])
+        row = record.columns()
         seconds = time.perf_counter() - began
     print(
         json.dumps(

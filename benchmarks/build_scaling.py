@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from pathlib import Path
 
 from lawdnet.data.config import BuildConfig
@@ -27,14 +26,14 @@ CONFIG = BuildConfig(crop_width=160, val_fraction=0)
 def direct(source: Path, root: Path) -> float:
     """Seconds for all videos in a plain loop, after the first of them, which warms up."""
     from lawdnet.tasks.inputs import list_inputs
-    from pipelines.build.task import Order, VideoBuilder
+    from lawdnet.tasks.task import TaskRunner
+    from pipelines.build.task import BuildJob, VideoItem, VideoTask
 
-    builder = VideoBuilder(Order(config=CONFIG, root=str(root), run=uuid.uuid4().hex))
-    items = [item | {"to_complete": False} for item in list_inputs(source)]
-    builder(items[0])
+    runner = TaskRunner(VideoTask, BuildJob(config=CONFIG, root=str(root)))
+    items = [VideoItem.of(file) for file in list_inputs(source)]
+    list(runner(items[:1]))
     began = time.perf_counter()
-    for item in items[1:]:
-        builder(item)
+    list(runner(items[1:]))
     return (time.perf_counter() - began) * len(items) / (len(items) - 1)
 
 
@@ -54,7 +53,7 @@ def on_nodes(source: Path, root: Path, nodes: int) -> dict[str, float]:
     resources.quiet_data()
     times: list[float] = []
     began = time.perf_counter()
-    build(source, root, CONFIG, on_row=lambda row, done, total: times.append(time.perf_counter() - began))
+    build(source, root, CONFIG, on_progress=lambda progress: times.append(time.perf_counter() - began))
     whole = time.perf_counter() - began
     ray.shutdown()
     cluster.shutdown()

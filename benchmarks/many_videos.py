@@ -19,35 +19,39 @@ from pathlib import Path
 
 from benchmarks.core_speed import high_water
 from lawdnet.data.config import BuildConfig
-from lawdnet.data.finalize import finish
+from lawdnet.data.finalize import finalize
+from lawdnet.data.records import SegmentRow, read_records, video_records
 from lawdnet.data.rules import SCORES
 from lawdnet.data.segments import split_draw
 from lawdnet.tasks.inputs import list_inputs
-from lawdnet.tasks.records import EMPTY_ROW, Outcome, read_outcomes, write_outcome
-from pipelines.build.plan import remaining
+from pipelines.build.plan import Plan
+from pipelines.build.task import VideoItem
 
 PER_FOLDER = 1000
 CONFIG = BuildConfig()
 
 
 def make(source: Path, root: Path, count: int, segments: int) -> None:
-    """Inputs, and the outcomes of a build that had just come to its end."""
+    """Inputs, and the records of a build that had just come to its end."""
     for number in range(count):
         path = source / f"{number // PER_FOLDER:04d}" / f"{number:06d}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    for item in list_inputs(source):
-        name, digest = Path(item["path"]).stem, item["key"] * 4
-        side = "val" if split_draw(digest) < CONFIG.val_fraction else "train"
-        row = {**EMPTY_ROW, "path": item["path"], "video_id": f"{name}-{item['key'][:10]}", "status": "accepted"}
-        row |= {"split": side, "sha256": digest, "segments": segments, "frames": 225 * segments}
-        scores = {score: 0.123456789 for score in SCORES if not score.startswith("sync")}
-        rows = [
-            {"segment_id": f"{row['video_id']}-{i:04d}", "index": i, "track": 0, "start_frame": 225 * i}
-            | {"num_frames": 225, "row_group": i, "scores": scores}
-            for i in range(segments)
-        ]
-        write_outcome(root, item["key"], Outcome(list(item["inputs"]), row, rows, {"mel": "0123456789abcdef"}))
+    store = video_records(root)
+    scores = {score: 0.123456789 for score in SCORES if not score.startswith("sync")}
+    for item in map(VideoItem.of, list_inputs(source)):
+        record = item.record()
+        record.video_id = f"{Path(item.name).stem}-{item.key[:10]}"
+        record.status = "accepted"
+        record.sha256 = item.key * 4
+        record.split = "val" if split_draw(record.sha256) < CONFIG.val_fraction else "train"
+        record.segments = segments
+        record.frames = 225 * segments
+        record.features = {"mel": "0123456789abcdef"}
+        for i in range(segments):
+            place = {"index": i, "track": 0, "start_frame": 225 * i, "num_frames": 225, "row_group": i}
+            record.rows.append(SegmentRow(segment_id=f"{record.video_id}-{i:04d}", **place, scores=scores))
+        store.write(item.key, record)
 
 
 def measure(source: Path, root: Path) -> dict[str, float]:
@@ -58,16 +62,22 @@ def measure(source: Path, root: Path) -> dict[str, float]:
         took[name] = round(time.perf_counter() - began, 2)
 
     began = time.perf_counter()
-    items = list_inputs(source)
+    inputs = list_inputs(source)
     timed("list s", began)
     began = time.perf_counter()
-    outcomes = read_outcomes(root)
-    work = remaining(items, outcomes, files={f"{o.row['video_id']}.parquet" for o in outcomes.values()},
-                     marks={"mel": "0123456789abcdef"}, sync_mark=None, finds_faces=False)  # fmt: skip
-    assert not any(work.values()), "all is done"
+    records = read_records(root)
+    plan = Plan(
+        inputs=inputs,
+        records=records,
+        files={f"{record.video_id}.parquet" for record in records.values()},
+        marks={"mel": "0123456789abcdef"},
+        sync_mark=None,
+        finds_faces=False,
+    )
+    assert len(plan.stored) == len(inputs), "all is done"
     timed("read what is done s", began)
     began = time.perf_counter()
-    finish(root, CONFIG, {"mel": {"dim": 320, "model_sha256": None, "options": {}}}, str(source))
+    finalize(root, CONFIG, {"mel": {"dim": 320, "model_sha256": None, "options": {}}}, str(source))
     timed("manifest s", began)
     return took | {"peak MiB": high_water() >> 10}
 

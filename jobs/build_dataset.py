@@ -14,6 +14,8 @@ from jobs.inspect_dataset import describe, summary
 
 if TYPE_CHECKING:
     from lawdnet.data.config import BuildConfig
+    from lawdnet.data.records import VideoRecord
+    from lawdnet.tasks.task import Progress
 
 
 def build(
@@ -81,7 +83,9 @@ def build(
         place, root = locate(source), locate(out)
 
     with console.Meter("build", "videos") as meter:
-        opened = build_dataset(place, root, config, weights_dir=weights_dir, sync=sync, gpu=gpu, on_row=Watch(meter))
+        opened = build_dataset(
+            place, root, config, weights_dir=weights_dir, sync=sync, gpu=gpu, on_progress=Watch(meter)
+        )
         seconds = meter.seconds
     content = describe(opened) | {"seconds": round(seconds, 3)}
     if not content["segments"]:
@@ -98,20 +102,18 @@ class Watch:
     def __init__(self, meter: console.Meter) -> None:
         self.meter, self.frames, self.rejects = meter, 0, 0
 
-    def __call__(self, row: dict[str, Any], done: int, total: int) -> None:
-        is_good = row["status"] == "accepted"
-        self.rejects += not is_good
-        if row.get("stored"):
-            self.meter.skip(done)
+    def __call__(self, progress: Progress[VideoRecord]) -> None:
+        record = progress.record
+        self.rejects += not record.is_accepted
+        if progress.is_stored:
+            self.meter.skip(progress.done)
         else:
-            self.frames += row["frames"]
-        outcome = (
-            console.count(row["segments"], "segment")
-            if is_good
-            else f"{row['status']}, {row['reason']}: {row['detail']}"
-        )
+            self.frames += record.frames
+        segments = console.count(record.segments, "segment")
+        result = segments if record.is_accepted else f"{record.status}, {record.reason}: {record.detail}"
         rate = f"{self.frames / max(self.meter.seconds, 1e-3):.0f} frames/s, " if self.frames else ""
-        self.meter.update(done, total, note=f"{rate}{self.rejects} rejected", event=f"{row['path']}: {outcome}")
+        note = f"{rate}{self.rejects} rejected"
+        self.meter.update(progress.done, progress.total, note=note, event=f"{record.path}: {result}")
 
 
 def split(text: str) -> tuple[str, ...]:

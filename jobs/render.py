@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jobs import console
 from jobs.inspect_dataset import reason_lines, reasons
+
+if TYPE_CHECKING:
+    from lawdnet.tasks.task import Progress
+    from pipelines.render.pairs import PairRecord
 
 
 def render(
@@ -57,12 +61,12 @@ def render(
 
     wanted = listed_pairs(given[0]) if pairs else all_pairs(given[0], given[1], root)
     with console.Meter("render", "pairs") as meter:
-        rows = render_pairs(
+        records = render_pairs(
             network, wanted, root, landmarks=landmarks, face=face, weights_dir=weights_dir, gpu=gpu,
-            on_row=Watch(meter),
+            on_progress=Watch(meter),
         )  # fmt: skip
         seconds = meter.seconds
-    content = {"out": out, "seconds": round(seconds, 3), **describe(rows)}
+    content = {"out": out, "seconds": round(seconds, 3), **describe([record.columns() for record in records])}
     lines = [f"rendered {out} in {console.duration(seconds)}", *summary(content)]
     console.result(content, lines, as_json)
     if not content["rendered"]:
@@ -75,17 +79,18 @@ class Watch:
     def __init__(self, meter: console.Meter) -> None:
         self.meter, self.frames, self.refused = meter, 0, 0
 
-    def __call__(self, row: dict[str, Any], done: int, total: int) -> None:
-        is_good = row["status"] == "rendered"
-        self.refused += not is_good
-        if row.get("stored"):
-            self.meter.skip(done)
+    def __call__(self, progress: Progress[PairRecord]) -> None:
+        record = progress.record
+        self.refused += not record.is_rendered
+        if progress.is_stored:
+            self.meter.skip(progress.done)
         else:
-            self.frames += row["frames"]
-        frames = console.count(row["frames"], "frame")
-        outcome = frames if is_good else f"{row['status']}, {row['reason']}: {row['detail']}"
+            self.frames += record.frames
+        frames = console.count(record.frames, "frame")
+        result = frames if record.is_rendered else f"{record.status}, {record.reason}: {record.detail}"
         rate = f"{self.frames / max(self.meter.seconds, 1e-3):.0f} frames/s, " if self.frames else ""
-        self.meter.update(done, total, note=f"{rate}{self.refused} not rendered", event=f"{row['out']}: {outcome}")
+        note = f"{rate}{self.refused} not rendered"
+        self.meter.update(progress.done, progress.total, note=note, event=f"{record.out}: {result}")
 
 
 def describe(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

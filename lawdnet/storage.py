@@ -112,6 +112,13 @@ def atomic(path: Location, *, beat: Beat = no_beat) -> Iterator[Path]:
             path.fs.put_file(str(temporary), path.path, callback=_callback(beat))
 
 
+def remove_temporaries(folder: Location) -> None:
+    """Remove what a killed process left half written in a local folder; remote files appear whole or not at all."""
+    if isinstance(folder, Path):
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def local_copy(path: Location, companions: Collection[str] = (), *, beat: Beat = no_beat) -> Iterator[Path]:
     """A file as a local one: itself, or a download under the same name that is gone when the block ends.

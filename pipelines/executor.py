@@ -1,47 +1,127 @@
-"""A pool of stateful workers on Ray Data: items go in, answers come out as they are made, whatever dies on the way."""
+"""Tasks on Ray Data: items go in, each becomes a stored record, whatever dies on the way.
+
+`lawdnet.tasks.task` says what a task is, and does the work within one process.
+"""
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+import json
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from typing import Any, Protocol, TypeVar, cast
 
+import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from lawdnet.storage import Location
+from lawdnet.tasks.records import RecordStore, Refusal, TaskRecord
+from lawdnet.tasks.task import DiskFull, Item, Job, OnProgress, Progress, Task, TaskRunner
+from lawdnet.types import RejectReason
 from pipelines.cluster import resources
 
-Row = dict[str, Any]
+I = TypeVar("I", bound=Item[Any])
+R = TypeVar("R", bound=TaskRecord)
 
 
-def answers(
-    worker: type, order: Any, items: Sequence[Row], *, gpu: float, name: str, many: bool = False
-) -> Generator[Row, None, None]:
-    """What the workers say of the items, in no particular order; nothing comes of an item whose worker raised.
+class Execute(Protocol):
+    """Where the work is done: on Ray (`map_items`), or in this process (`map_in_process`)."""
 
-    A worker that dies is replaced and its item tried again, for ever: a worker counts its tries itself, see
-    `lawdnet.tasks.records.Attempts`. An item that is tried again may be answered twice.
+    def __call__(
+        self, task: type[Task[I, R]], job: Job, items: Sequence[I], *, name: str, gpu: float
+    ) -> Generator[tuple[str, R], None, None]:
+        """Yield keys with their records, as they are finished; nothing for an item whose worker raised."""
+        ...
+
+
+def complete(
+    task: type[Task[I, R]],
+    job: Job,
+    items: Sequence[I],
+    store: RecordStore[R],
+    stored: Mapping[str, R],
+    *,
+    name: str,
+    gpu: float = 0.0,
+    on_progress: OnProgress[R] | None = None,
+    execute: Execute | None = None,
+) -> dict[str, R]:
+    """Return a record for every item: one that an earlier run stored, or what a worker makes of the item now.
+
+    An item whose record was lost with its worker has failed, and is tried again by the next run.
 
     Args:
-        worker: made once per process with `order`, then called with an item; gives an answer, a small row.
+        job: what all workers are told.
+        store: where the records are kept.
+        stored: records of earlier runs that are still valid, by key.
+        name: name of the work on Ray's dashboard.
         gpu: share of a GPU that each worker takes beside its CPU.
-        name: of the work, as Ray's dashboard shows it.
-        many: whether the worker gives an iterator of answers.
+        on_progress: called once for every item.
+        execute: `map_items` if None.
+
+    Raises:
+        DiskFull: a worker has found the disk full.
+    """
+    done: dict[str, R] = {}
+
+    def finish(key: str, record: R, *, is_stored: bool = False) -> None:
+        done[key] = record
+        if on_progress:
+            on_progress(Progress(record, is_stored, len(done), len(items)))
+
+    for item in items:
+        if item.key in stored:
+            finish(item.key, stored[item.key], is_stored=True)
+    if todo := [item for item in items if item.key not in stored]:
+        with closing((execute or map_items)(task, job, todo, name=name, gpu=gpu)) as records:
+            for key, record in records:
+                if key not in done:  # work that is tried again may be told twice
+                    finish(key, record)
+    for item in todo:
+        if item.key not in done:
+            finish(item.key, _lost(task, job, item, store))
+    return done
+
+
+def _lost(task: type[Task[I, R]], job: Job, item: I, store: RecordStore[R]) -> R:
+    record: R = item.record()
+    record.run = job.run
+    detail = "its record was lost; the workers' log says why, and the next run of the same command tries it again"
+    record.refuse(Refusal("failed", RejectReason.INTERNAL_ERROR, detail))
+    store.write(item.key, record)
+    task.count(record)
+    return record
+
+
+def map_in_process(
+    task: type[Task[I, R]], job: Job, items: Sequence[I], *, name: str, gpu: float
+) -> Generator[tuple[str, R], None, None]:
+    """Do the work in this process, without Ray; an item that kills its process is not survived."""
+    runner = TaskRunner(task, job)
+    for batch in task.batches(items, workers=1):
+        yield from ((item.key, record) for item, record in runner(batch))
+
+
+def map_items(
+    task: type[Task[I, R]], job: Job, items: Sequence[I], *, name: str, gpu: float
+) -> Generator[tuple[str, R], None, None]:
+    """Do the work on Ray Data, in no particular order.
+
+    A worker that dies is replaced and its batch tried again, without a limit: the tasks' own attempts say when to stop.
     """
     with resources.cluster(), _errors_allowed(), resources.beside_training(gpu):
-        # a cluster that others use: no more workers at once than there is work
-        room = len(items) if resources.can_grow() else min(resources.workers(gpu), len(items))
-        given = ray.data.from_items(list(items), override_num_blocks=len(items))
-        # an answer is told when it is there, and not with the last of its item; no item waits behind another one that
+        batches = list(task.batches(items, resources.workers(gpu)))
+        # on a cluster that others use, no more workers at once than there is work
+        room = len(batches) if resources.can_grow() else min(resources.workers(gpu), len(batches))
+        rows = [{"items": [asdict(item) for item in batch]} for batch in batches]  # type: ignore[call-overload]
+        given = ray.data.from_items(rows, override_num_blocks=len(rows))
+        # a record is told when it is there, and not with the last of its batch; no batch waits behind another one that
         # is at work, and the pool grows all the same
         given.context.target_max_block_size = 1
         given.context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-        graph = (given.flat_map if many else given.map)(
-            worker,
-            fn_constructor_args=(order,),
+        graph = given.flat_map(
+            type(task.__name__, (_Worker,), {}),  # Ray's dashboard shows the name
+            fn_constructor_args=(task, job),
             compute=ActorPoolStrategy(
                 min_size=1 if resources.can_grow() else room, max_size=room, max_tasks_in_flight_per_actor=1
             ),
@@ -51,8 +131,27 @@ def answers(
             max_task_retries=-1,
         )
         graph.set_name(name)
-        for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from batch.to_pylist()
+        for answers in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for answer in cast("pa.Table", answers).to_pylist():
+                if answer["stop"]:
+                    raise DiskFull(answer["stop"])
+                yield answer["key"], cast("R", task.record_type.decode(json.loads(answer["record"])))
+
+
+class _Worker:
+    """One process of the pool: batches of items come in as plain values, records go out as JSON."""
+
+    def __init__(self, task: type[Task[Any, Any]], job: Job) -> None:
+        self.item_type = task.item_type
+        self.runner: TaskRunner[Any, Any] = TaskRunner(task, job)
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, str]]:
+        batch = [self.item_type(**item) for item in row["items"]]
+        try:
+            for item, record in self.runner(batch):
+                yield {"key": item.key, "record": json.dumps(record.brief().encode()), "stop": ""}
+        except DiskFull as error:
+            yield {"key": "", "record": "", "stop": str(error)}
 
 
 @contextmanager
@@ -68,33 +167,3 @@ def _errors_allowed() -> Iterator[None]:
         yield
     finally:
         context.max_errored_blocks, context.execution_options.preserve_order = before
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What a disk says that has no room left."""
-
-
-def is_full_disk(error: BaseException) -> bool:
-    """Whether an error is about the disk rather than about the item that met it."""
-    return isinstance(error, OSError) and error.errno in FULL
-
-
-def full_disk(error: OSError, root: Location) -> str:
-    """What a worker answers as `stop`.
-
-    Raises:
-        OSError: it is another one.
-    """
-    if not is_full_disk(error):
-        raise error
-    return f"{error.filename or root}: {os.strerror(error.errno or 0)}"
-
-
-def check_stop(answer: Row) -> None:
-    """Ends the job where a worker has found the disk full.
-
-    Raises:
-        OSError: it has.
-    """
-    if answer["stop"]:
-        raise OSError(f"{answer['stop']}; make room and run the same command again, which goes on")

@@ -1,9 +1,9 @@
-"""From the outcomes of all inputs to a dataset: twins, split, rules, and the three files that readers begin with."""
+"""From the records of all videos to a dataset: duplicates, split, rules, and the files that readers begin with."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,87 +11,87 @@ import pyarrow as pa
 
 from lawdnet.data.config import BuildConfig, digest
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset, index_schema, manifest, write_index, write_videos
+from lawdnet.data.records import VideoRecord, read_records, video_records
 from lawdnet.data.rules import SCORES, Step, apply_rules, parse_rule
 from lawdnet.data.schema import SCORE, rewrite_segments, with_columns
 from lawdnet.data.segments import split_draw
 from lawdnet.data.speakers import keep_speakers
-from lawdnet.storage import Location, atomic, is_remote, local_copy, write_json
-from lawdnet.tasks.records import Outcome, read_outcomes, read_segments, write_outcome
+from lawdnet.storage import Location, atomic, is_remote, local_copy, remove_temporaries, write_json
+from lawdnet.tasks.records import Refusal
 from lawdnet.types import RejectReason
 
 AT_ONCE = 500
 """Videos whose segments are in memory as Python objects at a time."""
 SEEN = ("video_id", "landmarks_sha256", "split", "segments", "frames_used")
-"""What of a video's row decides what training sees of it."""
+"""The columns of a video's row that decide what training sees of it."""
 
 
-def finish(root: Location, config: BuildConfig, extractors: Mapping[str, Mapping[str, Any]], source: str) -> Dataset:
-    """Writes index.parquet, videos.parquet and dataset.json, and removes segment files that nothing names.
+def finalize(root: Location, config: BuildConfig, extractors: Mapping[str, Mapping[str, Any]], source: str) -> Dataset:
+    """Write index.parquet, videos.parquet and dataset.json, and remove segment files that nothing names.
 
     Raises:
-        ValueError: a rule needs a score that was not measured.
+        ValueError: a rule needs a score that was not measured, or a record cannot be read.
     """
-    outcomes = read_outcomes(root)
-    _reject_twins(root, outcomes)
-    accepted = {key: outcome for key, outcome in outcomes.items() if outcome.accepted}
+    records = read_records(root)
+    _reject_duplicates(root, records)
+    accepted = {key: record for key, record in records.items() if record.is_accepted}
     _split(root, accepted, config.val_fraction)
     index, funnel = choose(index_of(root, accepted), config)
-    rows = judged([outcome.row for outcome in outcomes.values()], index)
+    videos = [record.columns() for record in after_rules(list(records.values()), index)]
     if not is_remote(root):
         (root / SEGMENTS).mkdir(parents=True, exist_ok=True)
     write_index(root, index)
-    write_videos(root, rows)
+    write_videos(root, videos)
     content = manifest(
         config,
         extractors,
-        rows,
+        videos,
         source=source,
         funnel=[asdict(step) for step in funnel],
-        dataset_hash=_hash(config, extractors, rows),
+        dataset_hash=_hash(config, extractors, videos),
     )
     write_json(root / MANIFEST, content)
-    _sweep(root, {outcome.row["video_id"] for outcome in accepted.values()})
+    _sweep(root, {record.video_id for record in accepted.values()})
     return Dataset(root)
 
 
 def _sweep(root: Location, kept: Collection[str]) -> None:
-    """Removes segment files that the index does not name, and what killed workers have left half written."""
+    """Remove segment files that the index does not name, and what killed workers left half written."""
     for path in (root / SEGMENTS).glob("*.parquet"):
         if path.stem not in kept:
             path.unlink()
-    for folder in (root, root / BUILD, root / SEGMENTS) if not is_remote(root) else ():
-        for path in folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+    for folder in (root, root / BUILD, root / SEGMENTS):
+        remove_temporaries(folder)
 
 
-def _hash(config: BuildConfig, extractors: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Of everything that training sees: settings, models, and the bytes of videos and landmarks."""
-    parts = sorted([row[name] for name in SEEN] for row in rows if row["status"] == "accepted")
+def _hash(config: BuildConfig, extractors: Mapping[str, Any], videos: Iterable[Mapping[str, Any]]) -> str:
+    """Hash of everything that training sees: settings, models, and the bytes of videos and landmarks."""
+    parts = sorted([video[name] for name in SEEN] for video in videos if video["status"] == "accepted")
     return digest([config.hash(), {name: dict(info) for name, info in extractors.items()}, parts])
 
 
-def index_of(root: Location, accepted: Mapping[str, Outcome]) -> pa.Table:
+def index_of(root: Location, accepted: Mapping[str, VideoRecord]) -> pa.Table:
     """The rows of index.parquet, by video id and position; a score that was not measured is null."""
-    keys = sorted(accepted, key=lambda key: accepted[key].row["video_id"])
+    keys = sorted(accepted, key=lambda key: accepted[key].video_id)
     found: set[str] = set()
     schema = index_schema(list(SCORES))
     tables = [schema.empty_table()]
     # some videos at a time: as columns all segments take a tenth of the memory that they take as Python objects
     for start in range(0, len(keys), AT_ONCE):
         rows: list[dict[str, Any]] = []
-        for key, segments in read_segments(root, keys[start : start + AT_ONCE]):
-            found.update(name for segment in segments for name in segment["scores"])
-            rows += _index_rows(accepted[key].row, segments)
+        for record in video_records(root).read_many(keys[start : start + AT_ONCE], brief=False).values():
+            found.update(name for row in record.rows for name in row.scores)
+            rows += _index_rows(record)
         tables.append(pa.Table.from_pylist(rows, schema))
     measured = [name for name in schema.names if not name.startswith(SCORE) or name.removeprefix(SCORE) in found]
     return pa.concat_tables(tables).select(measured).combine_chunks()
 
 
-def _index_rows(row: Mapping[str, Any], segments: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    video = {name: row[name] for name in ("video_id", "split")}
-    video |= {"path": f"{SEGMENTS}/{row['video_id']}.parquet", "dropped": ""}
-    for segment in segments:
-        yield {**video, **segment, **{SCORE + name: value for name, value in segment["scores"].items()}}
+def _index_rows(record: VideoRecord) -> Iterator[dict[str, Any]]:
+    path = f"{SEGMENTS}/{record.video_id}.parquet"
+    video = {"video_id": record.video_id, "split": record.split, "path": path, "dropped": ""}
+    for row in record.rows:
+        yield {**video, **asdict(row), **{SCORE + name: value for name, value in row.scores.items()}}
 
 
 def choose(index: pa.Table, config: BuildConfig) -> tuple[pa.Table, list[Step]]:
@@ -105,65 +105,68 @@ def choose(index: pa.Table, config: BuildConfig) -> tuple[pa.Table, list[Step]]:
     return index, funnel
 
 
-def judged(rows: list[dict[str, Any]], index: pa.Table) -> list[dict[str, Any]]:
-    """The rows of videos.parquet after the rules: a video whose segments all fell is rejected with their rules."""
+def after_rules(records: Sequence[VideoRecord], index: pa.Table) -> list[VideoRecord]:
+    """The records after the rules: a video whose segments were all dropped is rejected, with their rules."""
     left: Counter[str] = Counter()
     frames: Counter[str] = Counter()
-    fell: dict[str, Counter[str]] = {}
+    dropped: dict[str, Counter[str]] = {}
     groups = index.group_by(["video_id", "dropped"], use_threads=False)
     for group in groups.aggregate([("num_frames", "sum"), ("num_frames", "count")]).to_pylist():
         name, segments = group["video_id"], group["num_frames_count"]
         if group["dropped"]:
-            fell.setdefault(name, Counter())[group["dropped"]] = segments
+            dropped.setdefault(name, Counter())[group["dropped"]] = segments
         else:
-            left[name], frames[name] = segments, group["num_frames_sum"]
-    return [_judged(row, left, frames, fell) if row["status"] == "accepted" else row for row in rows]
+            left[name] = segments
+            frames[name] = group["num_frames_sum"]
+
+    def after(record: VideoRecord) -> VideoRecord:
+        name = record.video_id
+        record = replace(record, segments=left[name], frames_used=frames[name])
+        if not left[name]:
+            total = sum(dropped[name].values())
+            rules = "; ".join(f"{count} of {total} segments fell at {rule}" for rule, count in dropped[name].items())
+            record.status, record.reason, record.detail = "rejected", str(RejectReason.THRESHOLD), rules
+        return record
+
+    return [after(record) if record.is_accepted else record for record in records]
 
 
-def _judged(
-    row: dict[str, Any], left: Counter[str], frames: Counter[str], fell: Mapping[str, Counter[str]]
-) -> dict[str, Any]:
-    name = row["video_id"]
-    row = row | {"segments": left[name], "frames_used": frames[name]}
-    if left[name]:
-        return row
-    total = sum(fell[name].values())
-    rules = "; ".join(f"{count} of {total} segments fell at {rule}" for rule, count in fell[name].items())
-    return row | {"status": "rejected", "reason": str(RejectReason.THRESHOLD), "detail": rules}
-
-
-def _reject_twins(root: Location, outcomes: Mapping[str, Outcome]) -> None:
-    """Of accepted inputs (in the order of their paths) with the same bytes only the first stays."""
+def _reject_duplicates(root: Location, records: Mapping[str, VideoRecord]) -> None:
+    """Of accepted videos with the same bytes only the first stays, in the order of their paths."""
     first: dict[str, str] = {}
-    for key, outcome in outcomes.items():
-        row = outcome.row
-        if outcome.accepted and first.setdefault(row["sha256"], row["path"]) != row["path"]:
-            row |= {"status": "rejected", "reason": str(RejectReason.DUPLICATE), "segments": 0, "frames_used": 0}
-            row |= {"detail": f"the same bytes as {first[row['sha256']]}", "video_id": ""}
-            write_outcome(root, key, outcome)
+    for key, record in records.items():
+        if record.is_accepted and (kept := first.setdefault(record.sha256, record.path)) != record.path:
+            record.refuse(Refusal("rejected", RejectReason.DUPLICATE, f"the same bytes as {kept}"))
+            video_records(root).write(key, record)
 
 
-def _split(root: Location, accepted: Mapping[str, Outcome], val_fraction: float) -> None:
-    """Puts every video on its side; segment files that say otherwise are written anew.
+def _split(root: Location, accepted: Mapping[str, VideoRecord], val_fraction: float) -> None:
+    """Put every video on its side; segment files that say otherwise are written again.
 
     Of a handful of videos chance may hold out none, or all: then the one with the smallest draw changes sides. A single
     video is there to train on.
     """
-    draws = {key: split_draw(outcome.row["sha256"]) for key, outcome in accepted.items()}
+    draws = {key: split_draw(record.sha256) for key, record in accepted.items()}
     sides = {key: "val" if draw < val_fraction else "train" for key, draw in draws.items()}
     if val_fraction and len(sides) > 1 and len(set(sides.values())) == 1:
         smallest = min(draws, key=lambda key: draws[key])
         sides[smallest] = "train" if sides[smallest] == "val" else "val"
     if len(sides) == 1:
         sides = dict.fromkeys(sides, "train")
-    for key, outcome in accepted.items():
-        if outcome.row["split"] == sides[key]:
-            continue
-        outcome.row["split"] = side = sides[key]
-        path = root / SEGMENTS / f"{outcome.row['video_id']}.parquet"
-        with local_copy(path) as old, atomic(path) as temporary:
-            rewrite_segments(old, temporary, lambda table, side=side: _on_side(table, side))  # type: ignore[misc]
-        write_outcome(root, key, replace(outcome, segments=dict(read_segments(root, [key]))[key]))
+    for key, record in accepted.items():
+        if record.split != sides[key]:
+            record.split = sides[key]
+            _rewrite_split(root, key, record)
+
+
+def _rewrite_split(root: Location, key: str, record: VideoRecord) -> None:
+    store = video_records(root)
+    path = root / SEGMENTS / f"{record.video_id}.parquet"
+    with local_copy(path) as old, atomic(path) as temporary:
+        rewrite_segments(old, temporary, lambda table: _on_side(table, record.split))
+    stored = store.read(key)
+    assert stored is not None
+    store.write(key, replace(record, rows=stored.rows))
 
 
 def _on_side(table: pa.Table, split: str) -> pa.Table:

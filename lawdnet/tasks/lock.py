@@ -22,6 +22,8 @@ from lawdnet.tasks.background import repeated
 
 log = logging.getLogger(__name__)
 
+DRIVER = "driver"
+"""Name of the file, in the folder of a job's records."""
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 20.0
 """A driver on another machine that has said nothing for so long is gone."""

@@ -1,131 +1,146 @@
-"""What a job knows of its inputs between one start and the next: a small file for each, in DATASET/.build."""
+"""What a job knows of its items between one run and the next: one small JSON file per item.
+
+A record that cannot be read is an error. It must never look like work that was not done yet.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Generic, Literal, Self, TypeVar
 
-from lawdnet.data.manifest import BUILD
-from lawdnet.data.schema import BUILD_STAGES
-from lawdnet.storage import REQUESTS, Location, read_json, write_json
+from lawdnet.storage import REQUESTS, Location, write_json
+from lawdnet.types import RejectReason
 
-log = logging.getLogger(__name__)
+VERSION = 2
+"""Of the JSON. Version 1 had no number and kept the fields of `row` apart."""
 
-STATE = "build.json"
-DRIVER = "driver"
-"""Mark of the build that is at work; see `lawdnet.tasks.lock`."""
-ATTEMPTS = ".attempts"
-MAX_ATTEMPTS = 3
-"""Times that an input may take its worker with it before it is left alone."""
-
-EMPTY_ROW: dict[str, Any] = {
-    "video_id": "", "status": "", "reason": "", "detail": "", "split": "", "landmarks": "", "segments": 0, "frames": 0,
-    "frames_used": 0, "seconds": 0.0, **{f"seconds_{stage}": 0.0 for stage in BUILD_STAGES}, "bytes": 0, "sha256": "",
-    "landmarks_sha256": "",
-}  # fmt: skip
+R = TypeVar("R", bound="TaskRecord")
 
 
-@dataclass
-class Outcome:
-    """What became of one input."""
+@dataclass(frozen=True)
+class Refusal:
+    """Why an item gave no result."""
+
+    status: Literal["rejected", "failed"]
+    """`rejected`: the input cannot be used. `failed`: something unforeseen; the next run tries the item again."""
+    reason: RejectReason
+    detail: str
+    """One sentence for a person."""
+
+
+@dataclass(kw_only=True)
+class TaskRecord:
+    """What became of one item. Subclasses add fields with plain values; `status` is theirs where an item succeeds."""
 
     inputs: list[str]
-    """State of the video and of its CSV when it was built."""
-    row: dict[str, Any]
-    """Its row of videos.parquet, before rules, twins and splits."""
-    segments: list[dict[str, Any]] = field(default_factory=list)
-    """Its rows of index.parquet, with `scores`."""
-    features: dict[str, str] = field(default_factory=dict)
-    """Stored extractors, with what their rows depend on."""
-    sync: str | None = None
-    """What its sync scores depend on; None where it has none."""
-
-    result: str = ""
-    """Of a render: the state of the file that came of it, as `lawdnet.storage.fingerprint` tells it."""
+    """Fingerprints of the item's input files and settings when it was worked on."""
+    run: str = ""
+    """The run of the job that wrote this record."""
+    status: str = ""
+    reason: str = ""
+    detail: str = ""
+    seconds: float = 0.0
 
     @property
-    def accepted(self) -> bool:
-        """Whether it gave segments."""
-        return self.row["status"] == "accepted"
+    def is_failed(self) -> bool:
+        """Whether the item is to be tried again."""
+        return self.status == "failed"
 
+    def refuse(self, refusal: Refusal) -> None:
+        """Record that the item gave no result."""
+        self.status = refusal.status
+        self.reason = str(refusal.reason)
+        self.detail = refusal.detail.encode("utf8", "backslashreplace").decode("utf8")  # it may name a file
 
-def outcome_path(root: Location, key: str, folder: str = BUILD) -> Location:
-    """Where the outcome of an input is kept: in a folder of the job's own."""
-    return root / folder / f"{key}.json"
+    def brief(self) -> Self:
+        """This record without the parts that need much memory."""
+        return self
 
+    def encode(self) -> dict[str, Any]:
+        """This record as plain values for JSON."""
+        return {"version": VERSION, **asdict(self)}
 
-def read_outcome(root: Location, key: str, folder: str = BUILD) -> Outcome | None:
-    """The outcome of an input; None where it has none that can be read."""
-    try:
-        return Outcome(**read_json(outcome_path(root, key, folder)))
-    except (FileNotFoundError, ValueError, TypeError):  # what a power cut leaves is not even text
-        return None
+    @classmethod
+    def decode(cls, content: Any) -> Self:
+        """The inverse of `encode`, which also reads version 1.
 
-
-def read_outcomes(root: Location) -> dict[str, Outcome]:
-    """All outcomes by key, in the order of their inputs' paths, without their segments: those take far more memory
-    than all else, and `read_segments` gives them piece by piece."""
-    names = [path.stem for path in (root / BUILD).glob("*.json") if path.name != STATE]
-
-    def read(name: str) -> Outcome | None:
-        outcome = read_outcome(root, name)
-        if outcome:
-            outcome.segments.clear()
-        return outcome
-
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        found = [(name, outcome) for name, outcome in zip(names, pool.map(read, names), strict=True) if outcome]
-    return dict(sorted(found, key=lambda entry: entry[1].row["path"]))
-
-
-def read_segments(root: Location, keys: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The segments of some outcomes, in the order of the keys."""
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        for key, content in zip(keys, pool.map(lambda key: read_json(outcome_path(root, key)), keys), strict=True):
-            yield key, content["segments"]
-
-
-def write_outcome(root: Location, key: str, outcome: Outcome, folder: str = BUILD) -> None:
-    """Stores the outcome of an input; from here on the job skips it."""
-    write_json(outcome_path(root, key, folder), asdict(outcome))
-
-
-class Attempts:
-    """How often one run of a job has begun an input: what a worker that died leaves for its successor."""
-
-    def __init__(self, root: Location, run: str, folder: str = BUILD) -> None:
-        self.folder, self.run = root / folder, run
-
-    def begin(self, key: str) -> Mapping[str, Any]:
-        """Counts one more; returns what was known before: `count`, and `reason` and `detail` where it was given up."""
-        before = self._read(key)
-        self._write(key, before | {"count": before["count"] + 1})
-        return before
-
-    def give_up(self, key: str, reason: str, detail: str) -> None:
-        """The next one to begin this input shall not work on it."""
-        self._write(key, {"run": self.run, "count": MAX_ATTEMPTS, "reason": reason, "detail": detail})
-
-    def end(self, key: str) -> None:
-        """The input has its outcome, whatever becomes of the mark."""
+        Raises:
+            ValueError: the content is not a record of this kind, or its version is unknown.
+        """
+        if not isinstance(content, dict):
+            raise ValueError("not a record")
+        version = content.get("version", 1)
+        if version == 1:
+            content = cls.upgrade(content)
+        elif version != VERSION:
+            raise ValueError(f"record version {version}, this code reads 1 to {VERSION}; update lawdnet")
         try:
-            self._path(key).unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("%s: cannot be removed (%s)", self._path(key), error)
+            return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
+        except TypeError as error:
+            raise ValueError(f"not a {cls.__name__} ({error})") from None
 
-    def _path(self, key: str) -> Location:
-        return self.folder / f"{key}{ATTEMPTS}"
+    @classmethod
+    def upgrade(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a record of version 1."""
+        row = content.get("row")
+        if not isinstance(row, dict):
+            raise ValueError("not a record (`row` is missing)")
+        return {**content, **row}
 
-    def _write(self, key: str, content: Mapping[str, Any]) -> None:
-        write_json(self._path(key), dict(content))
 
-    def _read(self, key: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RecordStore(Generic[R]):
+    """The records of a job, in a folder of its own: DATASET/.build or OUT/.render."""
+
+    folder: Location
+    kind: type[R]
+
+    def path(self, key: str) -> Location:
+        """The file of an item's record."""
+        return self.folder / f"{key}.json"
+
+    def read(self, key: str) -> R | None:
+        """Return the record of an item, or None if the item has none.
+
+        Raises:
+            ValueError: the record cannot be read; the message says what to do.
+        """
+        path = self.path(key)
         try:
-            found: dict[str, Any] = read_json(self._path(key))
-        except (FileNotFoundError, ValueError):
-            found = {}
-        # another run's are no evidence: whoever stopped it may have had other reasons
-        return found if found.get("run") == self.run else {"run": self.run, "count": 0}
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            return self.kind.decode(json.loads(content))
+        except ValueError as error:  # includes damaged JSON and text that is not UTF-8
+            raise ValueError(f"{path}: cannot be read ({error}); delete it to do this item again") from error
+
+    def write(self, key: str, record: R) -> None:
+        """Store the record of an item, whole or not at all."""
+        write_json(self.path(key), record.encode())
+
+    def keys(self, skip: Iterable[str] = ()) -> list[str]:
+        """The keys of all stored records, except for other JSON files of the folder, named by `skip`."""
+        return [path.stem for path in self.folder.glob("*.json") if path.name not in set(skip)]
+
+    def read_many(self, keys: Iterable[str], *, brief: bool = True) -> dict[str, R]:
+        """Read many records at the same time, for object stores; items without one are left out.
+
+        Args:
+            brief: leave out the parts that need much memory.
+
+        Raises:
+            ValueError: one of them cannot be read.
+        """
+
+        def read(key: str) -> R | None:
+            record = self.read(key)
+            return record.brief() if record and brief else record
+
+        keys = list(keys)
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            found = zip(keys, pool.map(read, keys), strict=True)
+            return {key: record for key, record in found if record}

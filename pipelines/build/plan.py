@@ -1,68 +1,82 @@
-"""What is left to do for a build that finds outcomes of an earlier one."""
+"""What is left to do for a build that finds the records of an earlier one."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
 
+from lawdnet.data.records import VideoRecord
 from lawdnet.storage import Location
+from lawdnet.tasks.inputs import InputFile
 from lawdnet.types import RejectReason
-from pipelines.build.task import lacking
-from lawdnet.tasks.records import Outcome
-
-Row = dict[str, Any]
+from pipelines.build.task import VideoItem, lacking
 
 
-def remaining(
-    items: Sequence[Row],
-    outcomes: Mapping[str, Outcome],
-    *,
-    files: Collection[str],
-    marks: Mapping[str, str],
-    sync_mark: str | None,
-    finds_faces: bool,
-) -> dict[str, str | None]:
-    """What each input still needs, by key: `build`, `complete` (features or sync scores), or None.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a build does with each input."""
 
-    Args:
-        items: of `list_inputs`.
-        outcomes: by key.
-        files: names of the stored segment files.
-        marks: see `feature_marks`.
-        sync_mark: what sync scores depend on; None asks for none.
-        finds_faces: whether a video without a CSV can have landmarks now.
-    """
-    inputs = {item["key"]: item["inputs"] for item in items}
-    stay = {key: found for key, found in outcomes.items() if inputs.get(key, found.inputs) == found.inputs}
-    firsts = {found.row["sha256"] for found in stay.values() if found.accepted}
+    inputs: Sequence[InputFile]
+    records: Mapping[str, VideoRecord]
+    """What earlier builds stored, by key; also for inputs that are gone."""
+    files: Collection[str]
+    """Names of the stored segment files."""
+    marks: Mapping[str, str]
+    """See `feature_marks`."""
+    sync_mark: str | None
+    """Hash of what sync scores depend on; None if none are asked for."""
+    finds_faces: bool
+    """Whether a video without a CSV can have landmarks now."""
 
-    def may_be_good_now(row: Row) -> bool:
-        """Though its files are as they were: rights come back, and so do object stores."""
-        if row["reason"] == RejectReason.DUPLICATE:
-            return row["sha256"] not in firsts
-        return row["reason"] == RejectReason.UNREADABLE or (row["reason"] == RejectReason.NO_LANDMARKS and finds_faces)
+    @cached_property
+    def items(self) -> list[VideoItem]:
+        """All inputs, as the work that they are."""
+        return [replace(item, to_complete=self._work(item) == "complete") for item in map(VideoItem.of, self.inputs)]
 
-    def needed(item: Row, found: Outcome | None) -> str | None:
-        if found is None or found.inputs != item["inputs"] or found.row["status"] == "failed":
+    @property
+    def stored(self) -> dict[str, VideoRecord]:
+        """The records of the inputs that need no work, by key."""
+        return {item.key: self.records[item.key] for item in self.items if not self._work(item)}
+
+    @cached_property
+    def _accepted_sha256(self) -> set[str]:
+        """The contents of accepted videos that are as they were."""
+        now = {item.key: item.inputs for item in map(VideoItem.of, self.inputs)}
+        return {
+            record.sha256
+            for key, record in self.records.items()
+            if record.is_accepted and now.get(key, record.inputs) == record.inputs
+        }
+
+    def _work(self, item: VideoItem) -> str:
+        """`build`, `complete` (features or sync scores), or nothing."""
+        record = self.records.get(item.key)
+        if record is None or record.inputs != item.inputs or record.is_failed:
             return "build"
-        if not found.accepted:
-            return "build" if may_be_good_now(found.row) else None
-        if f"{found.row['video_id']}.parquet" not in files:
+        if not record.is_accepted:
+            return "build" if self._may_be_good_now(record) else ""
+        if f"{record.video_id}.parquet" not in self.files:
             return "build"
-        return "complete" if lacking(found, marks) or sync_mark not in (None, found.sync) else None
+        return "complete" if lacking(record, self.marks) or self.sync_mark not in (None, record.sync) else ""
 
-    return {item["key"]: needed(item, outcomes.get(item["key"])) for item in items}
+    def _may_be_good_now(self, record: VideoRecord) -> bool:
+        """Whether a rejected video may be accepted although its files are as they were."""
+        if record.reason == RejectReason.DUPLICATE:
+            return record.sha256 not in self._accepted_sha256
+        if record.reason == RejectReason.NO_LANDMARKS:
+            return self.finds_faces
+        return record.reason == RejectReason.UNREADABLE  # permissions come back, and so do object stores
 
+    def check_gone(self, root: Location) -> None:
+        """Videos that are no longer in the source stay as they are, so that nothing can be added to them.
 
-def check_gone(
-    root: Location, gone: Collection[str], outcomes: Mapping[str, Outcome], marks: Mapping[str, str]
-) -> None:
-    """Videos that are no longer in the source stay as they are, so that nothing can be added to them.
-
-    Raises:
-        ValueError: one lacks a feature that the dataset is to have.
-    """
-    short = [outcomes[key].row["path"] for key in gone if outcomes[key].accepted and lacking(outcomes[key], marks)]
-    if short:
-        text = f"{len(short)} videos, {min(short)} the first, lack a feature and are no longer in the source"
-        raise ValueError(f"{root}: {text}; put them back, or choose another --out")
+        Raises:
+            ValueError: one of them lacks a feature that the dataset is to have.
+        """
+        gone = self.records.keys() - {item.key for item in self.items}
+        records = [self.records[key] for key in gone]
+        short = [record.path for record in records if record.is_accepted and lacking(record, self.marks)]
+        if short:
+            text = f"{len(short)} videos, {min(short)} the first, lack a feature and are no longer in the source"
+            raise ValueError(f"{root}: {text}; put them back, or choose another --out")

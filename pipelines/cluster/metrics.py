@@ -11,13 +11,17 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray.util.metrics import Counter, Gauge
 
+from lawdnet.data.records import VideoRecord
 from lawdnet.data.segments import Tally
 from lawdnet.training.gates import MEASURES
+
+if TYPE_CHECKING:
+    from pipelines.render.pairs import PairRecord
 
 log = logging.getLogger(__name__)
 
@@ -87,21 +91,24 @@ def _made(name: str) -> Counter | Gauge:
     return metric.kind(name, description=metric.text, tag_keys=metric.labels)
 
 
-def built(row: Mapping[str, Any], tally: Tally | None = None) -> None:
-    """An input's outcome, and what was done for it this time: the row counts earlier builds too."""
-    if tally:
-        record("lawdnet_build_frames_total", tally.frames)
-        record("lawdnet_build_segments_total", tally.segments if row["status"] == "accepted" else 0)
-        for stage, seconds in tally.seconds.items():
-            record("lawdnet_build_seconds_total", seconds, stage=stage)
-    record("lawdnet_build_inputs_total", status=row["status"], reason=row["reason"])
+def count_video(video: VideoRecord) -> None:
+    """Count a finished input of a build."""
+    record("lawdnet_build_inputs_total", status=video.status, reason=video.reason)
 
 
-def rendered(row: Mapping[str, Any]) -> None:
-    """A pair's outcome."""
-    record("lawdnet_render_pairs_total", status=row["status"], reason=row["reason"])
-    record("lawdnet_render_frames_total", row["frames"])
-    record("lawdnet_render_seconds_total", row["seconds"])
+def count_build_work(tally: Tally, *, is_accepted: bool) -> None:
+    """Count what was done for an input this time; its record counts earlier builds too."""
+    record("lawdnet_build_frames_total", tally.frames)
+    record("lawdnet_build_segments_total", tally.segments if is_accepted else 0)
+    for step, seconds in tally.seconds.items():
+        record("lawdnet_build_seconds_total", seconds, stage=step)
+
+
+def count_pair(pair: PairRecord) -> None:
+    """Count a finished pair of a render."""
+    record("lawdnet_render_pairs_total", status=pair.status, reason=pair.reason)
+    record("lawdnet_render_frames_total", pair.frames)
+    record("lawdnet_render_seconds_total", pair.seconds)
 
 
 def noted(row: Mapping[str, Any], *, run: str, stage: str) -> None:

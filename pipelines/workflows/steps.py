@@ -20,8 +20,8 @@ from pipelines.build.build import build
 from pipelines.train.train import train
 
 Begin = Callable[[str, str], AbstractContextManager[Any]]
-"""Called with the name of a step and what it does; gives, while it lasts, what the step's pipeline is to call as it
-gets on (`on_row` of a build and of renders, `on_epoch` of training), or None."""
+"""Called with the name of a step and what it does. While the step lasts it gives what the step's pipeline is to call
+with its progress (`on_progress` of builds and renders, `on_epoch` of training), or None."""
 
 
 @dataclass
@@ -34,13 +34,14 @@ class Steps:
 
     @contextmanager
     def step(self, name: str, text: str) -> Iterator[Any]:
+        """Announce a step and time it."""
         began = time.perf_counter()
         with self.begin(name, text) as on_progress:
             yield on_progress
         self.seconds[name] = round(time.perf_counter() - began, 2)
 
     def watch_memory(self) -> AbstractContextManager[None]:
-        """Samples the resident memory of the whole process tree; shared pages count in each process."""
+        """Sample the resident memory of the whole process tree; shared pages count in each process."""
         us = psutil.Process()
 
         def sample() -> None:
@@ -57,10 +58,13 @@ def _resident(process: psutil.Process) -> int:
 
 
 def build_step(source: Location, root: Location, config: BuildConfig, steps: Steps, **options: Any) -> Dataset:
-    with steps.step("build", f"building the dataset: decode, align, crop, {', '.join(config.features)}") as on_row:
-        return build(source, root, config, on_row=on_row, **options)
+    """Build, or complete, the dataset of a workflow."""
+    text = f"building the dataset: decode, align, crop, {', '.join(config.features)}"
+    with steps.step("build", text) as on_progress:
+        return build(source, root, config, on_progress=on_progress, **options)
 
 
-def train_step(dataset: Dataset, run: Location, config: TrainConfig, running: RunOptions, steps: Steps) -> None:
+def train_step(dataset: Dataset, run: Location, config: TrainConfig, options: RunOptions, steps: Steps) -> None:
+    """Train the stages of a workflow that are not finished."""
     with steps.step("train", f"training {', '.join(stage.name for stage in config.stages)}") as on_epoch:
-        train(dataset, run, config, running, on_epoch=on_epoch)
+        train(dataset, run, config, options, on_epoch=on_epoch)

@@ -1,4 +1,4 @@
-"""A worker with weak points, in a module that Ray's workers can import."""
+"""Workers with weak points, in a module that Ray's workers can import."""
 
 from __future__ import annotations
 
@@ -6,25 +6,66 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from lawdnet.data.segments import Tally
-from lawdnet.tasks.records import Outcome
-from pipelines.build.task import VideoBuilder
+from lawdnet.data.records import VideoRecord
+from pipelines.build.task import VideoItem, VideoTask
+from pipelines.executor import map_items
+from pipelines.render.pairs import PairRecord, RenderPair
+from pipelines.render.task import RenderTask
 
 
-class Fragile(VideoBuilder):
-    """Dies of one input, hangs at another, and once, by chance, at a third; a fourth finds the disk full."""
+class FragileVideoTask(VideoTask):
+    """Dies of one video, hangs at another, and once, by chance, dies of a third; a fourth finds the disk full."""
 
-    def _outcome(self, item: dict[str, Any], tally: Tally) -> Outcome:
-        name = item["path"]
-        once = Path(self.order.root) / ".build" / "once"
-        if name == "poison.mp4" or (name == "c.mp4" and not once.exists()):
+    def run(self, item: VideoItem, record: VideoRecord) -> None:
+        once = Path(self.job.root) / ".build" / "once"
+        if item.name == "poison.mp4" or (item.name == "c.mp4" and not once.exists()):
             once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        if name == "hangs.mp4":
+        if item.name == "hangs.mp4":
             time.sleep(3600)
-        if name == "full.mp4":
+        if item.name == "full.mp4":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/the/disk")
-        return super()._outcome(item, tally)
+        super().run(item, record)
+
+
+class FragileRenderTask(RenderTask):
+    """Dies of one video and of one pair, hangs at another pair, and once, by chance, dies of a third."""
+
+    def prepare(self, items: Sequence[RenderPair]) -> AbstractContextManager[None]:
+        return self._maybe_prepared(items)
+
+    @contextmanager
+    def _maybe_prepared(self, items: Sequence[RenderPair]) -> Iterator[None]:
+        if items[0].video == "deadly.mp4":
+            self._die("prepared")
+        with super().prepare(items):
+            yield
+
+    def run(self, item: RenderPair, record: PairRecord) -> None:
+        if item.speech == "poison.wav":
+            self._die(item.key)
+        if item.speech == "chance.wav" and not (Path(self.job.root) / "died" / item.key).exists():
+            self._die(item.key)
+        if item.speech == "hangs.wav":
+            time.sleep(3600)
+        super().run(item, record)
+
+    def _die(self, name: str) -> None:
+        count = Path(self.job.root) / "died" / name
+        count.parent.mkdir(exist_ok=True)
+        with count.open("a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+FRAGILE: dict[type, type] = {VideoTask: FragileVideoTask, RenderTask: FragileRenderTask}
+
+
+def fragile(task: type, *rest: Any, **options: Any) -> Generator[tuple[str, Any], None, None]:
+    """`map_items` with the fragile kind of a task."""
+    return map_items(FRAGILE[task], *rest, **options)

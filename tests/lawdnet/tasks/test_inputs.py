@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lawdnet.storage import Location, atomic, fingerprint, local_copy, locate
-from lawdnet.tasks.inputs import Row, list_inputs
+from lawdnet.tasks.inputs import InputFile, list_inputs
 from tests.support.s3_server import S3Server
 
 FILES = ("b.mp4", "b.csv", "UP.MP4", "UP.CSV", "Mixed.MOV", "Mixed.csv", "a-b/x.mkv", "a/x.mkv", "a b/ü #1.webm")
@@ -37,12 +37,12 @@ def fill(folder: Location) -> None:
         put(folder / name, name)
 
 
-def paths(rows: list[Row]) -> list[str]:
-    return [row["path"] for row in rows]
+def paths(files: list[InputFile]) -> list[str]:
+    return [file.path for file in files]
 
 
-def states(rows: list[Row]) -> dict[str, list[str]]:
-    return {row["path"]: row["inputs"] for row in rows}
+def states(files: list[InputFile]) -> dict[str, list[str]]:
+    return {file.path: [file.fingerprint, file.csv_fingerprint] for file in files}
 
 
 def test_a_folder_to_its_depth(source: Location) -> None:
@@ -52,8 +52,8 @@ def test_a_folder_to_its_depth(source: Location) -> None:
     rows = list_inputs(source)
     assert paths(rows) == ["Mixed.MOV", "UP.MP4", "a b/ü #1.webm", "a-b/x.mkv", "a/x.mkv", "b.mp4"]
     for row in rows:
-        with local_copy(locate(os.fsdecode(row["source"]))) as copy:
-            assert copy.read_text() == row["path"]
+        with local_copy(locate(os.fsdecode(row.source))) as copy:
+            assert copy.read_text() == row.path
     marks = {name: fingerprint(source / name) for name in FILES}
     assert all(marks.values())
     assert states(rows) == {
@@ -62,7 +62,7 @@ def test_a_folder_to_its_depth(source: Location) -> None:
         "b.mp4": [marks["b.mp4"], marks["b.csv"]],
         **{name: [marks[name], ""] for name in ("a b/ü #1.webm", "a-b/x.mkv", "a/x.mkv")},
     }
-    assert len({row["key"] for row in rows}) == len(rows)
+    assert len({row.key for row in rows}) == len(rows)
 
 
 def test_a_csv_that_comes_goes_or_changes_is_noticed(source: Location) -> None:
@@ -78,7 +78,7 @@ def test_a_csv_that_comes_goes_or_changes_is_noticed(source: Location) -> None:
 
 def test_one_video(source: Location) -> None:
     fill(source)
-    (whole,) = [row for row in list_inputs(source) if row["path"] == "UP.MP4"]
+    (whole,) = [row for row in list_inputs(source) if row.path == "UP.MP4"]
     assert list_inputs(source / "UP.MP4") == [whole]
 
 
@@ -87,12 +87,13 @@ def test_the_row_of_a_video_is_what_it_was(tmp_path: Path) -> None:
     put(tmp_path / "deep" / "ü.mp4", "four")
     (row,) = list_inputs(tmp_path)
     status = (tmp_path / "deep" / "ü.mp4").stat()
-    assert row == {
-        "path": "deep/ü.mp4",
-        "source": os.fsencode(tmp_path / "deep" / "ü.mp4"),
-        "key": "e4afdb76f2c529d7",
-        "inputs": [f"4 {status.st_mtime_ns}", ""],
-    }
+    assert row == InputFile(
+        path="deep/ü.mp4",
+        source=os.fsencode(tmp_path / "deep" / "ü.mp4"),
+        key="e4afdb76f2c529d7",
+        fingerprint=f"4 {status.st_mtime_ns}",
+        csv_fingerprint="",
+    )
 
 
 def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
@@ -102,9 +103,9 @@ def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
     put((tmp_path / name).with_suffix(".csv"))
     rows = list_inputs(tmp_path)
     assert paths(rows) == [r"\xff.mp4"] * 2
-    assert len({row["key"] for row in rows}) == 2
-    assert {row["source"] for row in rows} == {os.fsencode(tmp_path / name), os.fsencode(tmp_path / r"\xff.mp4")}
-    assert sorted(bool(row["inputs"][1]) for row in rows) == [False, True]
+    assert len({row.key for row in rows}) == 2
+    assert {row.source for row in rows} == {os.fsencode(tmp_path / name), os.fsencode(tmp_path / r"\xff.mp4")}
+    assert sorted(bool(row.csv_fingerprint) for row in rows) == [False, True]
 
 
 def test_links(tmp_path: Path) -> None:
@@ -143,15 +144,15 @@ def test_a_list(source: Location, s3: S3Server, tmp_path: Path) -> None:
     ]  # fmt: skip
     put(source / "list.TXT", "\ufeff" + "\n".join(lines))
     found = list_inputs(source / "list.TXT")
-    rows = {row["path"]: row for row in found}
+    rows = {row.path: row for row in found}
     assert len(rows) == len(found)
-    inside = {row["path"]: row for row in list_inputs(source)}
+    inside = {row.path: row for row in list_inputs(source)}
     same = {"b.mp4", "UP.MP4", "a/x.mkv", "a b/ü #1.webm"}
     far = {f"{s3.root}d.mp4", f"{s3.root}missing.mp4", f"{tmp_path}/else where/c.mp4"}
     assert rows.keys() == same | far | {"missing.mp4", "a", "no suffix"}
     assert {name: rows[name] for name in same} == {name: inside[name] for name in same}
-    assert rows["missing.mp4"]["inputs"] == rows[f"{s3.root}missing.mp4"]["inputs"] == ["", ""]
-    assert rows[f"{s3.root}d.mp4"]["inputs"][0] == fingerprint(s3.root / "d.mp4")
+    assert states(found)["missing.mp4"] == states(found)[f"{s3.root}missing.mp4"] == ["", ""]
+    assert rows[f"{s3.root}d.mp4"].fingerprint == fingerprint(s3.root / "d.mp4")
     assert list(rows) == sorted(rows)
 
 
@@ -159,7 +160,7 @@ def test_a_list_names_files_above_it(source: Location) -> None:
     put(source / "a.mp4")
     put(source / "lists" / "one.lst", "../a.mp4\n")
     (row,) = list_inputs(source / "lists" / "one.lst")
-    assert row["inputs"] == [fingerprint(source / "a.mp4"), ""]
+    assert [row.fingerprint, row.csv_fingerprint] == [fingerprint(source / "a.mp4"), ""]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_odd_lines_are_items_too(tmp_path: Path, s3: S3Server) -> None:
     (tmp_path / "list.txt").write_bytes(b"\n".join(lines))
     rows = list_inputs(tmp_path / "list.txt")
     assert len(rows) == len(lines)
-    assert [row["inputs"][0] for row in rows if row["path"] == r"\xff.mp4"] == [""]
+    assert [row.fingerprint for row in rows if row.path == r"\xff.mp4"] == [""]
 
 
 def test_a_folder_named_like_a_list(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ import pytest
 from lawdnet.audio.io import load_audio
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
+from lawdnet.data.records import VideoRecord
 from lawdnet.data.selection import check_files
 from lawdnet.landmarks.openface import read_csv, write_csv
+from lawdnet.tasks.inputs import list_inputs
+from lawdnet.tasks.task import Progress
 from lawdnet.types import FPS
 from lawdnet.video import decode, write_video
 from pipelines.build.build import build
-from lawdnet.tasks.inputs import list_inputs
 from tests.pipelines.conftest import copy
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)
@@ -168,15 +170,18 @@ def test_a_build_goes_on_where_it_was_killed(built: Dataset, source: Path, tmp_p
     (root / "dataset.json").unlink()
     (root / "videos.parquet").unlink()
     items = list_inputs(source)
-    redo = {item["path"] for item in items[::3]}
+    redo = {item.path for item in items[::3]}
     for item in items[::3]:
-        (root / ".build" / f"{item['key']}.json").unlink()
+        (root / ".build" / f"{item.key}.json").unlink()
     sorted((root / "segments").iterdir())[0].unlink()
     (root / "segments" / ".half.parquet.12345678.tmp").write_bytes(b"half")
     done_again: set[str] = set()
-    again = build(
-        source, root, CONFIG, on_row=lambda row, n, of: None if row.get("stored") else done_again.add(row["path"])
-    )
+
+    def note(progress: Progress[VideoRecord]) -> None:
+        if not progress.is_stored:
+            done_again.add(progress.record.path)
+
+    again = build(source, root, CONFIG, on_progress=note)
     assert redo <= done_again
     again_for_good_reason = redo | {"dangling.mp4"}  # what cannot be opened is tried every time
     assert len(done_again - again_for_good_reason) <= 1, "what was finished is not computed again"
@@ -272,7 +277,7 @@ def test_a_dataset_that_no_build_made_is_left_alone(drawn: Path, tmp_path: Path)
     kept = tmp_path / "merged" / "segments" / "merged.parquet"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"x")
-    with pytest.raises(ValueError, match="no build here made"):
+    with pytest.raises(ValueError, match="holds a dataset that was not made by a build"):
         build(tmp_path / "source", tmp_path / "merged", CONFIG)
     assert kept.exists()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,16 @@ from lawdnet.audio.base import EXTRACTORS, no_beat
 from lawdnet.audio.mel import Mel
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
+from lawdnet.data.records import SegmentRow, VideoRecord, read_records, video_records
 from lawdnet.data.schema import read_segment, table_to_segment
 from lawdnet.data.selection import check_files
 from lawdnet.landmarks.openface import read_csv, write_csv
-from lawdnet.storage import local_copy, read_json
+from lawdnet.storage import local_copy
 from lawdnet.types import FPS, Rejected, RejectReason
 from lawdnet.video import decode
-from pipelines.build.task import Order, VideoBuilder
 from pipelines.build.build import build
-from lawdnet.tasks.records import Outcome, read_outcomes, read_segments, write_outcome
+from pipelines.build.task import VideoItem
+from pipelines.executor import map_in_process
 from tests.pipelines.conftest import copy
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)
@@ -32,25 +35,24 @@ CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)
 class Builds:
     """Builds in this process, without Ray, and counts what was worked on."""
 
-    def __init__(self, source: Path, root: Path, patch: pytest.MonkeyPatch) -> None:
-        self.source, self.root, self.worked_on = source, root, list[str]()
-        patch.setattr("pipelines.build.build._run", self._run)
+    def __init__(self, source: Path, root: Path) -> None:
+        self.source = source
+        self.root = root
+        self.worked_on: list[str] = []
 
     def __call__(self, config: BuildConfig = CONFIG, **options: Any) -> Dataset:
         self.worked_on.clear()
-        return build(self.source, self.root, config, **options)
+        return build(self.source, self.root, config, execute=self._execute, **options)
 
-    def _run(self, todo: list[dict[str, Any]], order: Order, *rest: Any) -> None:
-        builder = VideoBuilder(order)
-        for item in todo:
-            self.worked_on.append(item["path"])
-            builder(item)
+    def _execute(self, task: Any, job: Any, items: Sequence[VideoItem], **options: Any) -> Any:
+        self.worked_on += [item.name for item in items]
+        return map_in_process(task, job, items, **options)
 
 
 @pytest.fixture
-def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builds:
+def builds(tmp_path: Path) -> Builds:
     (tmp_path / "source").mkdir()
-    return Builds(tmp_path / "source", tmp_path / "dataset", monkeypatch)
+    return Builds(tmp_path / "source", tmp_path / "dataset")
 
 
 def rows(dataset: Dataset) -> dict[str, dict[str, Any]]:
@@ -170,8 +172,8 @@ def test_a_file_that_decodes_to_less_than_it_promises_is_completed_as_it_was_bui
 ) -> None:
     """A picture may be missing at the end; the sound that extractors hear is as long as the promise all the same."""
     copy(drawn, tmp_path / "source" / "a.mp4")
-    whole = Builds(tmp_path / "source", tmp_path / "whole", monkeypatch)
-    added = Builds(tmp_path / "source", tmp_path / "added", monkeypatch)
+    whole = Builds(tmp_path / "source", tmp_path / "whole")
+    added = Builds(tmp_path / "source", tmp_path / "added")
     averaged = BuildConfig(crop_width=80, val_fraction=0.0, options={"mel": {"hops": "mean"}})
     heard: list[int] = []
 
@@ -208,19 +210,23 @@ def raise_full_disk(*_: object) -> None:
     raise OSError("the disk is full")
 
 
-def test_outcomes_are_asked_for_many_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_are_asked_for_many_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an object store each takes a while to come."""
+    store = video_records(tmp_path)
+    row = SegmentRow("a-0000", index=0, track=0, start_frame=0, num_frames=54, row_group=0, scores={})
     for name in "abcd":
-        write_outcome(tmp_path, name, Outcome([], {"path": name, "status": "accepted"}, [{"index": 0}]))
+        store.write(name, VideoRecord(inputs=[], path=name, status="accepted", rows=[row]))
     together = threading.Barrier(4)
+    decode_json = json.loads
 
-    def slow(path: Path) -> Any:
+    def slow(content: bytes) -> Any:
         together.wait(timeout=10)
-        return read_json(path)
+        return decode_json(content)
 
-    monkeypatch.setattr("lawdnet.tasks.records.read_json", slow)
-    assert [outcome.segments for outcome in read_outcomes(tmp_path).values()] == [[]] * 4
-    assert dict(read_segments(tmp_path, "abcd")) == {key: [{"index": 0}] for key in "abcd"}
+    monkeypatch.setattr("lawdnet.tasks.records.json.loads", slow)
+    assert [record.rows for record in read_records(tmp_path).values()] == [[]] * 4
+    found = store.read_many("abcd", brief=False)
+    assert {key: record.rows for key, record in found.items()} == {key: [row] for key in "abcd"}
 
 
 def test_what_killed_workers_left_is_removed(drawn: Path, builds: Builds) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from lawdnet.data.manifest import Dataset
 from pipelines.build.build import build
-from tests.pipelines.conftest import copy
 from tests.pipelines.build.test_build_resume import CONFIG, content
+from tests.pipelines.conftest import copy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -41,12 +41,13 @@ from pipelines.build.build import build
 resources.quiet_data()
 began, rows, failure = time.monotonic(), [], []
 
-def on_row(row, done, total):
-    rows.append({"path": row["path"], "status": row["status"], "at": time.monotonic() - began})
+def on_progress(progress):
+    record = progress.record
+    rows.append({"path": record.path, "status": record.status, "at": time.monotonic() - began})
 
 def work():
     try:
-        build(Path(sys.argv[1]), Path(sys.argv[2]), BuildConfig(crop_width=80), on_row=on_row)
+        build(Path(sys.argv[1]), Path(sys.argv[2]), BuildConfig(crop_width=80), on_progress=on_progress)
     except BaseException as error:
         failure.append(repr(error))
 

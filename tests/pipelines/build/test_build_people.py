@@ -21,21 +21,15 @@ from lawdnet.models.syncnet import SyncNet, SyncNetConfig
 from lawdnet.storage import write_json
 from lawdnet.types import FPS
 from lawdnet.video import decode, write_video
-from pipelines.build.task import Order, VideoBuilder
 from pipelines.build.build import build
+from pipelines.executor import map_in_process
 from tests.pipelines.conftest import copy
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)
 
 
-def in_process(source: Path, root: Path, config: BuildConfig, patch: pytest.MonkeyPatch, **options: Any) -> Dataset:
-    def run(todo: list[dict[str, Any]], order: Order, *rest: Any) -> None:
-        builder = VideoBuilder(order)
-        for item in todo:
-            builder(item)
-
-    patch.setattr("pipelines.build.build._run", run)
-    return build(source, root, config, **options)
+def in_process(source: Path, root: Path, config: BuildConfig, **options: Any) -> Dataset:
+    return build(source, root, config, execute=map_in_process, **options)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +75,7 @@ def faces(dataset: Dataset) -> list[tuple[int, float]]:
 def test_face_picks_by_size(couple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def built(face: str) -> list[tuple[int, float]]:
         config = BuildConfig(crop_width=80, val_fraction=0.0, face=face)
-        return faces(in_process(couple, tmp_path / face, config, monkeypatch))
+        return faces(in_process(couple, tmp_path / face, config))
 
     ((_, large),), ((_, small),) = built("largest"), built("1")
     assert small == pytest.approx(large * 2 / 3, rel=0.02)
@@ -100,11 +94,11 @@ def test_a_cut_ends_a_segment_on_its_frame(drawn: Path, tmp_path: Path, monkeypa
     write_csv(source / "cut.csv", np.concatenate([points, points]), FPS)
     places = [
         (row["track"], row["start_frame"], row["num_frames"])
-        for row in in_process(source, tmp_path / "cut", CONFIG, monkeypatch).index().to_pylist()
+        for row in in_process(source, tmp_path / "cut", CONFIG).index().to_pylist()
     ]
     assert places == [(0, 0, 72), (1, 75, 72)]
     as_one = BuildConfig(crop_width=80, val_fraction=0.0, shot_threshold=0.0)
-    whole = in_process(source, tmp_path / "whole", as_one, monkeypatch).index().to_pylist()
+    whole = in_process(source, tmp_path / "whole", as_one).index().to_pylist()
     assert [(row["track"], row["start_frame"], row["num_frames"]) for row in whole] == [(0, 0, 144)]
 
 
@@ -128,14 +122,14 @@ def test_sync_scores_are_added_without_decoding(
 ) -> None:
     source = tmp_path / "source"
     copy(drawn, source / "a.mp4")
-    whole = in_process(source, tmp_path / "whole", CONFIG, monkeypatch, sync=syncnet)
-    first = in_process(source, tmp_path / "added", CONFIG, monkeypatch)
+    whole = in_process(source, tmp_path / "whole", CONFIG, sync=syncnet)
+    first = in_process(source, tmp_path / "added", CONFIG)
     assert "score_sync_offset" not in first.index().column_names
     monkeypatch.setattr("lawdnet.data.segments.decode", lambda *a, **k: pytest.fail("a picture was decoded"))
-    added = in_process(source, tmp_path / "added", CONFIG, monkeypatch, sync=syncnet)
+    added = in_process(source, tmp_path / "added", CONFIG, sync=syncnet)
     assert added.index().equals(whole.index())
     assert {"score_sync_offset", "score_sync_confidence", "score_sync_distance"} <= set(added.index().column_names)
-    kept = in_process(source, tmp_path / "added", CONFIG, monkeypatch)
+    kept = in_process(source, tmp_path / "added", CONFIG)
     assert kept.index().equals(whole.index()), "a build without the network keeps its scores"
     files = [next((d.root / "segments").iterdir()).read_bytes() for d in (whole, added)]
     assert files[0] == files[1]
@@ -148,14 +142,14 @@ def test_sync_scores_follow_the_feature_that_is_heard(
     copy(drawn, tmp_path / "source" / "a.mp4")
     calls: list[int] = []
 
-    def score(self: VideoBuilder, segment: Any, wave: Any) -> dict[str, float]:
-        calls.append(segment.features["mel"].shape[1])
+    def score(self: Any, frames: Any, landmarks: Any, features: Any, audio: Any) -> dict[str, float]:
+        calls.append(features["mel"].shape[1])
         return {"sync_offset": 0.0, "sync_confidence": float(calls[-1]), "sync_distance": 1.0}
 
-    monkeypatch.setattr(VideoBuilder, "_score", score)
+    monkeypatch.setattr("lawdnet.evaluation.sync.SyncScorer.__call__", score)
     averaged = BuildConfig(crop_width=80, val_fraction=0.0, options={"mel": {"hops": "mean"}})
-    in_process(tmp_path / "source", tmp_path / "dataset", CONFIG, monkeypatch, sync=syncnet)
-    index = in_process(tmp_path / "source", tmp_path / "dataset", averaged, monkeypatch, sync=syncnet).index()
+    in_process(tmp_path / "source", tmp_path / "dataset", CONFIG, sync=syncnet)
+    index = in_process(tmp_path / "source", tmp_path / "dataset", averaged, sync=syncnet).index()
     assert calls == [320, 80]
     assert index["score_sync_confidence"].to_pylist() == [80.0]
 
@@ -164,7 +158,7 @@ def test_the_speaker_is_kept(couple: Path, syncnet: Path, tmp_path: Path, monkey
     config = BuildConfig(crop_width=80, val_fraction=0.0, face="sync")
     with pytest.raises(ValueError, match="needs a sync network; name a run or file with --sync"):
         build(couple, tmp_path / "dataset", config)
-    rows = in_process(couple, tmp_path / "dataset", config, monkeypatch, sync=syncnet).index().to_pylist()
+    rows = in_process(couple, tmp_path / "dataset", config, sync=syncnet).index().to_pylist()
     assert len(rows) == 2
     (kept,) = [row for row in rows if not row["dropped"]]
     assert kept["score_sync_confidence"] == max(row["score_sync_confidence"] for row in rows)

@@ -18,12 +18,15 @@ import pytest
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
-from pipelines.build.task import Order, VideoBuilder
-from pipelines.build.build import build
+from lawdnet.data.records import read_records
+from lawdnet.tasks.attempts import MAX_ATTEMPTS, Attempt, Attempts
 from lawdnet.tasks.inputs import list_inputs
-from lawdnet.tasks.records import MAX_ATTEMPTS, Attempts, read_outcomes
-from tests.support.fragile import Fragile
+from lawdnet.tasks.task import DiskFull, TaskRunner
+from pipelines.build.build import build
+from pipelines.build.task import BuildJob, VideoItem, VideoTask
+from pipelines.executor import map_in_process
 from tests.pipelines.conftest import copy
+from tests.support.fragile import fragile
 
 CONFIG = BuildConfig(crop_width=80)
 NAMES = [f"{letter}.mp4" for letter in "abcdef"]
@@ -90,17 +93,14 @@ def test_poison_and_hangs_are_quarantined(
     with_bad = tmp_path / "source"
     for name in [*NAMES, "poison.mp4", "hangs.mp4"]:
         copy(drawn, with_bad / name)
-    monkeypatch.setattr("pipelines.build.build.VideoBuilder", Fragile)
-    monkeypatch.setattr("pipelines.build.build.STALL_SECONDS", 8.0)
-    dataset = build(with_bad, tmp_path / "dataset", CONFIG)
+    dataset = build(with_bad, tmp_path / "dataset", CONFIG, stall_seconds=8.0, execute=fragile)
     rows = {row["path"]: row for row in dataset.videos().to_pylist()}
     assert (rows["poison.mp4"]["status"], rows["poison.mp4"]["reason"]) == ("rejected", "crash")
     assert f"{MAX_ATTEMPTS} times" in rows["poison.mp4"]["detail"]
     assert (rows["hangs.mp4"]["status"], rows["hangs.mp4"]["reason"]) == ("rejected", "timeout")
     assert content(dataset)[:2] == content(undisturbed)[:2]
     # neither is tried again
-    monkeypatch.setattr("pipelines.executor.ray.data.from_items", lambda *a, **k: pytest.fail("nothing is left to do"))
-    build(with_bad, tmp_path / "dataset", CONFIG)
+    build(with_bad, tmp_path / "dataset", CONFIG, execute=lambda *a, **k: pytest.fail("nothing is left to do"))
 
 
 def test_a_full_disk_stops_the_build(
@@ -109,40 +109,36 @@ def test_a_full_disk_stops_the_build(
     with_more = tmp_path / "source"
     for name in ["a.mp4", "full.mp4", "z.mp4"]:
         copy(drawn, with_more / name)
-    with monkeypatch.context() as patch:
-        patch.setattr("pipelines.build.build.VideoBuilder", Fragile)
-        with pytest.raises(OSError, match=r"/the/disk: No space left on device; make room and run the same command"):
-            build(with_more, tmp_path / "dataset", CONFIG)
+    with pytest.raises(OSError, match=r"/the/disk: No space left on device; make room and run the same command"):
+        build(with_more, tmp_path / "dataset", CONFIG, execute=fragile)
     assert "full.mp4" not in [row["path"] for row in read_rows(tmp_path / "dataset")], "it is no fault of the video"
     dataset = build(with_more, tmp_path / "dataset", CONFIG)
     assert [row["status"] for row in dataset.videos().to_pylist()] == ["accepted"] * 3
 
 
 def read_rows(root: Path) -> list[dict[str, Any]]:
-    return [outcome.row for outcome in read_outcomes(root).values()]
+    return [record.columns() for record in read_records(root).values()]
 
 
 def test_a_full_disk_while_an_outcome_is_written(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("pipelines.build.task.write_outcome", refuse)
-    builder = VideoBuilder(Order(config=CONFIG, root=str(tmp_path), run="a"))
-    answer = builder(list_inputs(source)[0] | {"to_complete": False})
-    assert answer["stop"] == f"{tmp_path}: No space left on device"
+    monkeypatch.setattr("lawdnet.tasks.records.write_json", refuse)
+    runner = TaskRunner(VideoTask, BuildJob(config=CONFIG, root=str(tmp_path)))
+    with pytest.raises(DiskFull, match=f"^{tmp_path}: No space left on device; make room"):
+        list(runner([VideoItem.of(list_inputs(source)[0])]))
 
 
 def test_attempts_of_another_run_count_for_nothing(tmp_path: Path) -> None:
     first, second = Attempts(tmp_path, "first"), Attempts(tmp_path, "second")
-    counts = [first.begin("key")["count"] for _ in range(3)]
+    counts = [first.begin("key").count for _ in range(3)]
     assert counts == [0, 1, 2]
-    assert second.begin("key")["count"] == 0
+    assert second.begin("key").count == 0
     second.give_up("key", "timeout", "slow")
-    assert second.begin("key") | {"run": ""} == {
-        "run": "", "count": MAX_ATTEMPTS, "reason": "timeout", "detail": "slow",
-    }  # fmt: skip
+    assert second.begin("key") == Attempt("second", count=MAX_ATTEMPTS, reason="timeout", detail="slow")
     second.end("key")
-    assert second.begin("key")["count"] == 0
+    assert second.begin("key").count == 0
 
 
 @contextmanager
@@ -152,17 +148,9 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> Any:
         yield
 
 
-def in_process(source: Path, root: Path, config: BuildConfig, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    """A build without Ray: completing must not touch a picture, which only this process can watch."""
-
-    def run(todo: list[dict[str, Any]], order: Order, *rest: Any) -> None:
-        builder = VideoBuilder(order)
-        for item in todo:
-            builder(item)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("pipelines.build.build._run", run)
-        return build(source, root, config)
+def in_process(source: Path, root: Path, config: BuildConfig) -> Dataset:
+    """A build without Ray: completing must not decode a frame, which only this process can watch."""
+    return build(source, root, config, execute=map_in_process)
 
 
 def test_another_feature_is_added_without_decoding(
@@ -170,11 +158,11 @@ def test_another_feature_is_added_without_decoding(
 ) -> None:
     stacked = BuildConfig(crop_width=80)
     averaged = BuildConfig(crop_width=80, options={"mel": {"hops": "mean"}})
-    whole = in_process(source, tmp_path / "whole", averaged, monkeypatch)
+    whole = in_process(source, tmp_path / "whole", averaged)
     root = tmp_path / "added"
-    in_process(source, root, stacked, monkeypatch)
+    in_process(source, root, stacked)
     with no_pictures(monkeypatch):
-        added = in_process(source, root, averaged, monkeypatch)
+        added = in_process(source, root, averaged)
     assert added.feature_dim("mel") == whole.feature_dim("mel") == 80
     assert content(added) == content(whole)
     assert added.info == whole.info
@@ -188,12 +176,12 @@ def test_two_features_side_by_side(source: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("LAWDNET_WEIGHTS", str(tmp_path / "weights"))
     options = {"hubert": {"model": "tiny"}}
     both = BuildConfig(crop_width=80, features=("mel", "hubert"), options=options)
-    whole = in_process(source, tmp_path / "whole", both, monkeypatch)
+    whole = in_process(source, tmp_path / "whole", both)
     root = tmp_path / "added"
-    in_process(source, root, CONFIG, monkeypatch)
+    in_process(source, root, CONFIG)
     with no_pictures(monkeypatch):
-        added = in_process(source, root, both, monkeypatch)
-        asked_for_less = in_process(source, root, CONFIG, monkeypatch)
+        added = in_process(source, root, both)
+        asked_for_less = in_process(source, root, CONFIG)
     assert content(added) == content(whole)
     assert added.info["extractors"]["hubert"]["model_sha256"]
     assert asked_for_less.info == added.info, "a feature is never taken away"
@@ -206,19 +194,22 @@ def test_rules_and_split_change_without_work(
 
     root = tmp_path / "dataset"
     shutil.copytree(undisturbed.root, root)
-    monkeypatch.setattr("pipelines.build.build._run", lambda *a, **k: pytest.fail("nothing is to be computed"))
-    strict = build(source, root, BuildConfig(crop_width=80, where=("face_px>=100000",)))
+
+    def nothing(*_: Any, **__: Any) -> Any:
+        pytest.fail("nothing is to be computed")
+
+    strict = build(source, root, BuildConfig(crop_width=80, where=("face_px>=100000",)), execute=nothing)
     assert not strict.segments()
     assert {row["reason"] for row in strict.videos().to_pylist()} == {"threshold"}
     assert "fell at face_px>=100000" in strict.videos()["detail"][0].as_py()
     assert strict.info["funnel"][-1] | {} == {
         "rule": "face_px>=100000", "dropped": len(NAMES), "left": 0, "not_measured": 0,
     }  # fmt: skip
-    halved = build(source, root, BuildConfig(crop_width=80, val_fraction=0.5))
+    halved = build(source, root, BuildConfig(crop_width=80, val_fraction=0.5), execute=nothing)
     sides = {row["video_id"]: row["split"] for row in halved.videos().to_pylist()}
     assert set(sides.values()) == {"train", "val"}
     assert {ref.video_id: ref.split for ref in halved.segments()} == sides
-    assert content(build(source, root, CONFIG)) == content(undisturbed)
+    assert content(build(source, root, CONFIG, execute=nothing)) == content(undisturbed)
 
 
 def test_a_dataset_keeps_its_pictures(undisturbed: Dataset, source: Path) -> None:
@@ -232,12 +223,10 @@ def test_a_feature_cannot_be_added_to_what_is_gone(
     source = tmp_path / "source"
     for name in ("a.mp4", "b.mp4"):
         copy(drawn, source / name)
-    in_process(source, tmp_path / "dataset", CONFIG, monkeypatch)
+    in_process(source, tmp_path / "dataset", CONFIG)
     (source / "a.mp4").unlink()
     with pytest.raises(ValueError, match=r"1 videos, a\.mp4 the first, lack a feature"):
-        in_process(
-            source, tmp_path / "dataset", BuildConfig(crop_width=80, options={"mel": {"hops": "mean"}}), monkeypatch
-        )
+        in_process(source, tmp_path / "dataset", BuildConfig(crop_width=80, options={"mel": {"hops": "mean"}}))
 
 
 def test_object_storage_holds_source_and_dataset(

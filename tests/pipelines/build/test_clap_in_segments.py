@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import pytest
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.landmarks.openface import write_csv
-from pipelines.build.task import Order, VideoBuilder
 from lawdnet.tasks.inputs import list_inputs
+from lawdnet.tasks.task import TaskRunner
+from pipelines.build.task import BuildJob, VideoItem, VideoTask
 from tests.support.malformed import content
 from tests.support.media import Media
 
@@ -53,9 +53,9 @@ def test_a_clap_is_one_row_of_the_segment(drawn: Path, tmp_path: Path, rate: Fra
     )
     write_csv(path.with_suffix(".csv"), points[shown], float(rate))
     config = BuildConfig(crop_width=80, val_fraction=0.0, landmarks="openface")
-    builder = VideoBuilder(Order(config, str(tmp_path / "dataset"), "a run"))
-    row = json.loads(builder(list_inputs(path)[0] | {"to_complete": False})["row"])
-    assert (row["status"], row["segments"]) == ("accepted", 1), row["detail"]
+    runner = TaskRunner(VideoTask, BuildJob(config=config, root=str(tmp_path / "dataset")))
+    ((_, record),) = runner([VideoItem.of(list_inputs(path)[0])])
+    assert (record.status, record.segments) == ("accepted", 1), record.detail
 
     (stored,) = (tmp_path / "dataset" / "segments").glob("*.parquet")
     segment = pq.read_table(stored).to_pylist()[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import resource
 import signal
@@ -15,11 +14,13 @@ from typing import Any
 import pytest
 
 from lawdnet.data.config import BuildConfig
+from lawdnet.data.records import VideoRecord
+from lawdnet.tasks.task import TaskRunner
 from lawdnet.types import RejectReason
-from pipelines.build.task import Order, VideoBuilder
 from pipelines.build.build import build
-from tests.support.malformed import CORPUS
+from pipelines.build.task import BuildJob, VideoItem, VideoTask
 from tests.pipelines.conftest import copy
+from tests.support.malformed import CORPUS
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0, landmarks="openface")
 SECONDS = 30
@@ -45,14 +46,14 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def item_of(path: Path) -> dict[str, Any]:
+def item_of(path: Path) -> VideoItem:
     key = f"{abs(hash(path.name)):016x}"
-    return {"path": ascii(path.name), "source": os.fsencode(path), "key": key, "inputs": ["", ""], "to_complete": False}
+    return VideoItem(name=ascii(path.name), source=os.fsencode(path), key=key, inputs=["", ""])
 
 
 @pytest.fixture(scope="module")
-def builder(tmp_path_factory: pytest.TempPathFactory) -> VideoBuilder:
-    return VideoBuilder(Order(CONFIG, str(tmp_path_factory.mktemp("dataset")), "a run"))
+def runner(tmp_path_factory: pytest.TempPathFactory) -> TaskRunner[VideoItem, VideoRecord]:
+    return TaskRunner(VideoTask, BuildJob(config=CONFIG, root=str(tmp_path_factory.mktemp("dataset"))))
 
 
 def check(row: dict[str, Any], expected: str) -> None:
@@ -69,13 +70,15 @@ def test_the_corpus_is_large() -> None:
 
 
 @pytest.mark.parametrize("name", CORPUS, ids=ascii)
-def test_every_input_is_a_row_with_a_reason(builder: VideoBuilder, drawn: Path, tmp_path: Path, name: str) -> None:
+def test_every_input_is_a_row_with_a_reason(
+    runner: TaskRunner[VideoItem, VideoRecord], drawn: Path, tmp_path: Path, name: str
+) -> None:
     expected, make = CORPUS[name]
     make(drawn, tmp_path / name)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with limited(SECONDS):
-        row = json.loads(builder(item_of(tmp_path / name))["row"])
-    check(row, expected)
+        ((_, record),) = runner([item_of(tmp_path / name)])
+    check(record.columns(), expected)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < MEGABYTES << 10
 
 

@@ -14,12 +14,14 @@ import ray
 from ray.util.metrics import Counter
 
 from lawdnet.data.config import BuildConfig
+from lawdnet.data.records import VideoRecord
 from lawdnet.data.segments import Tally
 from lawdnet.training.checkpoint_store import CheckpointStore, metrics_of
 from lawdnet.training.loggers import METRICS as METRICS_FILE
 from lawdnet.training.loggers import read_jsonl
 from pipelines.build.build import build
 from pipelines.cluster import metrics
+from pipelines.render.pairs import PairRecord
 from pipelines.train.train import train
 from tests.pipelines.conftest import copy
 from tests.support.runs import grey, here, tiny
@@ -89,8 +91,9 @@ def test_labels_are_those_of_the_table() -> None:
 def test_an_input_counts_what_was_done_this_time(told: list[Any]) -> None:
     tally = Tally(frames=75, segments=2)
     tally.seconds["crop"] = 1.5
-    stored = {"status": "accepted", "reason": "", "frames": 1000, "segments": 20, "seconds_crop": 99.0}
-    metrics.built(stored, tally)
+    stored = VideoRecord(inputs=[], path="a", status="accepted", frames=1000, segments=20, step_seconds={"crop": 99.0})
+    metrics.count_build_work(tally, is_accepted=stored.is_accepted)
+    metrics.count_video(stored)
     assert told == [
         ("lawdnet_build_frames_total", 75, {}),
         ("lawdnet_build_segments_total", 2, {}),
@@ -100,12 +103,13 @@ def test_an_input_counts_what_was_done_this_time(told: list[Any]) -> None:
 
 
 def test_segments_of_a_rejected_input_were_not_written(told: list[Any]) -> None:
-    metrics.built({"status": "rejected", "reason": "damaged"}, Tally(frames=75, segments=2))
+    metrics.count_build_work(Tally(frames=75, segments=2), is_accepted=False)
     assert ("lawdnet_build_segments_total", 0, {}) in told
 
 
 def test_a_pair(told: list[Any]) -> None:
-    metrics.rendered({"status": "rendered", "reason": "", "frames": 50, "passed_through": 3, "seconds": 2.5})
+    names = {"video": "a.mp4", "speech": "b.wav", "out": "a--b.mp4"}
+    metrics.count_pair(PairRecord(inputs=[], **names, status="rendered", frames=50, passed_through=3, seconds=2.5))
     assert told == [
         ("lawdnet_render_pairs_total", 1.0, {"status": "rendered", "reason": ""}),
         ("lawdnet_render_frames_total", 50, {}),
@@ -215,7 +219,7 @@ def test_a_build_arrives(drawn: Path, tmp_path: Path, ray_session: None) -> None
         spent = sum(row[f"seconds_{stage}"] for row in rows)
         assert found["lawdnet_build_seconds_total", stage] == pytest.approx(spent, abs=0.002), "rounded to 1 ms a row"
 
-    work = re.compile(r'ray_data_output_rows\{.*dataset="build_\w+",operator="Map\(VideoBuilder\)_1"')
+    work = re.compile(r'ray_data_output_rows\{.*dataset="build_\w+",operator="FlatMap\(VideoTask\)_1"')
     assert work.search(eventually(lambda text: bool(work.search(text)))), "as Ray's dashboard shows it"
 
 

@@ -74,10 +74,10 @@ from lawdnet.data.config import BuildConfig
 from pipelines.build.build import build
 ray.init(num_cpus=3, num_gpus=1, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
 used = []
-def note(row, done, total):
+def note(progress):
     used.append(1 - ray.available_resources().get("GPU", 0))
 source, root = map(Path, sys.argv[1:3])
-build(source, root, BuildConfig(crop_width=80, val_fraction=0.0), gpu=float(sys.argv[3]), on_row=note)
+build(source, root, BuildConfig(crop_width=80, val_fraction=0.0), gpu=float(sys.argv[3]), on_progress=note)
 print(json.dumps(used))
 """
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipelines.render.pairs import all_pairs, check_outs, listed_pairs
+from pipelines.render.pairs import RenderPair, all_pairs, check_outs, listed_pairs
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -17,8 +16,8 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
-def outs(pairs: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
-    return {(pair["video"], pair["speech"]): pair["out"] for pair in pairs}
+def outs(pairs: list[RenderPair]) -> dict[tuple[str, str], str]:
+    return {(pair.video, pair.speech): pair.out for pair in pairs}
 
 
 def product_of(tmp_path: Path) -> dict[tuple[str, str], str]:
@@ -72,22 +71,22 @@ def test_a_list_of_pairs(tmp_path: Path) -> None:
              f"{tmp_path}/v/a.mp4,x.wav,again.MP4", "gone.mp4,x.wav"]  # fmt: skip
     (tmp_path / "pairs.csv").write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
     pairs = listed_pairs(tmp_path / "pairs.csv")
-    assert [pair["out"] for pair in pairs] == ["a--x.mp4", "sub/named.mp4", "again.MP4", "gone--x.mp4"]
-    assert [Path(pair["video_source"].decode()) for pair in pairs] == [
+    assert [pair.out for pair in pairs] == ["a--x.mp4", "sub/named.mp4", "again.MP4", "gone--x.mp4"]
+    assert [Path(pair.video_source.decode()) for pair in pairs] == [
         tmp_path / "v" / "a.mp4", tmp_path / "v" / "b, c.mp4", tmp_path / "v" / "a.mp4", tmp_path / "gone.mp4",
     ]  # fmt: skip
-    assert len({pair["key"] for pair in pairs}) == 4
-    assert pairs[0]["inputs"][0]
-    assert not pairs[3]["inputs"][0]
+    assert len({pair.key for pair in pairs}) == 4
+    assert pairs[0].inputs[0]
+    assert not pairs[3].inputs[0]
     (tmp_path / "pairs.tsv").write_text("v/b, c.mp4\tx.wav\n")
-    assert [pair["out"] for pair in listed_pairs(tmp_path / "pairs.tsv")] == ["b, c--x.mp4"]
+    assert [pair.out for pair in listed_pairs(tmp_path / "pairs.tsv")] == ["b, c--x.mp4"]
 
 
 def test_a_given_name_is_kept_from_others(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("a.mp4,x.wav\nb.mp4,x.wav,a--x.mp4\n")
     first, second = listed_pairs(tmp_path / "pairs.csv")
-    assert second["out"] == "a--x.mp4"
-    assert first["out"] == f"a--x--{first['key']}.mp4"
+    assert second.out == "a--x.mp4"
+    assert first.out == f"a--x--{first.key}.mp4"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,7 @@ def test_lines_that_cannot_be_meant(line: str, message: str, tmp_path: Path) -> 
 def test_an_address_as_a_name_stays_below(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("a.mp4,x.wav,s3://bucket/b.mp4\n")
     (pair,) = listed_pairs(tmp_path / "pairs.csv")
-    assert pair["out"] == "s3:/bucket/b.mp4"
+    assert pair.out == "s3:/bucket/b.mp4"
 
 
 def test_empty_lists_and_folders(tmp_path: Path) -> None:
@@ -125,7 +124,7 @@ def test_empty_lists_and_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no pair here; write video,speech"):
         listed_pairs(tmp_path / "pairs.csv")
     touch(tmp_path, "v/a.mp4", "s/notes.txt")
-    with pytest.raises(ValueError, match=r"s: no sound here .*\.wav"):
+    with pytest.raises(ValueError, match=r"s: no audio file here .*\.wav"):
         product_of(tmp_path)
 
 

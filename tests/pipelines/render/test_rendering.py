@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from lawdnet.models.generator import Generator, GeneratorConfig
 from lawdnet.storage import Location
 from lawdnet.synthetic import make_speech, write_talking_head
 from lawdnet.tasks import lock
-from lawdnet.tasks.records import DRIVER, MAX_ATTEMPTS
+from lawdnet.tasks.attempts import MAX_ATTEMPTS
+from lawdnet.tasks.task import Progress
 from lawdnet.video import decode, write_video
-from pipelines.executor import check_stop
-from pipelines.render.pairs import all_pairs
-from pipelines.render.render import LEDGER, OUTCOMES, Renderer, _items, render
-from tests.support.fragile_rendering import Fragile
+from pipelines.executor import map_in_process
+from pipelines.render.pairs import RECORDS, PairRecord, RenderPair, all_pairs
+from pipelines.render.render import LEDGER, render
+from pipelines.render.task import RenderTask
+from tests.support.fragile import fragile
 from tests.support.tiny_checkpoints import checkpoint
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,6 +48,10 @@ render(run, all_pairs(videos, speeches, out), out)
 """
 
 Rows = dict[str, dict[str, Any]]
+
+
+def nothing(*_: Any, **__: Any) -> Any:
+    pytest.fail("nothing is left to do")
 
 
 def network(folder: Path, seed: int) -> Path:
@@ -74,7 +81,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job(given: Path, out: Location, **options: Any) -> Rows:
     pairs = all_pairs(given / "videos", given / "speeches", out)
-    return {row["out"]: row for row in render(given / "run", pairs, out, **options)}
+    return {record.out: record.columns() for record in render(given / "run", pairs, out, **options)}
 
 
 @pytest.fixture(scope="module")
@@ -83,22 +90,16 @@ def undisturbed(given: Path, tmp_path_factory: pytest.TempPathFactory, ray_sessi
     return out, job(given, out)
 
 
-def in_process(given: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Rows, list[str]]:
+def in_process(given: Path, out: Path, **options: Any) -> tuple[Rows, list[str]]:
     """A job without Ray, and the results that it made new."""
     new: list[str] = []
 
-    def run(todo: list[dict[str, Any]], order: Any, gpu: float) -> Any:
-        by_key, renderer = {pair["key"]: pair for pair in todo}, Renderer(order)
-        for item in _items(todo, 8):
-            for answer in renderer(item):
-                check_stop(answer)
-                row = json.loads(answer["row"])
-                new.append(row["out"])
-                yield by_key[answer["key"]], row
+    def execute(*work: Any, **rest: Any) -> Any:
+        for key, record in map_in_process(*work, **rest):
+            new.append(record.out)
+            yield key, record
 
-    with monkeypatch.context() as patch:
-        patch.setattr("pipelines.render.render._run", run)
-        return job(given, out, **options), new
+    return job(given, out, execute=execute, **options), new
 
 
 def pictures(path: Path) -> Any:
@@ -113,13 +114,13 @@ def test_what_cannot_be_rendered_is_left_out_with_a_reason(undisturbed: tuple[Pa
     out, rows = undisturbed
     good = {f"{person}--{word}.mp4" for person in ("ann", "bob") for word in ("hello", "bye")}
     assert {name for name, row in rows.items() if row["status"] == "rendered"} == good
-    assert {path.name for path in out.iterdir()} == {*good, OUTCOMES, LEDGER}
+    assert {path.name for path in out.iterdir()} == {*good, RECORDS, LEDGER}
     refused = Counter(row["reason"] for row in rows.values() if row["status"] == "rejected")
     assert refused == {"not_a_video": 3, "no_audio": 2}
     assert "mute.mp4" in rows["ann--mute.mp4"]["detail"]
     assert all(rows[name]["frames"] == 20 and rows[name]["passed_through"] == 0 for name in good)
     assert json.loads((out / LEDGER).read_text())["pairs"] == list(rows.values())
-    assert {path.suffix for path in (out / OUTCOMES).iterdir()} == {".json"}
+    assert {path.suffix for path in (out / RECORDS).iterdir()} == {".json"}
 
 
 def test_a_pair_is_what_infer_makes_of_it(given: Path, undisturbed: tuple[Path, Rows], tmp_path: Path) -> None:
@@ -137,8 +138,11 @@ def test_again_there_is_nothing_to_do(
     out, rows = undisturbed
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.mp4")}
     seen: list[tuple[bool, int, int]] = []
-    monkeypatch.setattr("pipelines.render.render._run", lambda *a: pytest.fail("nothing is left to do"))
-    assert job(given, out, on_row=lambda row, done, total: seen.append((row["stored"], done, total))) == rows
+
+    def note(progress: Progress[PairRecord]) -> None:
+        seen.append((progress.is_stored, progress.done, progress.total))
+
+    assert job(given, out, on_progress=note, execute=nothing) == rows
     assert seen == [(True, number, 9) for number in range(1, 10)]
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.mp4")} == before
 
@@ -146,23 +150,23 @@ def test_again_there_is_nothing_to_do(
 def test_what_changed_is_rendered_again(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine, out = tmp_path / "given", tmp_path / "out"
     shutil.copytree(given, mine)
-    rows, new = in_process(mine, out, monkeypatch)
+    rows, new = in_process(mine, out)
     assert sorted(new) == sorted(rows)
-    assert in_process(mine, out, monkeypatch) == (rows, [])
+    assert in_process(mine, out) == (rows, [])
 
     write_wav(mine / "speeches" / "hello.wav", make_speech(0.4, 7).wave_S)
-    changed, new = in_process(mine, out, monkeypatch)
+    changed, new = in_process(mine, out)
     assert sorted(new) == ["ann--hello.mp4", "bob--hello.mp4", "broken--hello.mp4"]
     assert changed["ann--hello.mp4"]["frames"] == 10 == len(pictures(out / "ann--hello.mp4"))
     (out / "bob--bye.mp4").unlink()
-    assert in_process(mine, out, monkeypatch)[1] == ["bob--bye.mp4"]
+    assert in_process(mine, out)[1] == ["bob--bye.mp4"]
     (mine / "videos" / "ann.csv").touch()
-    assert sorted(in_process(mine, out, monkeypatch)[1]) == ["ann--bye.mp4", "ann--hello.mp4", "ann--mute.mp4"]
-    assert len(in_process(mine, out, monkeypatch, face="0")[1]) == 9
+    assert sorted(in_process(mine, out)[1]) == ["ann--bye.mp4", "ann--hello.mp4", "ann--mute.mp4"]
+    assert len(in_process(mine, out, face="0")[1]) == 9
     shutil.rmtree(mine / "run")
     network(mine / "run", 1)
     before = mp4s(out)
-    assert len(in_process(mine, out, monkeypatch, face="0")[1]) == 9
+    assert len(in_process(mine, out, face="0")[1]) == 9
     assert all(before[name] != content for name, content in mp4s(out).items())
 
 
@@ -174,11 +178,11 @@ def test_a_video_without_landmarks_waits_for_something_that_finds_them(
     (mine / "videos" / "bob.csv").unlink()
     monkeypatch.setattr("pipelines.render.render.ready_network", lambda folder: None)
     monkeypatch.setattr("lawdnet.landmarks.base.ready_network", lambda folder: None)
-    rows, _ = in_process(mine, out, monkeypatch)
+    rows, _ = in_process(mine, out)
     assert rows["bob--bye.mp4"]["reason"] == "no_landmarks"
-    assert in_process(mine, out, monkeypatch)[1] == []
+    assert in_process(mine, out)[1] == []
     monkeypatch.setattr("pipelines.render.render.ready_network", lambda folder: "mediapipe")
-    assert sorted(in_process(mine, out, monkeypatch)[1]) == ["bob--bye.mp4", "bob--hello.mp4", "bob--mute.mp4"]
+    assert sorted(in_process(mine, out)[1]) == ["bob--bye.mp4", "bob--hello.mp4", "bob--mute.mp4"]
 
 
 def test_a_killed_driver(given: Path, undisturbed: tuple[Path, Rows], tmp_path: Path) -> None:
@@ -191,7 +195,7 @@ def test_a_killed_driver(given: Path, undisturbed: tuple[Path, Rows], tmp_path: 
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     time.sleep(3)  # its workers notice, and end
-    before = {path: path.stat().st_mtime_ns for path in (out / OUTCOMES).glob("*.json")}
+    before = {path: path.stat().st_mtime_ns for path in (out / RECORDS).glob("*.json")}
     assert 1 <= len(before) < 9, "killed in the middle"
     rows = job(given, out)
     assert {path: path.stat().st_mtime_ns for path in before} == before, "what was finished is left alone"
@@ -201,7 +205,7 @@ def test_a_killed_driver(given: Path, undisturbed: tuple[Path, Rows], tmp_path: 
     ]
     assert mp4s(out) == mp4s(undisturbed[0])
     assert not list(out.rglob("*.tmp"))
-    assert {path.suffix for path in (out / OUTCOMES).iterdir()} == {".json"}
+    assert {path.suffix for path in (out / RECORDS).iterdir()} == {".json"}
 
 
 @pytest.mark.slow
@@ -213,9 +217,7 @@ def test_poison_and_hangs_are_left_alone(
     (mine / "videos" / "bob.mp4").rename(mine / "videos" / "deadly.mp4")
     for name in ("poison", "hangs", "chance"):
         shutil.copy(mine / "speeches" / "bye.wav", mine / "speeches" / f"{name}.wav")
-    monkeypatch.setattr("pipelines.render.render.Renderer", Fragile)
-    monkeypatch.setattr("pipelines.render.render.STALL_SECONDS", 2.0)
-    rows = job(mine, out)
+    rows = job(mine, out, stall_seconds=2.0, execute=fragile)
     assert (rows["ann--poison.mp4"]["status"], rows["ann--poison.mp4"]["reason"]) == ("rejected", "crash")
     assert f"{MAX_ATTEMPTS} times" in rows["ann--poison.mp4"]["detail"]
     assert (rows["ann--hangs.mp4"]["status"], rows["ann--hangs.mp4"]["reason"]) == ("rejected", "timeout")
@@ -223,40 +225,39 @@ def test_poison_and_hangs_are_left_alone(
     assert {row["reason"] for row in rows.values() if row["video"] == "broken.mp4"} == {"not_a_video"}
     assert len((out / "died" / "prepared").read_text()) <= 2 * MAX_ATTEMPTS, "a video is tried as a whole"
     assert mp4s(out)["ann--chance.mp4"] == mp4s(out)["ann--bye.mp4"] == mp4s(undisturbed[0])["ann--bye.mp4"]
-    monkeypatch.setattr("pipelines.render.render._run", lambda *a: pytest.fail("neither is tried again"))
-    assert job(mine, out) == rows
+    assert job(mine, out, execute=nothing) == rows, "neither is tried again"
 
 
 def test_a_bug_costs_one_pair_and_is_tried_again(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Renderer._render
+    whole = RenderTask.run
 
-    def buggy(self: Renderer, pair: dict[str, Any], template: Any) -> Any:
-        if pair["out"] == "ann--bye.mp4":
+    def buggy(self: RenderTask, item: RenderPair, record: PairRecord) -> None:
+        if item.out == "ann--bye.mp4":
             raise RuntimeError("a bug")
-        return whole(self, pair, template)
+        whole(self, item, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Renderer, "_render", buggy)
-        rows, _ = in_process(given, tmp_path / "out", patch)
+        patch.setattr(RenderTask, "run", buggy)
+        rows, _ = in_process(given, tmp_path / "out")
     assert (rows["ann--bye.mp4"]["status"], rows["ann--bye.mp4"]["detail"]) == ("failed", "RuntimeError: a bug")
     assert rows["ann--hello.mp4"]["status"] == "rendered"
-    rows, new = in_process(given, tmp_path / "out", monkeypatch)
+    rows, new = in_process(given, tmp_path / "out")
     assert (new, rows["ann--bye.mp4"]["status"]) == (["ann--bye.mp4"], "rendered")
 
 
 def test_a_full_disk_stops_the_job(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def full(self: Renderer, pair: dict[str, Any], template: Any) -> Any:
-        tried.append(pair["out"])
+    def full(self: RenderTask, item: RenderPair, record: PairRecord) -> None:
+        tried.append(item.out)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Renderer, "_render", full)
+        patch.setattr(RenderTask, "run", full)
         with pytest.raises(OSError, match=r"/out: No space left on device; make room and run the same command again"):
-            in_process(given, tmp_path / "out", patch)
+            in_process(given, tmp_path / "out")
     assert len(tried) == 1
-    rows, _ = in_process(given, tmp_path / "out", monkeypatch)
+    rows, _ = in_process(given, tmp_path / "out")
     assert rows[tried[0]]["status"] == "rendered"
 
 
@@ -265,11 +266,11 @@ def test_a_result_of_another_job_under_the_same_name_is_not_ours(
 ) -> None:
     mine, out = tmp_path / "given", tmp_path / "out"
     shutil.copytree(given, mine)
-    in_process(mine, out, monkeypatch)
+    in_process(mine, out)
     ours = mp4s(out)["ann--hello.mp4"]
     time.sleep(0.01)  # files are told apart by size and time
     shutil.copy(out / "bob--hello.mp4", out / "ann--hello.mp4")
-    assert in_process(mine, out, monkeypatch)[1] == ["ann--hello.mp4"]
+    assert in_process(mine, out)[1] == ["ann--hello.mp4"]
     assert mp4s(out)["ann--hello.mp4"] == ours
 
 
@@ -280,15 +281,14 @@ def test_what_killed_workers_left_is_swept(given: Path, tmp_path: Path, monkeypa
     foreign = out / ".holiday.mp4.0123abcd.mp4"
     for path in (*left, foreign):
         path.touch()
-    in_process(given, out, monkeypatch)
+    in_process(given, out)
     assert [path.exists() for path in (*left, foreign)] == [False, False, True]
 
 
 def test_a_result_never_replaces_an_input_by_another_name(given: Path, tmp_path: Path) -> None:
     (tmp_path / "people").symlink_to(given / "videos")
-    pairs = [
-        pair | {"out": "ann.mp4"} for pair in all_pairs(given / "videos", given / "speeches", tmp_path / "out")[:1]
-    ]
+    first = all_pairs(given / "videos", given / "speeches", tmp_path / "out")[0]
+    pairs = [replace(first, out="ann.mp4")]
     for root in (tmp_path / "people", given / "speeches" / ".." / "videos"):
         with pytest.raises(ValueError, match=r"is an input, and would be replaced by a result; choose another --out"):
             render(given / "run", pairs, root)
@@ -299,11 +299,11 @@ def test_a_link_to_nowhere_is_tried_again(given: Path, tmp_path: Path, monkeypat
     shutil.copytree(given, mine)
     (mine / "videos" / "bob.mp4").rename(mine / "bob.mp4")
     (mine / "videos" / "bob.mp4").symlink_to("gone.mp4")
-    rows, _ = in_process(mine, out, monkeypatch)
+    rows, _ = in_process(mine, out)
     assert rows["bob--bye.mp4"]["reason"] == "unreadable"
     assert "leads to gone.mp4" in rows["bob--bye.mp4"]["detail"]
     (mine / "bob.mp4").rename(mine / "videos" / "gone.mp4")
-    rows, _ = in_process(mine, out, monkeypatch)
+    rows, _ = in_process(mine, out)
     assert rows["bob--bye.mp4"]["status"] == "rendered"
 
 
@@ -316,15 +316,14 @@ def test_what_is_missing_is_said_at_once(
 ) -> None:
     monkeypatch.setenv("LAWDNET_WEIGHTS", str(tmp_path))
     monkeypatch.setattr("lawdnet.weights.CACHE", tmp_path)
-    monkeypatch.setattr("pipelines.render.render._run", lambda *a: pytest.fail("nothing is to begin"))
     with pytest.raises(ValueError, match=message):
-        job(given, tmp_path / "out", **options)
+        job(given, tmp_path / "out", execute=nothing, **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_one_job_at_a_time(given: Path, tmp_path: Path) -> None:
     with (
-        lock.held(tmp_path / "out" / OUTCOMES / DRIVER),
+        lock.held(tmp_path / "out" / RECORDS / lock.DRIVER),
         pytest.raises(ValueError, match="is at work on it"),
     ):
         job(given, tmp_path / "out")

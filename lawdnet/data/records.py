@@ -1,0 +1,109 @@
+"""The record of a video: its row of videos.parquet, and what the index says of its segments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from lawdnet.data.manifest import BUILD
+from lawdnet.data.schema import BUILD_STAGES, VIDEO_SCHEMA
+from lawdnet.storage import Location
+from lawdnet.tasks.records import RecordStore, Refusal, TaskRecord
+
+STATE = "build.json"
+"""In the same folder as the records: what the whole build is bound to."""
+
+
+@dataclass(frozen=True)
+class SegmentRow:
+    """A segment's row of index.parquet, without the fields of its video."""
+
+    segment_id: str
+    index: int
+    track: int
+    start_frame: int
+    num_frames: int
+    row_group: int
+    scores: dict[str, float]
+
+
+@dataclass(kw_only=True)
+class VideoRecord(TaskRecord):
+    """What became of a video, before rules, duplicates and the split have their say.
+
+    `status` is accepted, rejected or failed.
+    """
+
+    path: str
+    video_id: str = ""
+    split: str = ""
+    landmarks: str = ""
+    """The landmark source."""
+    segments: int = 0
+    """Number of stored segments; `rows` tells what they are."""
+    frames: int = 0
+    frames_used: int = 0
+    step_seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds by build step."""
+    bytes: int = 0
+    sha256: str = ""
+    landmarks_sha256: str = ""
+    rows: list[SegmentRow] = field(default_factory=list)
+    features: dict[str, str] = field(default_factory=dict)
+    """Stored extractors, with a hash of what their rows depend on."""
+    sync: str | None = None
+    """Hash of what its sync scores depend on; None if it has none."""
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the video gave segments."""
+        return self.status == "accepted"
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Also for a video that was accepted before and could not be completed: it has no segments any more."""
+        super().refuse(refusal)
+        self.video_id, self.sync = "", None
+        self.segments = self.frames_used = 0
+        self.rows, self.features = [], {}
+
+    def brief(self) -> Self:
+        """Without the rows of its segments, which need far more memory than all else."""
+        return replace(self, rows=[])
+
+    def columns(self) -> dict[str, Any]:
+        """The row of videos.parquet."""
+        steps = {f"seconds_{step}": self.step_seconds.get(step, 0.0) for step in BUILD_STAGES}
+        return {name: steps[name] if name in steps else getattr(self, name) for name in VIDEO_SCHEMA.names}
+
+    @classmethod
+    def decode(cls, content: Any) -> Self:
+        """See `TaskRecord.decode`."""
+        record = super().decode(content)
+        try:
+            record.rows = [SegmentRow(**row) for row in content.get("rows", content.get("segments"))]
+        except TypeError as error:
+            raise ValueError(f"not the record of a video ({error})") from None
+        return record
+
+    @classmethod
+    def upgrade(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Version 1 called the rows `segments`, and had a field per build step."""
+        row = content.get("row")
+        steps = {step: row.get(f"seconds_{step}", 0.0) for step in BUILD_STAGES} if isinstance(row, dict) else {}
+        return {**super().upgrade(content), "step_seconds": steps}
+
+
+def video_records(root: Location) -> RecordStore[VideoRecord]:
+    """The records of the dataset in `root`."""
+    return RecordStore(root / BUILD, VideoRecord)
+
+
+def read_records(root: Location) -> dict[str, VideoRecord]:
+    """All records of a dataset by key, in the order of their paths, without the rows of their segments.
+
+    Raises:
+        ValueError: one of them cannot be read.
+    """
+    store = video_records(root)
+    found = store.read_many(store.keys(skip=[STATE]))
+    return dict(sorted(found.items(), key=lambda entry: entry[1].path))

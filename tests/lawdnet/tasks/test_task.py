@@ -1,0 +1,173 @@
+"""What happens to the items of a task in one process: each has its record, and only its own trouble."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from lawdnet.storage import Beat
+from lawdnet.tasks.attempts import MAX_ATTEMPTS
+from lawdnet.tasks.records import RecordStore, TaskRecord
+from lawdnet.tasks.task import DiskFull, Job, Progress, Task, TaskRunner, batch_key
+from lawdnet.types import Rejected, RejectReason
+from pipelines.executor import complete, map_in_process
+
+
+@dataclass(frozen=True)
+class Word:
+    key: str
+    inputs: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"the word {self.key}"
+
+    def record(self) -> TaskRecord:
+        return TaskRecord(inputs=self.inputs)
+
+
+def refuse(error: Exception) -> Callable[[], None]:
+    def raise_it() -> None:
+        raise error
+
+    return raise_it
+
+
+ODD: dict[str, Callable[[], None]] = {
+    "rejected": refuse(Rejected(RejectReason.NO_AUDIO, "it is silent")),
+    "bug": refuse(RuntimeError("a bug")),
+    "full": refuse(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/the/disk")),
+    "other": refuse(PermissionError(13, "Permission denied")),
+}
+
+
+class Say(Task[Word, TaskRecord]):
+    item_type = Word
+    record_type = TaskRecord
+    said: ClassVar[list[str]] = []
+
+    def __init__(self, job: Job, beat: Beat) -> None:
+        self.store = RecordStore(Path(job.root) / ".say", TaskRecord)
+
+    def run(self, item: Word, record: TaskRecord) -> None:
+        self.said.append(item.key)
+        ODD.get(item.key, lambda: None)()
+        record.status = "said"
+
+
+class SayTogether(Say):
+    @staticmethod
+    def batches(items: Sequence[Word], workers: int) -> Iterator[Sequence[Word]]:
+        yield items
+
+    def prepare(self, items: Sequence[Word]) -> Any:
+        return self._breathe(items)
+
+    @contextmanager
+    def _breathe(self, items: Sequence[Word]) -> Iterator[None]:
+        self.said.append("(breathe)")
+        ODD.get(f"{items[0].key}!", lambda: None)()
+        yield
+        self.said.append("(rest)")
+
+
+@pytest.fixture(autouse=True)
+def said() -> list[str]:
+    Say.said.clear()
+    return Say.said
+
+
+def records(runner: TaskRunner[Word, TaskRecord], *keys: str) -> list[tuple[str, str, str]]:
+    found = [record for _, record in runner([Word(key) for key in keys])]
+    return [(record.status, record.reason, record.detail) for record in found]
+
+
+def test_each_item_has_its_record(tmp_path: Path) -> None:
+    runner = TaskRunner(Say, Job(root=str(tmp_path), run="one"))
+    assert records(runner, "a", "rejected", "bug", "other", "b") == [
+        ("said", "", ""),
+        ("rejected", "no_audio", "it is silent"),
+        ("failed", "internal_error", "RuntimeError: a bug"),
+        ("failed", "internal_error", "PermissionError: [Errno 13] Permission denied"),
+        ("said", "", ""),
+    ]
+    stored = runner.store.read("a")
+    assert stored is not None
+    assert (stored.status, stored.run) == ("said", "one")
+    assert sorted(path.suffix for path in runner.store.folder.iterdir()) == [".json"] * 5, "attempts are forgotten"
+
+
+def test_a_full_disk_ends_the_job_and_is_no_fault_of_the_item(tmp_path: Path) -> None:
+    runner = TaskRunner(Say, Job(root=str(tmp_path)))
+    with pytest.raises(DiskFull, match=r"^/the/disk: No space left on device; make room and run the same command"):
+        records(runner, "a", "full", "b")
+    assert runner.store.keys() == ["a"]
+
+
+def test_an_item_that_kills_its_process_is_quarantined(tmp_path: Path, said: list[str]) -> None:
+    runner = TaskRunner(Say, Job(root=str(tmp_path)))
+    for _ in range(MAX_ATTEMPTS):
+        runner.attempts.begin("a")
+    ((status, reason, detail),) = records(runner, "a")
+    assert (status, reason) == ("rejected", "crash")
+    assert f"took its worker process with it {MAX_ATTEMPTS} times" in detail
+    runner.attempts.give_up("b", "timeout", "too slow")
+    assert records(runner, "b", "c") == [("rejected", "timeout", "too slow"), ("said", "", "")]
+    assert said == ["c"]
+
+
+def test_what_a_dead_worker_had_done_is_told_again_and_not_done_again(tmp_path: Path, said: list[str]) -> None:
+    job = Job(root=str(tmp_path))
+    records(TaskRunner(SayTogether, job), "a", "rejected")
+    said.clear()
+    assert [row[0] for row in records(TaskRunner(SayTogether, job), "a", "rejected", "c")] == [
+        "said", "rejected", "said",
+    ]  # fmt: skip
+    assert said == ["(breathe)", "c", "(rest)"]
+    said.clear()
+    assert len(records(TaskRunner(SayTogether, Job(root=str(tmp_path))), "a")) == 1
+    assert said == ["(breathe)", "a", "(rest)"], "another run decides for itself what is still valid"
+
+
+def test_a_batch_fails_with_its_preparation(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ODD, "a!", refuse(Rejected(RejectReason.NOT_A_VIDEO, "it is text")))
+    runner = TaskRunner(SayTogether, Job(root=str(tmp_path)))
+    assert records(runner, "a", "b") == [("rejected", "not_a_video", "it is text")] * 2
+    assert said == ["(breathe)"]
+    for _ in range(MAX_ATTEMPTS):
+        runner.attempts.begin(batch_key([Word("c"), Word("d")]))
+    assert {reason for _, reason, _ in records(runner, "c", "d")} == {"crash"}
+    assert said == ["(breathe)"]
+
+
+def test_a_lost_record_is_a_failure_that_is_tried_again(tmp_path: Path, said: list[str]) -> None:
+    store = RecordStore(tmp_path / ".say", TaskRecord)
+    words = [Word("a"), Word("b"), Word("c")]
+    seen: list[tuple[str, bool, int, int]] = []
+
+    def note(progress: Progress[TaskRecord]) -> None:
+        seen.append((progress.record.status, progress.is_stored, progress.done, progress.total))
+
+    def forgetful(*work: Any, **options: Any) -> Any:
+        for key, record in map_in_process(*work, **options):
+            if key != "b":
+                yield key, record
+                yield key, record  # told twice, as Ray may
+
+    job = Job(root=str(tmp_path))
+    stored = {"a": TaskRecord(inputs=[], status="said")}
+    done = complete(Say, job, words, store, stored, name="say", on_progress=note, execute=forgetful)
+    assert {key: record.status for key, record in done.items()} == {"a": "said", "b": "failed", "c": "said"}
+    assert seen == [("said", True, 1, 3), ("said", False, 2, 3), ("failed", False, 3, 3)]
+    assert said == ["b", "c"]
+    lost = store.read("b")
+    assert lost is not None
+    assert lost.is_failed
+    assert "record was lost" in lost.detail
