@@ -1,4 +1,4 @@
-"""Small things done beside the work."""
+"""Small things done in a thread beside the work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PERIOD_SECONDS = 0.5
 
 @contextmanager
 def repeated(action: Callable[[], None], seconds: float | None = None) -> Iterator[None]:
-    """Calls `action` in a thread again and again while the block runs, and once more when it has ended."""
+    """Call `action` in a thread every `seconds` while the block runs, and once more when it has ended."""
     stop = threading.Event()
 
     def run() -> None:
@@ -33,8 +33,10 @@ def repeated(action: Callable[[], None], seconds: float | None = None) -> Iterat
 
 
 def ahead(items: Iterator[T], number: int) -> Iterator[T]:
-    """The same items, of which a thread makes up to `number` before they are asked for; its errors come in their
-    place."""
+    """The same items, of which a thread makes up to `number` before they are asked for.
+
+    An error of the thread is raised where its item would have been.
+    """
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(number)
     stop = threading.Event()
 

@@ -1,6 +1,6 @@
-"""One driver at a time: who works on a dataset or a run says so in its folder, again and again.
+"""One driver per folder: whoever works on a dataset, a run or renders says so in its folder, with a heartbeat.
 
-It guards against a command that is started twice by mistake, not against two that start within the same moment.
+This guards against a command that is started twice by mistake, not against two that start at the same moment.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ DRIVER = "driver"
 """Name of the file, in the folder of a job's records."""
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 20.0
-"""A driver on another machine that has said nothing for so long is gone."""
+"""A driver on another machine whose heartbeat has stopped for this long is gone."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PID_SPACE = Path("/proc/self/ns/pid")
-"""A process number means something within one of these."""
+"""A process number is only meaningful within one of these."""
 CLOCK_SECONDS = 60.0
-"""The time at which a process began is counted from the clock, which is set right meanwhile."""
+"""Tolerance for when a process started: that is counted from the clock, which may be corrected meanwhile."""
 
 
 @contextmanager
 def held(path: Location) -> Iterator[None]:
-    """Holds the folder that `path` stands for while the block runs.
+    """Hold the lock of a folder while the block runs.
 
     Args:
-        path: a small file that nobody else writes; it is gone when the block ends.
+        path: a small file in the folder that nobody else writes; it is removed when the block ends.
 
     Raises:
-        ValueError: another driver that is alive holds it.
+        ValueError: another driver that is alive holds the lock.
     """
     _check_free(path)
     mine = _here() | {"id": uuid4().hex, "beat": 0}
@@ -51,7 +51,7 @@ def held(path: Location) -> Iterator[None]:
         mine["beat"] += 1
         try:
             write_json(path, mine)
-        except Exception as error:  # each protocol's client has its own; the work will say so where it matters
+        except Exception as error:  # each protocol's client has its own; the work itself will fail if it matters
             log.warning("%s: cannot be written (%s)", path, error)
 
     try:
@@ -65,7 +65,7 @@ def held(path: Location) -> Iterator[None]:
 
 
 def _here() -> dict[str, Any]:
-    """This process, so that a later one on the same machine can tell whether it still lives."""
+    """Identify this process, so that a later one on the same machine can tell whether it is still alive."""
     boot = BOOT_ID.read_text(encoding="ascii").strip() if BOOT_ID.exists() else ""
     boot += f" {os.readlink(PID_SPACE)}" if PID_SPACE.is_symlink() else ""
     started = psutil.Process().create_time()
@@ -77,16 +77,16 @@ def _check_free(path: Location) -> None:
     if other is None or _is_dead(other):
         return
     who = f"process {other['pid']} on {other['host']}"
-    refusal = ValueError(f"{path.parent}: {who} is at work on it; wait for it to end, or stop it")
+    refusal = ValueError(f"{path.parent}: {who} is working on it; wait for it to end, or stop it")
     if _is_neighbour(other):
         raise refusal
-    log.warning("%s: %s may be at work on it; looking for %.0f s", path.parent, who, SILENT_SECONDS)
+    log.warning("%s: %s may be working on it; watching for %.0f s", path.parent, who, SILENT_SECONDS)
     end = time.monotonic() + SILENT_SECONDS
     while time.monotonic() < end:
         time.sleep(min(1.0, SILENT_SECONDS / 4))
         now = _read(path)
         if now is None:  # what was read of the folder so far is out of date
-            raise ValueError(f"{path.parent}: {who} has just come to its end here; run the same command again")
+            raise ValueError(f"{path.parent}: {who} has just finished here; run the same command again")
         if now != other:
             raise refusal
 
@@ -99,7 +99,7 @@ def _read(path: Location) -> dict[str, Any] | None:
 
 
 def _is_neighbour(other: dict[str, Any]) -> bool:
-    """Whether it ran, or runs, on this machine."""
+    """Whether the other driver ran, or runs, on this machine."""
     here = _here()
     return (other["host"], other["boot"]) == (here["host"], here["boot"])
 

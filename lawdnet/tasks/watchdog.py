@@ -1,4 +1,4 @@
-"""Ends a process whose work no longer gets on: a codec that hangs cannot be interrupted any other way."""
+"""End a process whose work makes no progress: a codec that hangs cannot be interrupted any other way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ EXIT_CODE = 75
 
 
 class Watchdog:
-    """Watches one piece of work at a time, from a thread that is started once."""
+    """Watches one piece of work at a time, from a thread that is started once.
+
+    Args:
+        limit_seconds: how long the work may go without a beat.
+    """
 
     def __init__(self, limit_seconds: float) -> None:
         self.limit = limit_seconds
@@ -21,12 +25,12 @@ class Watchdog:
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def beat(self) -> None:
-        """Says that the work got on."""
+        """Say that the work made progress."""
         self._last = time.monotonic()
 
     @contextmanager
     def watching(self, on_stall: Callable[[], None]) -> Iterator[None]:
-        """While the block runs: without a beat for the limit, calls `on_stall` and ends the process."""
+        """While the block runs: call `on_stall` and end the process if there is no beat for the limit."""
         self.beat()
         self._on_stall = on_stall
         try:

@@ -1,6 +1,6 @@
-"""Figures for Prometheus: every node of a Ray cluster shows them on its metrics port, as `ray_` and the name below.
+"""Metrics for Prometheus: every node of a Ray cluster exports them on its metrics port, as `ray_` plus the name below.
 
-Whoever works counts; without a Ray there is nobody to tell, and nothing happens. Ray sends them every ten seconds.
+Whoever does the work counts it. Ray exports every ten seconds; where no Ray is running, counting does nothing.
 """
 
 from __future__ import annotations
@@ -30,48 +30,50 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Metric:
-    """What Prometheus is told of one.
+    """How Prometheus sees one metric.
 
-    There are no histograms: Ray 2.60 passes their sums on in whole buckets, so that means over them are off. Two
-    counters, of seconds and of what they were spent on, give the exact mean.
+    There are no histograms: Ray 2.60 exports their sums in whole buckets, so that means over them are wrong. Two
+    counters, one of seconds and one of what they were spent on, give the exact mean.
     """
 
     kind: type[Counter] | type[Gauge]
     text: str
     labels: tuple[str, ...] = ()
-    """Few, with few values: each combination is a series of its own. File names are none."""
+    """Few labels with few values, as each combination is a time series of its own; never file names."""
 
 
 _STAGE = ("run", "stage")
 _RANK = ("run", "stage", "rank")
-_OUTCOME = ("status", "reason")
+_RESULT = ("status", "reason")
 
 METRICS = {
-    "lawdnet_build_inputs_total": Metric(Counter, "Inputs that got an outcome, by status and reason.", _OUTCOME),
-    "lawdnet_build_frames_total": Metric(Counter, "Frames decoded, on the clock of 25 a second."),
+    "lawdnet_build_inputs_total": Metric(Counter, "Finished inputs, by status and reason.", _RESULT),
+    "lawdnet_build_frames_total": Metric(Counter, "Frames decoded, on the 25 fps clock."),
     "lawdnet_build_segments_total": Metric(Counter, "Segments written."),
     "lawdnet_build_seconds_total": Metric(
-        Counter, "Seconds of workers by stage of the build: open, faces, sound, crop, score, write.", ("stage",)
+        Counter, "Worker seconds by build step: open, faces, sound, crop, score, write.", ("stage",)
     ),
     "lawdnet_train_steps_total": Metric(Counter, "Optimiser steps of each worker.", _RANK),
-    "lawdnet_train_step_seconds_total": Metric(Counter, "Seconds in which a worker computed steps.", _RANK),
-    "lawdnet_train_data_wait_seconds_total": Metric(Counter, "Seconds in which a worker waited for batches.", _RANK),
-    "lawdnet_train_samples_total": Metric(Counter, "Samples that a worker was given.", _RANK),
-    "lawdnet_train_skipped_steps_total": Metric(Counter, "Steps left out as something was not finite.", _STAGE),
+    "lawdnet_train_step_seconds_total": Metric(Counter, "Seconds that a worker spent on steps.", _RANK),
+    "lawdnet_train_data_wait_seconds_total": Metric(Counter, "Seconds that a worker waited for batches.", _RANK),
+    "lawdnet_train_samples_total": Metric(Counter, "Samples that a worker received.", _RANK),
+    "lawdnet_train_skipped_steps_total": Metric(Counter, "Steps skipped because something was not finite.", _STAGE),
     "lawdnet_train_alarms_total": Metric(Counter, "Alarms; metrics.jsonl has their texts.", _STAGE),
-    "lawdnet_train_resumes_total": Metric(Counter, "Times that the stage went on from a checkpoint.", _STAGE),
+    "lawdnet_train_resumes_total": Metric(Counter, "Times that the stage resumed from a checkpoint.", _STAGE),
     "lawdnet_train_epoch": Metric(Gauge, "Complete epochs of the stage.", _STAGE),
     "lawdnet_train_workers": Metric(Gauge, "Workers that train together.", _STAGE),
-    "lawdnet_train_loss": Metric(Gauge, "What metrics.jsonl says of a step: losses, shares, lr.", (*_STAGE, "loss")),
+    "lawdnet_train_loss": Metric(
+        Gauge, "The numbers of a step in metrics.jsonl: losses, shares, lr.", (*_STAGE, "loss")
+    ),
     "lawdnet_train_validation": Metric(Gauge, "The last validation on held-out videos.", (*_STAGE, "measure")),
-    "lawdnet_render_pairs_total": Metric(Counter, "Pairs that got an outcome, by status and reason.", _OUTCOME),
+    "lawdnet_render_pairs_total": Metric(Counter, "Finished pairs, by status and reason.", _RESULT),
     "lawdnet_render_frames_total": Metric(Counter, "Frames rendered."),
-    "lawdnet_render_seconds_total": Metric(Counter, "Seconds of workers spent on rendering them."),
+    "lawdnet_render_seconds_total": Metric(Counter, "Worker seconds spent on rendering."),
 }
 
 
 def record(name: str, value: float = 1.0, /, **labels: str) -> None:
-    """Adds to a counter, or sets a gauge. It never fails: figures are not worth the work that they are about."""
+    """Add to a counter or set a gauge; never raises, as a metric must not stop the work that it measures."""
     metric = METRICS[name]
     assert set(labels) == set(metric.labels), name
     if not ray.is_initialized():
@@ -112,7 +114,7 @@ def count_pair(pair: PairRecord) -> None:
 
 
 def noted(row: Mapping[str, Any], *, run: str, stage: str) -> None:
-    """A row of a stage's metrics.jsonl."""
+    """Export a row of a stage's metrics.jsonl."""
     where, kind = {"run": run, "stage": stage}, row["kind"]
     if kind == "step":
         for name in row.keys() - {"kind", "epoch", "step"}:

@@ -1,4 +1,4 @@
-"""How the project meets a Ray cluster: the one of this machine, or the one it was submitted to."""
+"""The Ray cluster: one on this machine, or the one that the job was submitted to."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ from contextlib import contextmanager
 from typing import Any
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024 * 1024
-"""Only paths, small rows and JPEG bytes travel; the default of 30 % of the memory would be reserved for nothing."""
+"""Only paths, small rows and JPEG bytes travel; the default, 30 % of the memory, would be reserved for nothing."""
 
 _ENVIRONMENT = {
     # a worker's failure shows within half a second instead of two
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # torch's threads sleep rather than spin while they wait: other processes want the cores
+    # torch's threads sleep instead of spinning while they wait: other processes need the cores
     "OMP_WAIT_POLICY": "PASSIVE",
-    # Ray Data's actors make its core print an error that is none (ray-project/ray#53727)
+    # Ray Data's actors make Ray's core print an error that is harmless (ray-project/ray#53727)
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 """Ray reads these when its processes start."""
 
 ROLE = "lawdnet-role"
-"""Label of nodes that are kept for one kind of work, PREPROCESS or TRAIN. Builds and renders stay away from nodes for
-training, trainers and those who draw their samples from nodes for preprocessing; nodes without it take everything.
+"""Label of nodes that are kept for one kind of work, PREPROCESS or TRAIN. Builds and renders stay away from training
+nodes; training and its data loading stay away from preprocessing nodes; nodes without the label take everything.
 
-Work is told where *not* to run, so that nothing need be known of nodes that have not started yet. The autoscaler heeds
-it too, and starts no GPU machine for builders however many wait."""
+Work is told where *not* to run, so that nothing need be known about nodes that have not started yet. The autoscaler
+follows the label too, and starts no GPU machine for builds however many wait."""
 PREPROCESS, TRAIN = "preprocess", "train"
 
 SPARED_CPUS = 2
-"""What a build or a render leaves of a cluster that was not started here and whose nodes take everything: for a worker
-that trains, and one who draws its samples. Ray itself shares what is left after trainers evenly among all who read,
-build and render at the time; but it takes nothing back, and a build's workers hold their CPUs to its end. To keep more
-free, give nodes the label."""
+"""CPUs that a build or a render leaves free on a cluster that was not started here and whose nodes take everything: one
+for a training worker and one for its data loading. Ray shares what trainers leave evenly among all who read, build and
+render at the time; but it takes nothing back, and a build's workers hold their CPUs to its end. To keep more free, give
+nodes the label."""
 
 
 @contextmanager
 def cluster(num_cpus: int = 2) -> Iterator[None]:
-    """Joins the cluster that RAY_ADDRESS or the enclosing job names, else starts one here and stops it at the end.
+    """Join the cluster that RAY_ADDRESS or the enclosing job names, else start one here and stop it at the end.
 
     Inside another `cluster()` block nothing happens: the outer one owns the connection.
 
     Args:
-        num_cpus: of a cluster started here, at least; more than the machine has share its cores. Training needs one
-            for each worker and one to draw samples.
+        num_cpus: CPUs of a cluster started here, at least; if the machine has fewer, they share its cores. Training
+            needs one for each worker and one for data loading.
 
     Raises:
-        ValueError: RAY_ADDRESS is not one that Ray joins.
+        ValueError: RAY_ADDRESS cannot be joined.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -68,7 +68,7 @@ def cluster(num_cpus: int = 2) -> Iterator[None]:
         "include_dashboard": False,
     }  # fmt: skip
     # "local": another Ray that runs on this machine is not ours to join
-    if not address:  # that a cluster of this machine alone asks for a token is no news
+    if not address:  # a cluster on this machine alone may ask for a token, which is not worth a warning
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **local)
     quiet_data()
@@ -79,7 +79,7 @@ def cluster(num_cpus: int = 2) -> Iterator[None]:
 
 
 def quiet_data() -> None:
-    """Ray Data without bars of its own, in order, and with blocks small enough for pictures."""
+    """Set up Ray Data: no progress bars of its own, results in order, and blocks small enough for images."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -88,21 +88,21 @@ def quiet_data() -> None:
     context.target_max_block_size = 16 * 1024 * 1024
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that the bars are off
-    # `max_restarts` and `max_retries` of an operator are to go in Ray 2.64, and have no successor in 2.60
+    # `max_restarts` and `max_retries` of an operator will go in Ray 2.64, and have no successor in 2.60
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 
 def away_from(role: str) -> dict[str, str]:
-    """Ray's label selector for every node but those that are kept for a role."""
+    """Ray's label selector for every node except those that are kept for a role."""
     return {ROLE: f"!{role}"}
 
 
 @contextmanager
 def beside_training(gpu: float) -> Iterator[None]:
-    """Ray Data's work in this block takes nothing from trainers: neither their nodes nor the last CPUs.
+    """Within this block Ray Data's work takes nothing from trainers: neither their nodes nor the last CPUs.
 
     Args:
-        gpu: share of a GPU that each worker takes; where it is any, the nodes for training are what is wanted.
+        gpu: share of a GPU that each worker takes; above 0 the nodes for training are allowed, as they have the GPUs.
     """
     import ray
     from ray.data import ExecutionResources
@@ -126,27 +126,27 @@ def _exclude(options: Any, what: Any) -> None:
 
 
 def cpus(away: str = "") -> int:
-    """CPUs of the joined cluster as it is now, but for nodes that are kept for the role `away`; it may grow."""
+    """Number of CPUs of the cluster as it is now, without nodes that are kept for the role `away`; it may grow."""
     return int(sum(node["Resources"]["CPU"] for node in _nodes() if not away or node["Labels"].get(ROLE) != away))
 
 
 def _nodes() -> list[dict[str, Any]]:
-    """Those that are there and work."""
+    """The nodes that are alive and have CPUs."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
 
 
 def workers(gpu: float) -> int:
-    """Workers with one CPU, and this share of a GPU, that the cluster has room for now.
+    """Number of workers with one CPU and this share of a GPU that the cluster has room for now.
 
     Raises:
-        ValueError: they are to have GPUs, and this machine alone, which has none, is to do the work.
+        ValueError: workers need GPUs, but the work is to be done on this machine alone, which has none.
     """
     import ray
 
     gpus = ray.cluster_resources().get("GPU", 0)
-    if gpu and not gpus and not can_grow():  # Ray would wait for one for ever
+    if gpu and not gpus and not can_grow():  # Ray would wait for one forever
         raise ValueError(
             "--gpu: no GPU on this machine; leave --gpu out, or name a cluster: lawdnet --address http://HEAD:8265 …"
         )
@@ -154,5 +154,5 @@ def workers(gpu: float) -> int:
 
 
 def can_grow() -> bool:
-    """Whether the cluster may add nodes when work waits; one that was started here cannot."""
+    """Whether the cluster may add nodes when work is waiting; a cluster that was started here cannot."""
     return bool(os.environ.get("RAY_ADDRESS"))

@@ -60,7 +60,7 @@ def train(
 
     Raises:
         ValueError: a parent stage is missing or does not fit, the dataset lacks a feature or a training split, or the
-            run belongs to other settings, or another driver is at work on it.
+            run belongs to other settings, or another driver is working on it.
         GateError: a stage has not passed the gates that the next one waits behind.
     """
     run, running = locate(run), running or RunOptions()

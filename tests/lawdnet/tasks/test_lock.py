@@ -39,7 +39,7 @@ def test_the_mark_is_there_while_the_work_lasts(mark: Path) -> None:
 
 def test_a_second_driver_on_this_machine_is_refused_at_once(mark: Path) -> None:
     with lock.held(mark):
-        with pytest.raises(ValueError, match=f"process {os.getpid()} on .* is at work on it"), lock.held(mark):
+        with pytest.raises(ValueError, match=f"process {os.getpid()} on .* is working on it"), lock.held(mark):
             pass
         assert mark.exists()
 
@@ -68,7 +68,7 @@ def test_a_driver_elsewhere_that_speaks_is_left_alone(mark: Path) -> None:
     beats = iter(range(2, 1000))
     with (
         repeated(lambda: write_json(mark, other(beat=next(beats))), 0.05),
-        pytest.raises(ValueError, match="process 7 on elsewhere is at work"),
+        pytest.raises(ValueError, match="process 7 on elsewhere is working on it"),
         lock.held(mark),
     ):
         pass
@@ -77,7 +77,7 @@ def test_a_driver_elsewhere_that_speaks_is_left_alone(mark: Path) -> None:
 def test_one_that_ends_while_it_is_looked_for_has_changed_the_folder(mark: Path) -> None:
     write_json(mark, other())
     threading.Timer(0.1, mark.unlink).start()
-    with pytest.raises(ValueError, match="has just come to its end here; run the same command again"), lock.held(mark):
+    with pytest.raises(ValueError, match="has just finished here; run the same command again"), lock.held(mark):
         pass
     with lock.held(mark):
         assert read_json(mark)["pid"] == os.getpid()
@@ -86,7 +86,7 @@ def test_one_that_ends_while_it_is_looked_for_has_changed_the_folder(mark: Path)
 def test_a_clock_that_is_set_right_kills_nobody(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with lock.held(mark):
         write_json(mark, read_json(mark) | {"started": read_json(mark)["started"] + 1.5})
-        with pytest.raises(ValueError, match="is at work on it"), lock.held(mark):
+        with pytest.raises(ValueError, match="is working on it"), lock.held(mark):
             pass
 
 

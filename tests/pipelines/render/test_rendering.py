@@ -324,7 +324,7 @@ def test_what_is_missing_is_said_at_once(
 def test_one_job_at_a_time(given: Path, tmp_path: Path) -> None:
     with (
         lock.held(tmp_path / "out" / RECORDS / lock.DRIVER),
-        pytest.raises(ValueError, match="is at work on it"),
+        pytest.raises(ValueError, match="is working on it"),
     ):
         job(given, tmp_path / "out")
 
