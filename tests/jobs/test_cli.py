@@ -54,10 +54,10 @@ def dataset(corpus: Path, tmp_path_factory: pytest.TempPathFactory, ray_session:
     return out
 
 
-def test_files_are_no_addresses() -> None:
+def test_options_for_local_files_refuse_uris() -> None:
     answer = runner.invoke(app, ["infer", "s3://bucket/run", "--video", "v.mp4", "--audio", "a.wav", "--out", "o.mp4"])
     assert answer.exit_code == 2
-    assert "s3://bucket/run: this command reads and writes files; copy it into a folder first" in answer.stderr
+    assert "s3://bucket/run: this command takes local files only; copy it into a local folder first" in answer.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -186,7 +186,7 @@ def test_build_without_a_segment_fails(tmp_path: Path, ray_session: None) -> Non
     answer = runner.invoke(app, ["build", str(source), "--out", str(tmp_path / "dataset")])
     assert answer.exit_code == 1
     assert "1 × empty_file" in answer.stdout
-    assert "no input gave a segment" in answer.stderr
+    assert "no video gave a segment" in answer.stderr
 
 
 def test_ctrl_c_is_130(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_ctrl_c_is_130(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors.strip() == "stopped; run the same command again to go on"
+    assert errors.strip() == "stopped; run the same command again to resume"
     assert not list(tmp_path.glob("*.mp4")), "a video that is not finished must not be there"
 
 

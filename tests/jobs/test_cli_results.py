@@ -1,4 +1,4 @@
-"""What commands say about their work, with the work itself replaced."""
+"""The results and progress that commands print, with the work itself replaced."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_infer(infer: list[str], tmp_path: Path) -> None:
     answer = runner.invoke(app, [*infer, "--device", "cpu"])
     assert answer.exit_code == 0, answer.output
     assert "2 frames in 0.5 s (4.0 frames/s)" in answer.stdout
-    assert "for want of a face: 1 frame\n" in answer.stdout
+    assert "without a face, left unchanged: 1 frame\n" in answer.stdout
     assert answer.stderr.startswith("infer 2/2 frames")
     paths = {"checkpoint": "run", "video": "v.mp4", "audio": "a.wav", "out": "o.mp4"}
     expected = {key: tmp_path / name for key, name in paths.items()}
@@ -88,7 +88,7 @@ def test_train_counts_epochs_over_all_stages(dataset: Path, tmp_path: Path, monk
             write_json(folder / "meta.json", {"epoch": stage.epochs, "state_bytes": 0})
             (folder / "state.pt").touch()
             (run / stage.name / "metrics.jsonl").write_text('{"kind": "epoch", "total": 0.25}\n', encoding="utf8")
-        # the first stage was trained before, the second goes on from its first epoch
+        # the first stage was trained before, the second resumes after its first epoch
         for epoch in range(2, config.stages[1].epochs + 1):
             on_epoch(config.stages[1], {"epoch": epoch, "total": 0.5, "steps_per_second": 3.0})
 

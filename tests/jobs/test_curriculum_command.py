@@ -112,7 +112,7 @@ def test_a_dataset_is_used_as_it_is(corpus: Path, made: tuple[Path, Result], tmp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--set", "seed=1"], "begin with the part that it is for, build or train"),
+        (["--set", "seed=1"], "begin with its part, build or train"),
         (["--set", "train.sede=1"], "did you mean seed?"),
         (["--set", "build.crop=1"], "unknown key 'crop'"),
         (["--workers", "many"], "neither N nor MIN:MAX"),

@@ -165,7 +165,7 @@ def test_following_can_be_stopped_and_so_can_the_job(head: Head, empty: Path, tm
     follower.send_signal(signal.SIGINT)
     code, _, err = end(follower)
     assert code == 130
-    assert "the job goes on; run the same command again to follow it, or stop it: ray job stop" in err
+    assert "the job keeps running; run the same command again to follow it, or stop it: ray job stop" in err
     assert "Traceback" not in err
 
     client = JobSubmissionClient(head.address)
@@ -177,7 +177,7 @@ def test_following_can_be_stopped_and_so_can_the_job(head: Head, empty: Path, tm
     client.stop_job(job)
     code, _, err = end(follower)
     assert code == 130
-    assert err.splitlines()[-1] == "the job was stopped; run the same command again to go on"
+    assert err.splitlines()[-1] == "the job was stopped; run the same command again to resume"
 
 
 @pytest.mark.slow
@@ -206,4 +206,4 @@ def test_a_head_with_a_token_that_starts_again(corpus: Path, empty: Path, tmp_pa
         head.start(node_cpus=2)
         code, _, err = end(follower)
         assert code == 1
-        assert "as its head was started again; run the same command again" in err.splitlines()[-1]
+        assert "because its head was restarted; run the same command again" in err.splitlines()[-1]

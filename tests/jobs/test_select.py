@@ -79,7 +79,7 @@ def test_nothing_left_shows_where_the_values_lie(base: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "nothing to select by"),
+        ([], "no rule given; use --where"),
         (["--where", "speed>1"], "unknown name 'speed'; there are yaw, num_frames, "),
         (["--where", "face_px>1"], "unknown name 'face_px'"),
         (["--where", "yaw=1"], "write NAME OP VALUE"),

@@ -1,4 +1,4 @@
-"""`lawdnet --address` without a cluster: what is sent, what is refused, and how a job's log is taken apart."""
+"""`lawdnet --address` without a cluster: what is sent, what is refused, and how a job's log is split."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from jobs.cli import app
 ROOT = Path(__file__).resolve().parents[2]
 NOWHERE = "http://127.0.0.1:9"
 MAX_UPLOAD_BYTES = 5 * 2**20
-NO_PLACES = {
+NO_LOCATIONS = {
     "best", "device", "face", "feature", "features", "gate", "landmarks", "logger", "order", "preset", "root",
     "segment", "settings", "split", "stages", "video", "where", "workers",
 }  # fmt: skip
-"""Parameters of commands that are text but name no file or folder."""
+"""Text parameters of commands that are not the path or URI of a file or folder."""
 runner = CliRunner()
 
 
@@ -45,16 +45,16 @@ def callbacks() -> list[Any]:
     return [command.callback for command in app.registered_commands]
 
 
-def test_every_place_is_known() -> None:
-    """A new parameter that is text belongs into `console.PLACES`, or into NO_PLACES above."""
+def test_every_location_is_known() -> None:
+    """A new text parameter belongs in `console.LOCATIONS`, or in NO_LOCATIONS above."""
     found = {
         name
         for callback in callbacks()
         for name, parameter in inspect.signature(callback).parameters.items()
         if re.search(r"\bstr\b", str(parameter.annotation))
     }
-    assert not console.PLACES & NO_PLACES
-    assert found <= console.PLACES | NO_PLACES, found - console.PLACES - NO_PLACES
+    assert not console.LOCATIONS & NO_LOCATIONS
+    assert found <= console.LOCATIONS | NO_LOCATIONS, found - console.LOCATIONS - NO_LOCATIONS
 
 
 def test_every_command_is_a_module_that_runs_it() -> None:
@@ -77,7 +77,7 @@ def test_every_command_is_a_module_that_runs_it() -> None:
         ["infer", "/run", "--video", "v.mp4", "--audio", "/a.wav", "--out", "/o.mp4"],
     ],
 )
-def test_a_relative_place_is_refused_before_anything_is_sent(words: list[str]) -> None:
+def test_a_relative_path_is_refused_before_anything_is_sent(words: list[str]) -> None:
     answer = runner.invoke(app, ["--address", NOWHERE, *words])
     assert answer.exit_code == 2, answer.output
     assert "a job does not run in this folder; give an absolute path" in answer.stderr
@@ -86,12 +86,15 @@ def test_a_relative_place_is_refused_before_anything_is_sent(words: list[str]) -
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--address", NOWHERE, "doctor"], "doctor is about this machine"),
-        (["--address", NOWHERE, "quickstart"], "quickstart is about this machine"),
+        (["--address", NOWHERE, "doctor"], "doctor runs on this machine only"),
+        (["--address", NOWHERE, "quickstart"], "quickstart runs on this machine only"),
         (["--address", "head:8265", "inspect", "/dataset"], "such as http://HEAD:8265"),
         (["--detach", "inspect", "/dataset"], "add --address"),
         (["--address", NOWHERE, "build", "/corpus"], "--out"),
-        (["--address", NOWHERE, "--runtime-env", str(ROOT / "README.md"), "inspect", "/d"], "no runtime environment"),
+        (
+            ["--address", NOWHERE, "--runtime-env", str(ROOT / "README.md"), "inspect", "/d"],
+            "not a valid Ray runtime environment",
+        ),
     ],
 )
 def test_what_cannot_be_submitted(words: list[str], says: str) -> None:
@@ -127,10 +130,12 @@ def guarded() -> Iterator[str]:
 
 
 def test_a_head_that_is_not_there(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", guarded)  # does not count: the address that was given does
+    monkeypatch.setenv("RAY_ADDRESS", guarded)  # must not win over the given URL
     answer = runner.invoke(app, ["inspect", "/dataset"], env={"LAWDNET_ADDRESS": NOWHERE})
     assert answer.exit_code == 1
-    assert answer.output == f"error: {NOWHERE}: no job server answers; is the head up, and the tunnel to it?\n"
+    assert (
+        answer.output == f"error: {NOWHERE}: no job server answers; check that the head and the tunnel to it are up\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,8 +206,8 @@ def test_a_lost_connection_is_made_again(capsys: pytest.CaptureFixture[str], mon
     assert capsys.readouterr() == ("", "one\ntwo\nthree\n")
     monkeypatch.setattr(submit, "PATIENCE_SECONDS", 0.0)
     for error, says in [
-        (ConnectionError("no"), "does not answer any more; the same command follows job j again"),
-        (RuntimeError("Request failed with status code 404"), "does not know job j any more"),
+        (ConnectionError("no"), "stopped answering; run the same command again to follow job j"),
+        (RuntimeError("Request failed with status code 404"), "no longer knows job j, because its head was restarted"),
     ]:
         client = Flaky([error, error])
         with pytest.raises(ValueError, match=says):
