@@ -63,7 +63,7 @@ def test_a_list_and_no_result(given: Path, tmp_path: Path, ray_session: None) ->
     answer = run(given / "run", "--pairs", tmp_path / "pairs.csv", "--out", tmp_path / "out")
     assert answer.exit_code == 1
     assert "0 of 1 rendered" in answer.stdout
-    assert "no pair was rendered; the reasons are above" in answer.stderr.splitlines()[-1]
+    assert "no pair was rendered; see the reasons above" in answer.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
