@@ -103,7 +103,7 @@ def _extras() -> Iterator[Check]:
         wanted = [r for r in _requirements() if _applies(r, extra) and not _applies(r, "")]
         missing = [r.name for r in wanted if not _installed(r.name, str(r.specifier), False).is_ok]
         install = f"pip install -c constraints.txt -e '.[{extra}]'"
-        advice = f"missing {', '.join(missing)}; in a checkout of lawdnet: {install}"
+        advice = f"missing {', '.join(missing)}; in a checkout of lawdnet, run: {install}"
         yield Check(f"extra {extra}", not missing, advice if missing else "installed")
 
 

@@ -91,7 +91,7 @@ Where = Annotated[
 Preset = Annotated[
     str,
     typer.Option(
-        help="full: for GPUs; small: trains on a laptop; published: LawDNet 2024's own numbers, for comparison."
+        help="full: the published sizes, for GPUs; small: trains on a laptop; published: LawDNet 2024's own numbers."
     ),
 ]
 Workers = Annotated[
