@@ -65,8 +65,8 @@ def evaluate(
     figures: dict[str, float] = content["figures"]
     content |= {"split": split, "videos": len({ref.video_id for ref in refs})}
     content["failed"] = check_gates(gates, figures, content["kind"])
-    place = f"{console.count(content['videos'], 'video')}, {console.count(int(figures['segments']), 'segment')}"
-    lines = [f"{content['stage']} of {checkpoint} on {place} of {dataset} ({split})", *table(content)]
+    scope = f"{console.count(content['videos'], 'video')}, {console.count(int(figures['segments']), 'segment')}"
+    lines = [f"{content['stage']} of {checkpoint} on {scope} of {dataset} ({split})", *table(content)]
     lines += [f"note: {note}" for note in content["notes"]]
     console.result(content, lines, as_json)
     if content["failed"]:

@@ -29,7 +29,7 @@ def run(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset, and a run with a generator and a sync network that have learnt nothing."""
+    """A dataset, and a run with an untrained generator and sync network."""
     root: Path = tmp_path_factory.mktemp("evaluate")
     videos = {name: [drawn_segment(name, n)] for n, name in enumerate(("val_a", "val_b", "seen"))}
     drawn_dataset(root / "dataset", videos)
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_evaluate_has_the_truth_and_a_baseline_beside_the_generated(folder: Path) -> None:
+def test_evaluate_shows_the_truth_and_a_baseline(folder: Path) -> None:
     answer = run("evaluate", folder / "run", folder / "dataset", "--device", "cpu")
     assert answer.exit_code == 0, answer.output
     lines = answer.stdout.splitlines()
@@ -57,7 +57,7 @@ def test_evaluate_has_the_truth_and_a_baseline_beside_the_generated(folder: Path
     assert f"note: {needed}" in lines
 
 
-def test_evaluate_answers_programs(folder: Path) -> None:
+def test_evaluate_as_json(folder: Path) -> None:
     sync = ("--sync", folder / "run")
     answer = run("evaluate", folder / "run", folder / "dataset", "--split", "train", *sync, "--json")
     content = json.loads(answer.stdout)
@@ -70,14 +70,14 @@ def test_evaluate_answers_programs(folder: Path) -> None:
 def test_a_missed_gate_is_a_failure(folder: Path) -> None:
     missed = run("evaluate", folder / "run", folder / "dataset", "--gate", "mouth_correlation>=0.9")
     assert missed.exit_code == 1
-    assert "psnr" in missed.stdout, "the table is shown all the same"
+    assert "psnr" in missed.stdout, "the table is shown anyway"
     assert "gate not passed: mouth_correlation>=0.9: it is" in missed.stderr
     assert run("evaluate", folder / "run", folder / "dataset", "--gate", "mouth_correlation>=-1").exit_code == 0
     wrong = run("evaluate", folder / "run", folder / "dataset", "--gate", "psnr>=20")
     assert (wrong.exit_code, "ignores the sound" in wrong.stderr) == (2, True)
 
 
-def test_evaluate_knows_a_sync_network(folder: Path) -> None:
+def test_evaluate_measures_a_sync_network(folder: Path) -> None:
     answer = run("evaluate", folder / "run" / "syncnet", folder / "dataset", "--json")
     content = json.loads(answer.stdout)
     assert content["kind"] == "syncnet"
@@ -119,7 +119,7 @@ def test_export_refuses_what_the_published_code_would_scramble(folder: Path, tmp
     assert run("export", folder / "run", "--out", tmp_path / "file.txt").exit_code == 2
 
 
-def test_an_exported_file_evaluates_as_the_run_does(folder: Path, tmp_path: Path) -> None:
+def test_an_exported_file_has_the_metrics_of_its_run(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "netG.pth"
     assert run("export", folder / "run", "--out", out, "--force").exit_code == 0
     figures = [
@@ -131,7 +131,7 @@ def test_an_exported_file_evaluates_as_the_run_does(folder: Path, tmp_path: Path
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same drawn head saying two things, and the second one cut short."""
+    """Two videos of the same drawn head with different speech, and a shortened copy of the second."""
     root: Path = tmp_path_factory.mktemp("clips")
     for speech, name in enumerate(("real", "other")):
         write_talking_head(root / f"{name}.mp4", identity=1, motion=2, speech=3 + speech, seconds=2, size=(160, 128))
