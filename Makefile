@@ -1,4 +1,4 @@
-# `make quickstart` and `make test` need Python 3.11 or newer, make and git; everything else goes into .venv.
+# `make quickstart` and `make test` need Python 3.11 or newer, make and git; everything else is installed into .venv.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs import console
+from jobs import console, options
 from jobs.inspect_dataset import describe, summary
 
 if TYPE_CHECKING:
@@ -22,85 +21,76 @@ def build(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder of videos (searched to its depth), one video, a list file, or s3://… or gs://…. Never changed."
+            help="Videos: a folder (searched recursively), one video, a list file, or an s3://… or gs://… URI. Never "
+            "changed."
         ),
     ],
     out: Annotated[
-        str, typer.Option(metavar="DATASET", help="Folder of the dataset, or s3://… or gs://….", show_default=False)
-    ],
-    landmarks: Annotated[
         str,
-        typer.Option(help="openface, face-alignment, mediapipe, or auto: the CSV beside a video, else what is there."),
-    ] = "auto",
+        typer.Option(metavar="DATASET", help="Folder of the dataset, or an s3://… or gs://… URI.", show_default=False),
+    ],
+    landmarks: options.Landmarks = "auto",
     face: Annotated[
-        str, typer.Option(help="Of several people: largest, all, sync (who speaks; needs --sync), or a number from 0.")
+        str,
+        typer.Option(
+            help="Which face to use if there are several: largest, all, sync (the one who speaks; needs --sync), or a "
+            "number from 0."
+        ),
     ] = "largest",
-    features: Annotated[
-        str, typer.Option(help="Audio features to store, separated by commas: mel, deepspeech, deepspeech2, hubert.")
-    ] = "mel",
+    features: options.Features = "mel",
     crop_width: Annotated[
         int,
         typer.Option(
             min=20,
-            help="Width of a stored face in px; its height is 1.3 times that. 320 holds a mouth of 256 px, the full "
-            "preset's last stage wants 360. It cannot be changed later.",
+            help="Width of a stored face crop in px; its height is 1.3 times that. 320 holds a mouth of 256 px; a "
+            "mouth of 288 px, as in the full preset's last stage, needs 360. It cannot be changed later.",
         ),
     ] = 320,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="RULE",
-            help="Only segments whose scores meet this, as `select` takes it; again for more. Without it: "
-            "scale_change<=1.5.",
-            show_default=False,
-        ),
-    ] = None,
-    sync: Annotated[
-        Path | None,
-        typer.Option(help="Sync network that gives offset and confidence: a run with a syncnet stage, or a .model."),
-    ] = None,
-    weights_dir: Annotated[
-        Path | None, typer.Option(help="Folder of weights for landmarks and features, looked in first.")
-    ] = None,
-    gpu: Annotated[float, typer.Option(min=0, help="Share of a GPU for each worker; 0 works on CPUs.")] = 0.0,
-    settings: console.Settings = [],  # noqa: B006 typer copies it
-    as_json: console.Json = False,
+    where: options.Where = [],  # noqa: B006 typer copies it
+    sync: options.ScoringSync = None,
+    weights_dir: options.WeightsDir = None,
+    gpu: options.GpuShare = 0.0,
+    settings: options.Settings = [],  # noqa: B006 typer copies it
+    as_json: options.Json = False,
 ) -> None:
     """Turn talking-head videos into a dataset.
 
-    Inputs that cannot be used are rejected with a reason and the others go on. A build that was stopped goes on where
-    it was when the same command runs again; with more features, a sync network or other rules the same folder is
-    completed, and no picture is decoded a second time.
+    A video that cannot be used is rejected with a reason, and the build continues with the others. Run the same command
+    again to resume a build that was stopped. With more features, a sync network or other rules, it completes the same
+    folder without decoding a frame again. Without --where, the only rule is scale_change<=1.5.
 
     Example: `lawdnet build corpus --out dataset --where 'face_px>=120' --set val_fraction=0.1`
     """
     from lawdnet.storage import locate
     from pipelines.build.build import build as build_dataset
 
-    with console.options():
-        options = {"landmarks": landmarks, "face": face, "features": split(features), "crop_width": crop_width}
-        config = build_config(settings, **options, **({"where": tuple(where)} if where else {}))
-        place, root = locate(source), locate(out)
-
+    with console.parsing_options():
+        given = {"landmarks": landmarks, "face": face, "features": split(features), "crop_width": crop_width}
+        rules = {"where": tuple(where)} if where else {}
+        config = build_config(settings, **given, **rules)
+        videos = locate(source)
+        root = locate(out)
     with console.Meter("build", "videos") as meter:
-        opened = build_dataset(
-            place, root, config, weights_dir=weights_dir, sync=sync, gpu=gpu, on_progress=Watch(meter)
+        dataset = build_dataset(
+            videos, root, config, weights_dir=weights_dir, sync=sync, gpu=gpu, on_progress=Watch(meter)
         )
         seconds = meter.seconds
-    content = describe(opened) | {"seconds": round(seconds, 3)}
+    content = describe(dataset) | {"seconds": round(seconds, 3)}
     if not content["segments"]:
         console.result(content, summary(content), as_json)
-        raise ValueError(f"{source}: no input gave a segment; the reasons are above and in {out}/videos.parquet")
+        raise ValueError(f"{source}: no video gave a segment; see the reasons above and in {out}/videos.parquet")
     lines = [f"built {out} in {console.duration(seconds)}", *summary(content)]
     lines.append(f"next: lawdnet train {shlex.quote(out)} --out RUN")
     console.result(content, lines, as_json)
 
 
 class Watch:
-    """Shows each input's outcome."""
+    """Shows the result of each video."""
 
     def __init__(self, meter: console.Meter) -> None:
-        self.meter, self.frames, self.rejects = meter, 0, 0
+        self.meter = meter
+        self.frames = 0
+        self.rejects = 0
 
     def __call__(self, progress: Progress[VideoRecord]) -> None:
         record = progress.record
@@ -117,7 +107,7 @@ class Watch:
 
 
 def split(text: str) -> tuple[str, ...]:
-    """`a, b` as names."""
+    """Split a list of names such as `a, b` at its commas."""
     return tuple(name for part in text.split(",") if (name := part.strip()))
 
 

@@ -1,4 +1,4 @@
-"""The `lawdnet` command: every job under one name."""
+"""The `lawdnet` program, which has every command of `jobs/`."""
 
 from __future__ import annotations
 
@@ -72,33 +72,38 @@ def _top(
         typer.Option(
             envvar="LAWDNET_ADDRESS",
             metavar="http://HEAD:8265",
-            help="Run the command as a job of this Ray cluster and follow it; without it, on this machine.",
+            help="URL of a Ray cluster's job server: run the command there as a job and follow its log. Without it, "
+            "the command runs on this machine.",
             show_default=False,
         ),
     ] = "",
     runtime_env: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="With --address: what the machines lack, such as the project's jobs/runtime_env.yaml."
+            metavar="FILE",
+            help="With --address: a Ray runtime environment that installs what the machines lack, such as "
+            "jobs/runtime_env.yaml.",
         ),
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="With --address: print the job's id and leave it.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="With --address: submit the job, print its id, and do not follow it.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """From a folder of talking-head videos to a lip-sync generator.
+    """Train a lip-sync generator on your own talking-head videos.
 
-    Start with `lawdnet quickstart`. With your own videos: build, inspect, select, train, infer.
+    Start with `lawdnet quickstart`. For your own videos: build, inspect, select, train, infer.
     On a cluster: the same commands after `lawdnet --address http://HEAD:8265`.
     """
     with failures(debug=False):
         if address:
             context.obj = Cluster(address, runtime_env, detach)
         elif runtime_env or detach:
-            raise WrongUsage("--runtime-env and --detach are for jobs; add --address http://HEAD:8265")
+            raise WrongUsage("--runtime-env and --detach need a cluster; add --address http://HEAD:8265")
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped."""
+    """Run the program. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped."""
     app()

@@ -1,4 +1,4 @@
-"""Measures a generated video against the real one."""
+"""Compares a generated video with the real one."""
 
 from __future__ import annotations
 
@@ -11,43 +11,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs import console
+from jobs import console, options
 
 if TYPE_CHECKING:
     from lawdnet.types import Landmarks
 
 TEXTS = {
-    "psnr": "dB over the whole picture",
-    "ssim": "of the whole picture",
+    "psnr": "dB over the whole frame",
+    "ssim": "of the whole frame",
     "mouth_psnr": "dB over the mouth square, aligned",
     "mouth_ssim": "of the mouth square",
     "lmd": "distance of the mouth's landmarks, in eye distances",
     "mouth_correlation": "the mouth's opening over time, -1 … 1",
 }
-WIDER = 1
-"""Frames by which two videos of one length may differ, by the rounding of encoders."""
+LENGTH_TOLERANCE = 1
+"""Frames by which two videos of the same length may differ, because encoders round."""
 
 
 def compare(
     real: Annotated[Path, typer.Argument(help="The real video.")],
-    generated: Annotated[Path, typer.Argument(help="What is said to look like it: the same size, head and words.")],
-    landmarks: Annotated[
-        str,
-        typer.Option(
-            help="openface, face-alignment, mediapipe, none, or auto: the CSV beside the video, else what is there."
-        ),
-    ] = "auto",
-    sync: Annotated[
-        Path | None, typer.Option(metavar="RUN|FILE", help="A sync network as judge: a run, or syncnet_v2.model.")
-    ] = None,
-    weights_dir: Annotated[Path | None, typer.Option(help="Folder of weights for landmarks.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N, for the sync network.")] = "auto",
-    as_json: console.Json = False,
+    generated: Annotated[
+        Path, typer.Argument(help="The generated video of the same head and words, in the same size.")
+    ],
+    landmarks: options.Landmarks = "auto",
+    sync: options.MeasuringSync = None,
+    weights_dir: options.WeightsDir = None,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
 ) -> None:
-    """Compare two videos frame by frame: picture, mouth, and how well mouth and sound belong together.
+    """Compare two videos frame by frame: image quality, mouth, and lip sync.
 
-    Both are put on the 25 fps clock; where one is longer, the frames that both have are compared. What cannot be
-    measured is named with the reason, and never guessed.
+    Both are resampled to 25 fps; if one is longer, only the frames that both have are compared. Metrics that cannot be
+    measured are listed with the reason. `--landmarks none` compares the images only.
 
     Example: `lawdnet compare truth.mp4 generated.mp4 --sync syncnet_v2.model`
     """
@@ -77,13 +72,13 @@ def compare(
 
 @dataclass(frozen=True)
 class _Found:
-    """What could be measured, and why the rest could not."""
+    """What was measured, and why the rest was not."""
 
     figures: dict[str, float]
     missing: dict[str, str]
 
     def attempt(self, name: str, measure: Callable[[], Any]) -> Any:
-        """The result; None where a video does not allow it, with the reason written down."""
+        """Return what `measure` returns, or None if it rejects a video; the reason is then kept in `missing`."""
         from lawdnet.types import Rejected
 
         try:
@@ -93,7 +88,7 @@ class _Found:
             return None
 
     def mouths(self, real: Path, generated: Path, true: Landmarks, made: Landmarks | None) -> None:
-        """What needs to know where the mouth is."""
+        """Measure what needs the position of the mouth."""
         from lawdnet.evaluation.image import lmd
         from lawdnet.evaluation.mouth import MEASURABLE
         from lawdnet.evaluation.protocol import mouth_motion
@@ -105,9 +100,7 @@ class _Found:
         if motion.ceiling >= MEASURABLE:
             self.figures["mouth_correlation"] = motion.correlation
         else:
-            self.missing["mouth_correlation"] = (
-                "the mouth cannot be measured in the picture, as that of drawn heads can"
-            )
+            self.missing["mouth_correlation"] = "the mouth cannot be measured in these frames, as it can in drawn heads"
 
 
 def _face(path: Path, landmarks: str, weights_dir: Path | None) -> Landmarks | None:
@@ -118,7 +111,7 @@ def _face(path: Path, landmarks: str, weights_dir: Path | None) -> Landmarks | N
 
 
 def _sync(real: Path, generated: Path, face: Landmarks, sync: Path, device: str) -> dict[str, dict[str, float]]:
-    """Both videos under one judge; the generated head is where the real one is."""
+    """Measure both videos with one sync network; the generated head is where the real one is."""
     from lawdnet.evaluation.sync import SyncScorer
     from lawdnet.evaluation.videos import sync_of
     from lawdnet.types import Rejected, RejectReason
@@ -126,18 +119,18 @@ def _sync(real: Path, generated: Path, face: Landmarks, sync: Path, device: str)
     scorer = SyncScorer(sync, device)
     rows = {"generated": sync_of(generated, face, scorer), "truth": sync_of(real, face, scorer)}
     if not all(rows.values()):
-        raise Rejected(RejectReason.TOO_SHORT, "no stretch with a face is long enough, 39 frames")
+        raise Rejected(RejectReason.TOO_SHORT, "needs at least 39 consecutive frames with a face")
     return rows
 
 
 def _lines(content: Mapping[str, Any]) -> list[str]:
     frames, real, generated = (content[name] for name in ("frames", "frames_real", "frames_generated"))
     lines = [f"{content['generated']} against {content['real']}: {console.count(frames, 'frame')}"]
-    if abs(real - generated) > WIDER:
-        lines.append(f"their lengths differ: {generated} and {real} frames at 25 fps; the rest was left out")
+    if abs(real - generated) > LENGTH_TOLERANCE:
+        lines.append(f"lengths differ: {generated} and {real} frames at 25 fps; the rest was left out")
     if abs(content["fps_real"] - content["fps_generated"]) > 0.01:
-        lines.append(f"their rates differ: {content['fps_generated']:.4g} and {content['fps_real']:.4g} fps, "
-                     "both shown on the 25 fps clock")  # fmt: skip
+        rates = f"{content['fps_generated']:.4g} and {content['fps_real']:.4g} fps"
+        lines.append(f"frame rates differ: {rates}; both were resampled to 25 fps")
     figures = [(n, f"{content['figures'][n]:9.4g}  {text}") for n, text in TEXTS.items() if n in content["figures"]]
     lines += console.columns(figures)
     if rows := content.get("sync"):

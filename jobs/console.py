@@ -1,7 +1,7 @@
-"""What every command shares: how errors, progress and results reach a person, a log or a program.
+"""How every command reports errors, progress and results to a person, a log or a program.
 
-Results go to stdout; progress and errors go to stderr. A job has one log for both: there, a result stands between two
-marks, and every other line begins with the time.
+Results go to stdout, progress and errors to stderr. A job has one log for both: there, two marker lines enclose the
+result, and every other line begins with the time.
 """
 
 from __future__ import annotations
@@ -18,50 +18,46 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
+
+from jobs import options
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 PLAIN_SECONDS = 5.0
-"""Without a terminal, lines that only tell how far the work is come no more often than this."""
+"""Shortest time between two progress lines when stderr is not a terminal."""
 
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets this variable for what `ray job submit` runs."""
+"""Environment variable that Ray sets for the processes of a submitted job."""
 
-RESULT_BEGINS, RESULT_ENDS = "--- result", "--- end of result"
-"""Lines of a job's log around what a command on this machine prints to stdout."""
+RESULT_BEGINS = "--- result"
+RESULT_ENDS = "--- end of result"
+"""Marker lines around the result in a job's log."""
 
 CLOCK = "%Y-%m-%d %H:%M:%S "
-"""How a line of a job's log begins."""
+"""Time format at the start of each line of a job's log."""
 
-PLACES = frozenset(
+LOCATIONS = frozenset(
     {"checkpoint", "dataset", "datasets", "html", "init", "out", "pairs", "run", "source", "speeches", "videos"}
 )
-"""Parameters that name a file or folder by text, so that it may be s3://… or gs://…; those of type `Path` are local."""
+"""Text parameters that take a path or an s3:// or gs:// URI; parameters of type `Path` take local paths only."""
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show where a failure happened, and what the library logs.")]
-Settings = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.", show_default=False),
-]
-
 
 class WrongUsage(ValueError):
-    """A command line that cannot mean anything: exit code 2 instead of 1."""
+    """A mistake in the command line: exit code 2 instead of 1."""
 
 
 @contextmanager
-def options() -> Iterator[None]:
-    """Inside, a ValueError is about what the user typed, but for inputs that cannot be used.
+def parsing_options() -> Iterator[None]:
+    """Turn every ValueError inside the block into WrongUsage, except `Rejected`, which is about an input file.
 
     Raises:
-        WrongUsage: in its place.
+        WrongUsage: an option has an invalid value.
     """
     from lawdnet.types import Rejected
 
@@ -74,17 +70,18 @@ def options() -> Iterator[None]:
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """The function as a typer command; without `--debug` its failures are one line on stderr and an exit code."""
+    """Return the function as a typer command with a `--debug` option; see `failures` for how it reports errors."""
 
     @functools.wraps(function)
     def guarded(*, debug: bool, **arguments: Any) -> None:
         with failures(debug):
-            (check_places if IN_JOB in os.environ else check_local)(arguments)
+            check = check_locations if IN_JOB in os.environ else check_local
+            check(arguments)
             function(**arguments)
 
-    hints = get_type_hints(function, include_extras=True) | {"debug": Debug}
+    hints = get_type_hints(function, include_extras=True) | {"debug": options.Debug}
     known = [p.replace(annotation=hints[p.name]) for p in inspect.signature(function).parameters.values()]
-    added = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    added = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=options.Debug)
     guarded.__dict__["__signature__"] = inspect.Signature([*known, added])
     guarded.__annotations__ = hints
     return guarded
@@ -92,14 +89,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def failures(debug: bool) -> Iterator[None]:
-    """Inside, what goes wrong becomes one line on stderr and an exit code; with `debug`, a traceback."""
+    """Turn an exception inside the block into one line on stderr and an exit code, or with `debug` into a traceback."""
     level = logging.INFO if debug else logging.WARNING
     clock = "%(asctime)s " if IN_JOB in os.environ else ""
     logging.basicConfig(level=level, format=f"{clock}%(levelname)s %(name)s: %(message)s", datefmt=CLOCK.strip())
     try:
         yield
     except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C with sys.exit(0)
-        say("stopped; run the same command again to go on")
+        say("stopped; run the same command again to resume")
         raise typer.Exit(130) from None
     except (typer.Exit, BrokenPipeError):
         raise
@@ -110,47 +107,47 @@ def failures(debug: bool) -> Iterator[None]:
         raise typer.Exit(2 if isinstance(error, WrongUsage) else 1) from None
 
 
-def check_places(arguments: Mapping[str, Any]) -> None:
-    """Looks whether a job can find what a command names: it runs elsewhere, in a copy of the code that Ray deletes.
+def check_locations(arguments: Mapping[str, Any]) -> None:
+    """Check that a job can find its files: it runs on another machine, in a temporary copy of the code.
 
     Raises:
-        WrongUsage: a place is relative to the folder that the command was typed in, or as in `check_local`.
+        WrongUsage: a path is relative to the current folder, or is a URI where `check_local` forbids one.
     """
     check_local(arguments)
     for name, value in arguments.items():
-        for place in value if isinstance(value, list) else [value]:
-            is_text = isinstance(place, str) and name in PLACES and place != ""
-            if (is_text or isinstance(place, Path)) and not (os.path.isabs(place) or "://" in str(place)):
-                remote = ", s3://… or gs://…" if is_text else ""
+        for location in value if isinstance(value, list) else [value]:
+            is_text = isinstance(location, str) and name in LOCATIONS and location != ""
+            if (is_text or isinstance(location, Path)) and not (os.path.isabs(location) or "://" in str(location)):
+                uri = ", or an s3://… or gs://… URI" if is_text else ""
                 raise WrongUsage(
-                    f"{place}: a job does not run in this folder; give an absolute path that all machines share{remote}"
+                    f"{location}: a job does not run in this folder; give an absolute path that all machines share{uri}"
                 )
 
 
 def check_local(arguments: Mapping[str, Any]) -> None:
-    """Looks whether a command that reads and writes files is given files.
+    """Check that options for local paths are not given URIs.
 
     Raises:
-        WrongUsage: one is an address.
+        WrongUsage: an option of type `Path` is an s3:// or gs:// URI.
     """
-    for place in arguments.values():
-        if isinstance(place, Path) and (found := re.match(r"(s3|gs):/+", str(place))):
-            address = f"{found[1]}://{str(place)[found.end() :]}"
-            raise WrongUsage(f"{address}: this command reads and writes files; copy it into a folder first")
+    for path in arguments.values():
+        if isinstance(path, Path) and (found := re.match(r"(s3|gs):/+", str(path))):
+            uri = f"{found[1]}://{str(path)[found.end() :]}"
+            raise WrongUsage(f"{uri}: this command takes local files only; copy it into a local folder first")
 
 
 def run(function: Callable[..., None]) -> None:
-    """One command as a program of its own: what `python -m jobs.NAME` does."""
+    """Run one command as a program of its own, as `python -m jobs.NAME` does."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
     app.command()(command(function))
     app()
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, for a person: users' errors as they are, others with their type."""
+    """Return the error as one line: the message of a ValueError or OSError, other errors with their type in front."""
     error = _cause(error)
     if isinstance(error, OSError) and error.filename:
-        # what a file was to become is what its reader knows, not the temporary name that it has until then
+        # filename2 is the target of a rename: the user knows that name, not the temporary one
         return f"{error.filename2 or error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
     if isinstance(error, ValueError | OSError):
@@ -159,7 +156,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error that happened in a worker, out of what Ray wraps around it."""
+    """Return the original error of a worker, unwrapped from Ray's exceptions."""
     for wrapper in ("cause", "controller_failure", "_base_exc"):
         inner = getattr(error, wrapper, None)
         if isinstance(inner, BaseException):
@@ -169,18 +166,18 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def say(text: str) -> None:
-    """A line to stderr, at once."""
+    """Print a line to stderr, unbuffered."""
     clock = time.strftime(CLOCK) if IN_JOB in os.environ else ""
     print(clock + printable(text), file=sys.stderr, flush=True)
 
 
 def printable(line: str) -> str:
-    """The line with control characters spelt out: a file's name may hold line ends, and what steers a terminal."""
+    """Escape control characters: file names may contain line breaks and terminal escape sequences."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 def result(content: Any, lines: Sequence[str], as_json: bool) -> None:
-    """What a command found or made, as JSON or as the lines of its summary."""
+    """Print a command's result: `content` as JSON, or the lines of its summary."""
     shown = [json.dumps(content, indent=2, ensure_ascii=False, default=str)] if as_json else [*map(printable, lines)]
     if IN_JOB in os.environ:
         shown = [RESULT_BEGINS, *shown, RESULT_ENDS]
@@ -188,18 +185,18 @@ def result(content: Any, lines: Sequence[str], as_json: bool) -> None:
 
 
 def columns(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Names and values, aligned."""
+    """Format (name, value) rows as two aligned columns."""
     width = max((len(name) for name, _ in rows), default=0)
     return [f"  {name:<{width}}  {value}".rstrip() for name, value in rows]
 
 
 def count(number: int, noun: str) -> str:
-    """`1 segment`, `2 segments`."""
+    """Format a count with its noun: `1 segment`, `2 segments`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
-    """`8.3 s`, `2 min 5 s`, `3 h 20 min`."""
+    """Format a duration: `8.3 s`, `2 min 5 s`, `3 h 20 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -208,10 +205,10 @@ def duration(seconds: float) -> str:
 
 
 def existing(path: Path) -> Path:
-    """The path.
+    """Return the path if it exists.
 
     Raises:
-        ValueError: nothing is there.
+        ValueError: there is no such file or folder.
     """
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
@@ -219,11 +216,13 @@ def existing(path: Path) -> Path:
 
 
 class Meter:
-    """How far the work is: a bar with the time left on a terminal, a line per event elsewhere."""
+    """Progress of a command: a bar with the time left on a terminal, plain lines elsewhere."""
 
     def __init__(self, title: str, unit: str) -> None:
-        self.title, self.unit = title, unit
-        self.began = self.spoke = time.monotonic()
+        self.title = title
+        self.unit = unit
+        self.began = time.monotonic()
+        self.spoke = self.began
         self.skipped = 0
         self.bar: Progress | None = _bar(unit) if sys.stderr.isatty() else None
 
@@ -239,21 +238,21 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Since the meter was made."""
+        """Seconds since the meter was created."""
         return time.monotonic() - self.began
 
     def skip(self, done: int) -> None:
-        """`done` units were there before, and say nothing about the speed of this work."""
+        """Leave `done` units out of the estimate of the time left: an earlier command did them."""
         self.skipped = done
         if self.bar:
             self.bar.reset(self.task, completed=done)
 
     def update(self, done: int, total: int, note: str = "", event: str = "") -> None:
-        """`done` of `total` units.
+        """Show that `done` of `total` units are done.
 
         Args:
             note: a few words beside the bar, such as a rate.
-            event: a line worth keeping in a log.
+            event: what just happened; without a terminal it is always printed.
         """
         if self.bar:
             self.bar.update(self.task, completed=done, total=total, note=note)
@@ -274,7 +273,12 @@ def _bar(unit: str) -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
-        TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
-        TimeRemainingColumn(compact=True), TextColumn("[dim]{task.fields[note]}"),
-        console=Console(stderr=True), transient=True,
-    )  # fmt: skip
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(compact=True),
+        TextColumn("[dim]{task.fields[note]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )

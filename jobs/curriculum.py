@@ -1,79 +1,77 @@
-"""From videos to a trained run, and to people who say what they never said."""
+"""Builds a dataset, trains on it, and renders held-out people, as one command."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs import build_dataset, console, evaluate, render, train
+from jobs import build_dataset, console, evaluate, options, render, train
+
+if TYPE_CHECKING:
+    from lawdnet.training.config import TrainConfig
 
 PARTS = ("build", "train")
+"""First words of `--set PART.KEY=VALUE`."""
 
 
 def curriculum(
     source: Annotated[
-        str, typer.Argument(help="Videos: a folder, a list file, or s3://…; or a built dataset. Never changed.")
+        str,
+        typer.Argument(
+            help="Videos (a folder, a list file, or an s3://… or gs://… URI), or a built dataset. Never changed."
+        ),
     ],
     out: Annotated[
         str,
         typer.Option(
-            metavar="FOLDER", help="Gets dataset, run, renders and report.html; or s3://….", show_default=False
+            metavar="FOLDER",
+            help="Folder for the dataset, the run, the renders and report.html, or an s3://… or gs://… URI.",
+            show_default=False,
         ),
     ],
-    preset: Annotated[str, typer.Option(help="full: the published networks; small: trains on a laptop.")] = "full",
-    landmarks: Annotated[
-        str,
-        typer.Option(help="openface, face-alignment, mediapipe, or auto: the CSV beside a video, else what is there."),
-    ] = "auto",
-    features: Annotated[str, typer.Option(help="Audio features to store, separated by commas.")] = "mel",
-    sync: Annotated[Path | None, typer.Option(help="Sync network that scores segments while they are built.")] = None,
-    weights_dir: Annotated[
-        Path | None, typer.Option(help="Folder of weights for landmarks and features, looked in first.")
-    ] = None,
-    workers: Annotated[
-        str, typer.Option(metavar="N|MIN:MAX", help="Processes that train together, one CPU or GPU each.")
-    ] = "1",
+    preset: options.Preset = "full",
+    landmarks: options.Landmarks = "auto",
+    features: options.Features = "mel",
+    sync: options.ScoringSync = None,
+    weights_dir: options.WeightsDir = None,
+    workers: options.Workers = "1",
     gpu: Annotated[
         float,
-        typer.Option(min=0, help="Share of a GPU to build and to render with; training takes whole ones. 0: CPUs."),
-    ] = 0.0,
-    init: Annotated[str, typer.Option(metavar="OLD.pth|RUN", help="What the first generator stage starts from.")] = "",
-    gate: Annotated[
-        list[str],
         typer.Option(
-            metavar="RULE",
-            show_default=False,
-            help="What a stage must show on held-out videos before the next begins; may be repeated.",
+            min=0,
+            help="Share of a GPU for each worker that builds or renders; with any share above 0, training uses a whole "
+            "GPU for each worker. 0: CPU.",
         ),
-    ] = [],  # noqa: B006 typer copies it
-    logger: Annotated[
-        str, typer.Option(help="Where figures go, separated by commas: jsonl (always), wandb, tensorboard.")
-    ] = "jsonl",
+    ] = 0.0,
+    init: options.Init = "",
+    gate: options.Gates = [],  # noqa: B006 typer copies it
+    logger: options.Loggers = "jsonl",
     settings: Annotated[
         list[str],
         typer.Option(
             "--set",
             metavar="PART.KEY=VALUE",
-            help="A setting of a part, as its own --set takes it: build.val_fraction=0.1, train.frame_64.batch_size=8.",
+            help="Change one setting of a part, as in build.val_fraction=0.1 or train.seed=1; may be repeated.",
             show_default=False,
         ),
     ] = [],  # noqa: B006 typer copies it
-    as_json: console.Json = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Build a dataset, train all stages, and lip-sync held-out people to their own words and to others'.
+    """Build a dataset, train all stages, and lip-sync held-out people to their own words and to each other's.
 
-    The same as build, train and render one after the other, on one cluster; when the same command runs again, what is
-    done stays. The table at the end is the last validation, with the truth and a baseline that ignores the sound.
+    Does what build, train and render do one after the other, on one cluster. Run the same command again to resume; what
+    is done is skipped. The table at the end shows the last validation, beside the real videos and a baseline that
+    ignores the audio.
 
     Example: `lawdnet curriculum corpus --out everything --preset small --set build.val_fraction=0.1`
     """
     from lawdnet.storage import locate
 
-    with console.options():
+    with console.parsing_options():
         from lawdnet.training.config import make_config
 
         given = _by_part(settings)
@@ -83,55 +81,69 @@ def curriculum(
         from lawdnet.training.options import RunOptions
         from lawdnet.training.virtual_ranks import Workers
 
-        running = RunOptions(
-            workers=Workers.parse(workers), gpu=gpu > 0, init=init, gates=tuple(gate),
+        run_options = RunOptions(
+            workers=Workers.parse(workers),
+            gpu=gpu > 0,
+            init=init,
+            gates=tuple(gate),
             loggers=build_dataset.split(logger),
-        )  # fmt: skip
-        place, folder = locate(source), locate(out)
-    train.check_gpu(running.gpu)
+        )
+        videos = locate(source)
+        folder = locate(out)
+    train.check_gpu(run_options.gpu)
     from pipelines.workflows.curriculum import curriculum as run_curriculum
 
-    @contextmanager
-    def begin(name: str, text: str) -> Iterator[Any]:
-        unit, watch = {
-            "build": ("videos", build_dataset.Watch),
-            "train": ("epochs", lambda meter: train.Watch(meter, config)),
-            "render": ("pairs", render.Watch),
-        }[name]
-        console.say(text)
-        with console.Meter(name, unit) as meter:
-            yield watch(meter)
-
     content = run_curriculum(
-        place, folder, build_config, config, running, weights_dir=weights_dir, sync=sync, gpu=gpu, begin=begin
-    )  # fmt: skip
+        videos,
+        folder,
+        build_config,
+        config,
+        run_options,
+        weights_dir=weights_dir,
+        sync=sync,
+        gpu=gpu,
+        begin=partial(_begin, config),
+    )
     console.result(content, _lines(content), as_json)
 
 
+@contextmanager
+def _begin(config: TrainConfig, name: str, text: str) -> Iterator[Any]:
+    """Announce a part with a line of text, and yield the callback that shows its progress."""
+    units, watch = {
+        "build": ("videos", build_dataset.Watch),
+        "train": ("epochs", lambda meter: train.Watch(meter, config)),
+        "render": ("pairs", render.Watch),
+    }[name]
+    console.say(text)
+    with console.Meter(name, units) as meter:
+        yield watch(meter)
+
+
 def _by_part(settings: Iterable[str]) -> dict[str, list[str]]:
-    """`build.key=value` → build → `key=value`.
+    """Sort settings by their part: `build.key=value` becomes `key=value` under "build".
 
     Raises:
-        ValueError: a setting of no part.
+        ValueError: a setting does not begin with a part.
     """
     found: dict[str, list[str]] = {part: [] for part in PARTS}
     for setting in settings:
         part, _, rest = setting.partition(".")
         if part not in PARTS:
-            raise ValueError(f"--set {setting!r}: begin with the part that it is for, {' or '.join(PARTS)}")
+            raise ValueError(f"--set {setting!r}: begin with its part, {' or '.join(PARTS)}, as in build.KEY=VALUE")
         found[part].append(rest)
     return found
 
 
 def _lines(content: dict[str, Any]) -> list[str]:
-    """The table, and what was rendered, on one screen."""
+    """Return the summary: validation metrics, and what was rendered."""
     times = ", ".join(f"{name} {console.duration(seconds)}" for name, seconds in content["seconds"].items())
     lines = [f"time: {times}", f"{content['stage']} of {content['run']} on held-out videos"]
     lines += evaluate.table({"kind": "gan", "figures": content["figures"]})
     if content["renders"]:
-        lines += ["people who were held out:", *render.summary(render.describe(content["renders"]))]
+        lines += ["renders of held-out people:", *render.summary(render.describe(content["renders"]))]
     else:
-        lines.append("nothing was rendered: the videos of this dataset are not where they were")
+        lines.append("nothing was rendered: the source videos of this dataset have moved or are gone")
     return [*lines, f"report: {content['report']}"]
 
 

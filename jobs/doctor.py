@@ -1,4 +1,4 @@
-"""Looks whether this machine has what lawdnet needs."""
+"""Checks that this machine has what lawdnet needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typer
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from jobs import console
+from jobs import console, options
 
 GIB = 2**30
 PACKAGE = "lawdnet"
@@ -31,7 +31,7 @@ CODECS: tuple[tuple[str, Literal["r", "w"]], ...] = (
     ("opus", "r"),
 )
 REQUIRED_CODECS = 4
-"""The first of them: what the videos we write are made of; the others only read some inputs."""
+"""The first codecs are required, since we write them; the others are for reading some inputs."""
 MIN_SHARED_BYTES = 512 * 2**20
 MIN_DISK_BYTES = 5 * GIB
 
@@ -46,10 +46,10 @@ class Check:
     is_required: bool = False
 
 
-def doctor(as_json: console.Json = False) -> None:
+def doctor(as_json: options.Json = False) -> None:
     """Check versions, codecs, memory, disk, GPU and optional packages.
 
-    Exit code 1 only where something required is missing. Example: `lawdnet doctor`
+    The exit code is 1 only if something required is missing. Example: `lawdnet doctor`
     """
     checks = [*_python(), *_packages(), *_codecs(), *_machine(), *_gpus(), *_extras(), _ray_address()]
     width = max(len(check.name) for check in checks)
@@ -72,7 +72,7 @@ def _python() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    """Every dependency that the package itself names."""
+    """Check the package's own dependencies."""
     yield Check(PACKAGE, True, importlib.metadata.version(PACKAGE), True)
     for requirement in _requirements():
         if _applies(requirement, ""):
@@ -94,15 +94,16 @@ def _installed(name: str, specifier: str, is_required: bool) -> Check:
     except importlib.metadata.PackageNotFoundError:
         return Check(name, False, f"not installed; pip install '{name}{specifier}'", is_required)
     is_ok = SpecifierSet(specifier).contains(version, prereleases=True)
-    return Check(name, is_ok, version if is_ok else f"{version}, needs {specifier}", is_required)
+    return Check(name, is_ok, version if is_ok else f"{version}, but {specifier} is required", is_required)
 
 
 def _extras() -> Iterator[Check]:
-    """What the package offers on top, and how to get it."""
+    """Check the optional extras; each missing one comes with the command that installs it."""
     for extra in importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or []:
         wanted = [r for r in _requirements() if _applies(r, extra) and not _applies(r, "")]
         missing = [r.name for r in wanted if not _installed(r.name, str(r.specifier), False).is_ok]
-        advice = f"without {', '.join(missing)}; pip install '{PACKAGE}[{extra}]'"
+        install = f"pip install -c constraints.txt -e '.[{extra}]'"
+        advice = f"missing {', '.join(missing)}; in a checkout of lawdnet, run: {install}"
         yield Check(f"extra {extra}", not missing, advice if missing else "installed")
 
 
@@ -123,13 +124,13 @@ def _codecs() -> Iterator[Check]:
 
 
 def _machine() -> Iterator[Check]:
-    yield Check("CPUs", (os.cpu_count() or 1) >= 2, f"{os.cpu_count()} (training and drawing samples share them)")
+    yield Check("CPUs", (os.cpu_count() or 1) >= 2, f"{os.cpu_count()} (shared by training and sampling)")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Check("memory", memory >= 4 * GIB, f"{memory / GIB:.1f} GiB")
     shared = Path("/dev/shm")
     if shared.exists():
         total = shutil.disk_usage(shared).total
-        advice = "" if total >= MIN_SHARED_BYTES else "; Ray wants 0.5 GiB (docker run --shm-size=1g)"
+        advice = "" if total >= MIN_SHARED_BYTES else "; Ray needs 0.5 GiB (docker run --shm-size=1g)"
         yield Check(str(shared), total >= MIN_SHARED_BYTES, f"{total / GIB:.1f} GiB{advice}")
     for title, folder in (("disk here", Path.cwd()), ("disk for temporary files", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(folder).free
@@ -152,7 +153,7 @@ def _gpus() -> Iterator[Check]:
 
 def _ray_address() -> Check:
     address = os.environ.get("RAY_ADDRESS")
-    return Check("RAY_ADDRESS", True, address or "not set: Ray starts on this machine when it is needed")
+    return Check("RAY_ADDRESS", True, address or "not set: commands start Ray on this machine")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measures a trained network on people that it has not been trained on."""
+"""Measures a trained network on held-out videos."""
 
 from __future__ import annotations
 
@@ -8,42 +8,45 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs import console
+from jobs import console, options
 
 if TYPE_CHECKING:
     from lawdnet.data.manifest import Dataset, SegmentRef
 
 ROWS = {"generated": "", "baseline": "baseline_", "truth": "truth_"}
-"""Columns of the table → the prefix of their figures."""
+"""Columns of the table, and the prefix that their metrics have."""
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A run, a stage or epoch folder in it, or an old .pth.")],
-    dataset: Annotated[str, typer.Argument(help="A built dataset.")],
+    checkpoint: options.Checkpoint,
+    dataset: options.Dataset,
     split: Annotated[
-        str, typer.Option(help="val: the held-out videos; train shows how much was learnt by heart.")
+        str,
+        typer.Option(help="val: the held-out videos; train: the training videos, to see what was learnt by heart."),
     ] = "val",
-    sync: Annotated[
-        Path | None, typer.Option(metavar="RUN|FILE", help="A sync network as judge, best one that did not train it.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Segments of a video, at most, spread evenly over it.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the places looked at and the reference pictures.")] = 0,
+    sync: options.MeasuringSync = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most segments to measure per video, spread evenly over it.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed that chooses the frames to measure and the reference images.")] = 0,
     gate: Annotated[
         list[str],
-        typer.Option(metavar="RULE", help="What must hold, or the command fails; may be repeated.", show_default=False),
+        typer.Option(
+            metavar="RULE",
+            help="Fail unless this holds, such as 'mouth_correlation>=0.8'; may be repeated.",
+            show_default=False,
+        ),
     ] = [],  # noqa: B006 typer copies it
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    as_json: console.Json = False,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
 ) -> None:
-    """Measure a generator, or a sync network, on a dataset's held-out videos.
+    """Measure a generator or a sync network on a dataset's held-out videos.
 
-    Beside the generated mouths the table has the truth (what a perfect generator would get) and a baseline that ignores
-    the sound: still mouths of the same person, another one every 9 frames. A generator that does not beat the baseline
-    at mouth_correlation or sync_… has not learnt to listen, whatever its PSNR.
+    The table shows the generated mouths beside the truth (what a perfect generator would get) and a baseline that
+    ignores the audio: still mouths of the same person, a new one every 9 frames. A generator that does not beat the
+    baseline at mouth_correlation or sync_… has not learnt to follow the audio, whatever its PSNR.
 
     Example: `lawdnet evaluate run dataset --sync run --gate 'mouth_correlation>=0.8'`
     """
-    with console.options():
+    with console.parsing_options():
         from lawdnet.training.gates import check_gates, parse_gate
 
         gates = [parse_gate(text) for text in gate]
@@ -55,24 +58,25 @@ def evaluate(
     opened = Dataset(locate(dataset))
     refs = plan(opened.segments(), limit=limit, split=split)
     if not refs:
-        raise ValueError(f"{dataset}: no segments of split {split!r}; build with a larger --set val_fraction, "
-                         "or give --split train")  # fmt: skip
+        raise ValueError(
+            f"{dataset}: no segments of split {split!r}; build with a larger --set val_fraction, or give --split train"
+        )
     content = _measure(checkpoint, opened, refs, sync, device=device, seed=seed)
     figures: dict[str, float] = content["figures"]
     content |= {"split": split, "videos": len({ref.video_id for ref in refs})}
     content["failed"] = check_gates(gates, figures, content["kind"])
-    place = f"{console.count(content['videos'], 'video')}, {console.count(int(figures['segments']), 'segment')}"
-    lines = [f"{content['stage']} of {checkpoint} on {place} of {dataset} ({split})", *table(content)]
+    scope = f"{console.count(content['videos'], 'video')}, {console.count(int(figures['segments']), 'segment')}"
+    lines = [f"{content['stage']} of {checkpoint} on {scope} of {dataset} ({split})", *table(content)]
     lines += [f"note: {note}" for note in content["notes"]]
     console.result(content, lines, as_json)
     if content["failed"]:
-        raise ValueError(f"gate missed: {'; '.join(content['failed'])}")
+        raise ValueError(f"gate not passed: {'; '.join(content['failed'])}")
 
 
 def _measure(
     checkpoint: Path, dataset: Dataset, refs: list[SegmentRef], sync: Path | None, *, device: str, seed: int
 ) -> dict[str, Any]:
-    """The figures of whichever network it is."""
+    """Measure the generator or sync network in `checkpoint`."""
     from lawdnet.models.saved import read_meta
 
     folder = None if checkpoint.is_file() else find_network(checkpoint)
@@ -83,7 +87,7 @@ def _measure(
 
 
 def find_network(path: Path) -> Path:
-    """The newest generator's checkpoint below a path, else the newest sync network's.
+    """Find the newest generator checkpoint below a path, or the newest sync network's if there is no generator.
 
     Raises:
         ValueError: there is neither.
@@ -100,32 +104,54 @@ def find_network(path: Path) -> Path:
 
 
 def _measure_generator(
-    checkpoint: Path, dataset: Dataset, refs: list[SegmentRef], sync: Path | None, *, device: str, seed: int,
+    checkpoint: Path,
+    dataset: Dataset,
+    refs: list[SegmentRef],
+    sync: Path | None,
+    *,
+    device: str,
+    seed: int,
     meter: console.Meter,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     from lawdnet.audio.base import pick_device
     from lawdnet.evaluation.sync import SyncScorer
     from lawdnet.evaluation.validation import metrics, validate
     from lawdnet.inference.engine import open_generator
-    from lawdnet.training.gates import MEASURES
 
     chosen = pick_device(device)
     generator, meta = open_generator(checkpoint)
     _check_feature(checkpoint, meta, dataset, meta["audio_feature"], generator.config.audio_dim)
     scorer = SyncScorer(sync, str(chosen)) if sync else None
     sums = validate(
-        generator.to(chosen), refs, mouth_px=int(meta["mouth_px"]), audio=meta["audio_feature"],
-        stored_width=dataset.crop_width, device=chosen, scorer=scorer, seed=seed, on_segment=meter.update,
-    )  # fmt: skip
+        generator.to(chosen),
+        refs,
+        mouth_px=int(meta["mouth_px"]),
+        audio=meta["audio_feature"],
+        stored_width=dataset.crop_width,
+        device=chosen,
+        scorer=scorer,
+        seed=seed,
+        on_segment=meter.update,
+    )
     figures = metrics(sums)
     notes = _notes(meta, dataset, refs)
     if scorer and scorer.sha256 == meta.get("syncnet_hash"):
-        notes.append("judged by the sync network that it was trained against, which flatters it")
-    missing: dict[str, list[str]] = {}
-    for name in (n for n, m in MEASURES.items() if m.kind == "gan" and n not in figures):
-        missing.setdefault(MEASURES[name].needs, []).append(name)
-    notes += [f"not measured: {', '.join(names)}, which needs {needs}" for needs, names in missing.items()]
+        notes.append(
+            "lip sync was measured by the network that it was trained against, so its sync metrics are too good"
+        )
+    notes += _missing(figures)
     return {"stage": meta.get("stage", "generator"), "kind": "gan", "figures": figures, "notes": notes}
+
+
+def _missing(figures: Mapping[str, float]) -> list[str]:
+    """Say which metrics of a generator were not measured, and what they need."""
+    from lawdnet.training.gates import MEASURES
+
+    missing: dict[str, list[str]] = {}
+    for name, metric in MEASURES.items():
+        if metric.kind == "gan" and name not in figures:
+            missing.setdefault(metric.needs, []).append(name)
+    return [f"not measured: {', '.join(names)}; needs {needs}" for needs, names in missing.items()]
 
 
 def _measure_syncnet(
@@ -135,46 +161,66 @@ def _measure_syncnet(
     from lawdnet.evaluation.validation import metrics, offsets, validate_sync
     from lawdnet.models.saved import load_syncnet, read_meta
 
-    chosen, meta, syncnet = pick_device(device), read_meta(folder), load_syncnet(folder)
+    chosen = pick_device(device)
+    meta = read_meta(folder)
+    syncnet = load_syncnet(folder)
     _check_feature(folder, meta, dataset, meta["sync_feature"], syncnet.config.audio_dim)
-    sums = validate_sync(syncnet.to(chosen), refs, feature=meta["sync_feature"], device=chosen, seed=seed,
-                         on_segment=meter.update)  # fmt: skip
+    sums = validate_sync(
+        syncnet.to(chosen),
+        refs,
+        feature=meta["sync_feature"],
+        device=chosen,
+        seed=seed,
+        on_segment=meter.update,
+    )
     return {
-        "stage": meta["stage"], "kind": "syncnet", "figures": metrics(sums), "offsets": offsets(sums),
+        "stage": meta["stage"],
+        "kind": "syncnet",
+        "figures": metrics(sums),
+        "offsets": offsets(sums),
         "notes": _notes(meta, dataset, refs),
-    }  # fmt: skip
+    }
 
 
 def _check_feature(checkpoint: Path, meta: Mapping[str, Any], dataset: Dataset, name: str, wanted: int) -> None:
-    """The dataset holds what the network hears, made with the same weights."""
+    """Check that the dataset has the network's audio feature, computed with the same weights.
+
+    Raises:
+        ValueError: the feature is missing, or has another dimension or other weights.
+    """
     found = dataset.feature_dim(name)
     if found != wanted:
-        raise ValueError(f"{checkpoint}: hears {wanted} values of {name} a frame, {dataset.root} holds {found}")
+        raise ValueError(f"{checkpoint}: needs {wanted} {name} values per frame, but {dataset.root} has {found}")
     hashes = [
         known.get(name, {}).get("model_sha256") for known in (meta.get("features", {}), dataset.info["extractors"])
     ]
     if None not in hashes and hashes[0] != hashes[1]:
-        raise ValueError(f"{dataset.root}: its {name} features were made with other weights than those of {checkpoint}")
+        raise ValueError(
+            f"{dataset.root}: its {name} features were computed with other weights than those that {checkpoint} was "
+            "trained with"
+        )
 
 
 def _notes(meta: Mapping[str, Any], dataset: Dataset, refs: list[SegmentRef]) -> list[str]:
     known = meta.get("dataset_hash")
     if known == dataset.hash and any(ref.split == "train" for ref in refs):
-        return ["these videos were trained on: this shows what was learnt by heart"]
+        return ["the network was trained on these videos: this shows what it learnt by heart"]
     if known != dataset.hash:
-        return ["trained on another dataset; held out only if none of these people is in it"]
+        return [
+            "the network was trained on another dataset; the test is fair only if none of these people is in that one"
+        ]
     return []
 
 
 def table(content: Mapping[str, Any]) -> list[str]:
-    """A line per figure, a column per row of ROWS; for a sync network its figures and the offsets found."""
+    """Return a line per metric with a column for each of ROWS; for a sync network its metrics and the offsets found."""
     from lawdnet.training.gates import MEASURES
 
     figures = content["figures"]
     if content["kind"] == "syncnet":
         rows = [(name, f"{figures[name]:8.4g}  {MEASURES[name].text}") for name in ("accuracy", "offset_within_one")]
         found = ", ".join(f"{offset:+d}: {number}" for offset, number in content["offsets"].items() if number)
-        return console.columns([*rows, ("offsets", f"{found}  frames: segments; positive = the sound is late")])
+        return console.columns([*rows, ("offsets", f"{found}  frames: segments; positive = the audio is late")])
     head = "".join(f"{name:>11}" for name in ROWS)
     rows = [("", head)]
     for name in (name for name in MEASURES if name in figures):

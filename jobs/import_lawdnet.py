@@ -1,4 +1,4 @@
-"""Makes a dataset of the data of LawDNet 2024 or DINet."""
+"""Converts the training data of LawDNet 2024 or DINet into a dataset."""
 
 from __future__ import annotations
 
@@ -8,40 +8,46 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import console
+from jobs import console, options
 from jobs.inspect_dataset import describe, summary
 
 
 def import_lawdnet(
     training_json: Annotated[
-        Path, typer.Argument(help="The published training_json.json. Never changed, like the files it names.")
+        Path, typer.Argument(help="The published training_json.json. It and the files it names are never changed.")
     ],
-    out: Annotated[str, typer.Option(metavar="DATASET", help="Folder of the dataset.", show_default=False)],
+    out: options.LocalDataset,
     feature: Annotated[
-        str, typer.Option(help="What the JSON's deep_speech_list holds: the name it gets.")
+        str, typer.Option(help="Feature that the JSON's deep_speech_list holds: deepspeech or deepspeech2.")
     ] = "deepspeech",
-    crop_width: Annotated[int, typer.Option(min=20, help="Width of a stored crop in px; others are resized.")] = 320,
-    val_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of the videos kept for validation.")] = 0.05,
+    crop_width: Annotated[
+        int, typer.Option(min=20, help="Width of a stored crop in px; crops of other sizes are resized.")
+    ] = 320,
+    val_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the videos held out for validation.")
+    ] = 0.05,
     root: Annotated[
         list[str],
-        typer.Option(metavar="OLD=NEW", help="The JSON's paths that begin with OLD lie under NEW; may be repeated."),
+        typer.Option(metavar="OLD=NEW", help="Replace OLD by NEW at the start of the JSON's paths; may be repeated."),
     ] = [],  # noqa: B006 typer copies it
     model: Annotated[
         Path | None,
-        typer.Option(help="The network that made the rows, such as output_graph.pb; lets `merge` know it again."),
+        typer.Option(
+            help="Weights that computed the features, such as output_graph.pb, so that `merge` can compare them."
+        ),
     ] = None,
-    as_json: console.Json = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Import a dataset of LawDNet 2024 or DINet: training_json.json, JPG crops, DeepSpeech rows.
+    """Import the training data of LawDNet 2024 or DINet: training_json.json, JPG crops, DeepSpeech features.
 
-    The crops are looked for in split_video_25fps_crop_face beside the JSON. A video that lacks a file or a feature is
-    left out, with the reason in videos.parquet. Landmarks are not in the published data and stay unknown.
+    Crops are read from split_video_25fps_crop_face beside the JSON. A video that lacks a file or a feature is left out,
+    with the reason in videos.parquet. The published data has no landmarks, so they stay unknown.
 
     Example: `lawdnet import-lawdnet asserts/training_data/training_json.json --out dataset`
     """
     for path in (training_json, model or training_json):
         console.existing(path)
-    with console.options():
+    with console.parsing_options():
         from lawdnet.data.config import BuildConfig
 
         roots = [_pair(text) for text in root]
@@ -71,7 +77,7 @@ def import_lawdnet(
 def _pair(text: str) -> tuple[str, str]:
     old, sign, new = text.partition("=")
     if not (old and sign and new):
-        raise ValueError(f"--root {text!r}: write OLD=NEW, both beginnings of paths")
+        raise ValueError(f"--root {text!r}: write OLD=NEW, the start of paths in the JSON and its replacement")
     return old, new
 
 

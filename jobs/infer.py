@@ -1,4 +1,4 @@
-"""Makes the person of a video say the words of a sound file."""
+"""Lip-syncs one video to one audio file."""
 
 from __future__ import annotations
 
@@ -8,26 +8,21 @@ from typing import Annotated
 
 import typer
 
-from jobs import console
+from jobs import console, options
 
 
 def infer(
-    checkpoint: Annotated[Path, typer.Argument(help="A run, or a stage or epoch folder in it.")],
-    video: Annotated[Path, typer.Option(help="The person. Never changed.", show_default=False)],
-    audio: Annotated[Path, typer.Option(help="What to say: any file with sound.", show_default=False)],
-    out: Annotated[Path, typer.Option(metavar="O.mp4", help="The video to write.", show_default=False)],
-    landmarks: Annotated[
-        str,
-        typer.Option(
-            help="openface, face-alignment, mediapipe, or auto: the CSV beside the video, else what is there."
-        ),
-    ] = "auto",
-    face: Annotated[str, typer.Option(help="Of several people: largest, or a number from 0.")] = "largest",
-    weights_dir: Annotated[Path | None, typer.Option(help="Folder of weights for landmarks and features.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    as_json: console.Json = False,
+    checkpoint: options.Checkpoint,
+    video: Annotated[Path, typer.Option(help="Video of the person. Never changed.", show_default=False)],
+    audio: Annotated[Path, typer.Option(help="What to say: an audio file, or a video with audio.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="O.mp4", help="Video file to write.", show_default=False)],
+    landmarks: options.Landmarks = "auto",
+    face: options.Face = "largest",
+    weights_dir: options.WeightsDir = None,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
 ) -> None:
-    """Lip-sync a video to a sound: the picture of one, the words of the other, as long as the sound.
+    """Lip-sync a video to an audio file. The result is as long as the audio.
 
     Example: `lawdnet infer run --video anna.mp4 --audio hello.wav --out anna-hello.mp4`
     """
@@ -37,7 +32,7 @@ def infer(
     from lawdnet.inference.engine import Engine
     from lawdnet.landmarks import source_for
 
-    with console.options():
+    with console.parsing_options():
         one_face(face)
         source = source_for(video, landmarks, weights_dir)
     engine = Engine(checkpoint, device=device, weights_dir=weights_dir)
@@ -47,7 +42,7 @@ def infer(
     content = {"out": str(out), **dataclasses.asdict(made)}
     lines = [f"wrote {out}: {made.frames} frames in {console.duration(made.seconds)} ({made.fps:.1f} frames/s)"]
     if made.passed_through:
-        lines.append(f"  as they were, for want of a face: {console.count(made.passed_through, 'frame')}")
+        lines.append(f"  without a face, left unchanged: {console.count(made.passed_through, 'frame')}")
     console.result(content, lines, as_json)
 
 

@@ -1,4 +1,4 @@
-"""Says what is in a dataset."""
+"""Shows what a dataset holds."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs import console
+from jobs import console, options
 
 if TYPE_CHECKING:
     from lawdnet.data.manifest import Dataset
 
 EXAMPLES = 3
-"""Paths shown per reason: the longest videos, of which most was lost."""
+"""Paths shown per reason: the longest videos."""
 
 
 def inspect(
-    dataset: Annotated[str, typer.Argument(help="A dataset: a folder, or an address such as s3://bucket/name.")],
+    dataset: options.Dataset,
     html: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Also write a report with pictures, here or to s3://… or gs://….")
+        str | None,
+        typer.Option(metavar="FILE", help="Also write a report with images to this path, or s3://… or gs://… URI."),
     ] = None,
-    max_videos: Annotated[int, typer.Option(min=0, help="Videos with pictures in the report.")] = 50,
+    max_videos: Annotated[int, typer.Option(min=0, help="Most videos to show images of in the report.")] = 50,
     order: Annotated[
         str,
-        typer.Option(help="Which videos: even, random, or a score's name for the lowest first (-NAME: the highest)."),
+        typer.Option(
+            help="Which videos to show in the report: even (spread evenly), random, or the name of a score for the "
+            "lowest first (-NAME for the highest)."
+        ),
     ] = "even",
-    as_json: console.Json = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Show what a dataset holds, how its scores are spread, and what was left out and why.
+    """Show what a dataset holds, the distribution of its scores, and what was left out and why.
 
     Example: `lawdnet inspect dataset --html report.html --order sharpness`
     """
@@ -37,8 +41,8 @@ def inspect(
     from lawdnet.storage import locate
 
     if order != "even" and not html:
-        raise console.WrongUsage(f"--order {order}: chooses the pictures of a report; add --html FILE")
-    with console.options():
+        raise console.WrongUsage(f"--order {order}: needs a report; add --html FILE")
+    with console.parsing_options():
         page = locate(html) if html else None
     opened = Dataset(locate(dataset))
     content = describe(opened) | {"scores": scores(opened)}
@@ -53,16 +57,16 @@ def inspect(
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """Counts, splits, extractors, funnel, times and reasons of a dataset, without opening its segments.
+    """Collect a dataset's counts, splits, extractors, funnel, times and reject reasons, without reading its segments.
 
     Raises:
-        ValueError: a file of segments is missing.
+        ValueError: a segment file is missing.
     """
     from lawdnet.data.schema import BUILD_STAGES
     from lawdnet.data.selection import check_files
     from lawdnet.types import FPS
 
-    check_files(dataset)  # a dataset with holes must not look whole
+    check_files(dataset)  # an incomplete dataset must not look complete
     rows = dataset.videos().to_pylist()
     frames = sum(row["frames_used"] for row in rows)
     splits: dict[str, dict[str, int]] = {name: {"videos": 0, "segments": 0, "frames": 0} for name in ("train", "val")}
@@ -93,7 +97,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def reasons(refused: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Reason → how many, and those of which most was lost; the commonest reason first."""
+    """Return the count and the longest examples of each reason, the most frequent reason first."""
     found: dict[str, dict[str, Any]] = {}
     for row in sorted(refused, key=lambda row: -(row["frames"] or 0)):
         entry = found.setdefault(row["reason"], {"count": 0, "examples": []})
@@ -104,7 +108,7 @@ def reasons(refused: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def reason_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What `reasons` found, with its examples."""
+    """Return the lines that show what `reasons` found."""
     lines = []
     for reason, entry in found.items():
         lines.append(f"  {entry['count']} × {reason}")
@@ -115,7 +119,7 @@ def reason_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def scores(dataset: Dataset) -> dict[str, dict[str, float]]:
-    """Quantiles of the length and every score over the segments of the dataset, and how many were not measured."""
+    """Return quantiles of the length and of each score over all segments, and how many were not measured."""
     import numpy as np
     import pyarrow.compute as pc
 
@@ -133,7 +137,7 @@ def scores(dataset: Dataset) -> dict[str, dict[str, float]]:
 
 
 def summary(content: dict[str, Any]) -> list[str]:
-    """What `describe` and `scores` found, on one screen."""
+    """Return the lines that show what `describe` and `scores` found."""
     videos = content["videos"]
     length = console.duration(content["hours"] * 3600)
     split = ", ".join(
@@ -149,10 +153,10 @@ def summary(content: dict[str, Any]) -> list[str]:
     lines = console.columns(rows)
     lines += _score_lines(content.get("scores", {}))
     if len(content["funnel"]) > 1:
-        lines += ["segments, rule by rule:", *funnel_lines(content["funnel"])]
+        lines += ["segments left after each rule:", *funnel_lines(content["funnel"])]
     if content["stages"]:
         seconds = (f"{stage} {console.duration(value)}" for stage, value in content["stages"].items())
-        lines.append(f"time of work: {', '.join(seconds)}")
+        lines.append(f"processing time: {', '.join(seconds)}")
     if content["reasons"]:
         lines.append(f"not used: {videos['rejected']} rejected, {videos['failed']} failed")
     return lines + reason_lines(content["reasons"])
@@ -171,19 +175,20 @@ def _score_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def funnel_lines(funnel: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line per step of a funnel: the rule, what fell at it and what was left."""
-    table = [["rule", "fell", "left"]]
+    """Return a line per rule of a funnel: how many segments it dropped, and how many were left."""
+    table = [["rule", "dropped", "left"]]
     for step in funnel:
-        came, missing = step["left"] + step["dropped"], step.get("not_measured", 0)
+        came = step["left"] + step["dropped"]
+        missing = step.get("not_measured", 0)
         share = f" ({100 * step['dropped'] / came:.1f} %)" if came else ""
         note = f"  {missing} of them not measured" if missing else ""
-        fell = f"{step['dropped']}{share}" if step["rule"] else ""
-        table.append([step["rule"] or "measured", fell, str(step["left"]), note])
+        dropped = f"{step['dropped']}{share}" if step["rule"] else ""
+        table.append([step["rule"] or "measured", dropped, str(step["left"]), note])
     return _aligned(table)
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Rows under a head: the first column to the left, numbers to the right, a note after the last."""
+    """Align rows below a header: the first column left, numbers right, and a note after the last column."""
     columns = len(table[0])
     widths = [max(len(row[i]) for row in table) for i in range(columns)]
     lines = []

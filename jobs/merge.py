@@ -1,4 +1,4 @@
-"""Makes one dataset of several."""
+"""Merges datasets."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Annotated
 
 import typer
 
-from jobs import console
+from jobs import console, options
 
 SHOWN = 5
-"""Twins and renamed videos that are named one by one."""
+"""Most videos listed by name in each line of the summary."""
 
 
 def merge(
-    datasets: Annotated[list[str], typer.Argument(metavar="DATASET…", help="At least two; never changed.")],
-    out: Annotated[str, typer.Option(metavar="DATASET", help="Folder of the result.", show_default=False)],
-    as_json: console.Json = False,
+    datasets: Annotated[list[str], typer.Argument(metavar="DATASET…", help="At least two datasets. Never changed.")],
+    out: options.LocalDataset,
+    as_json: options.Json = False,
 ) -> None:
-    """Make one dataset of several, with every video once, on the side (train or val) it was on.
+    """Merge several datasets into one that holds every video once, in the split (train or val) it was in.
 
-    The same video in two datasets is taken from the one named first. All must have the same crop size and features.
-    What rules left out stays out; a score that one of them did not measure is empty.
+    A video that several datasets hold is taken from the one named first. All must have the same crop size and features.
+    Segments that rules dropped stay dropped; a score that a dataset did not measure stays empty.
 
     Example: `lawdnet merge hdtf bilibili --out all`
     """
     if len(datasets) < 2:
-        raise console.WrongUsage("merge: name at least two datasets")
+        raise console.WrongUsage("merge: give at least two datasets")
     from lawdnet.data.merge import merge as merge_datasets
     from lawdnet.data.transfer import local_folder
     from lawdnet.storage import locate
@@ -40,7 +40,7 @@ def merge(
     taken = f"{console.count(merged.videos, 'video')} with {console.count(merged.segments, 'segment')}"
     lines = [f"merged {len(datasets)} datasets into {out} in {console.duration(seconds)}: {taken}"]
     lines += _named("in several datasets, taken from the first", merged.twins)
-    lines += _named("of these on another side there", merged.changed_sides)
+    lines += _named("of these in another split there", merged.changed_sides)
     lines += _named("renamed", [f"{old} → {new}" for old, new in merged.renamed.items()])
     console.result(content, [*lines, f"next: lawdnet inspect {shlex.quote(out)}"], as_json)
 

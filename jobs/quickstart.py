@@ -1,4 +1,4 @@
-"""Everything once, on drawn people: the proof that an installation works from end to end."""
+"""Runs everything once on drawn people, to show that an installation works from end to end."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import console
+from jobs import console, options
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for everything it makes.")] = Path("quickstart"),
-    as_json: console.Json = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all results.")] = Path("quickstart"),
+    as_json: options.Json = False,
 ) -> None:
-    """Draw people, build a dataset, train a small generator, lip-sync a person it never saw, and write report.html.
+    """Draw people, build a dataset, train a small generator, lip-sync an unseen person, and write report.html.
 
-    Needs no data, no GPU and no network. Example: `lawdnet quickstart`, then open quickstart/report.html.
+    Needs no data, GPU or network. Example: `lawdnet quickstart`, then open quickstart/report.html.
     """
     from pipelines.workflows.quickstart import quickstart as run_quickstart
 
@@ -28,7 +28,7 @@ def quickstart(
 
 
 class _Steps:
-    """A line per event with the time since the start."""
+    """Prints each event with the time since the start."""
 
     def __init__(self) -> None:
         self.meter = console.Meter("quickstart", "steps")

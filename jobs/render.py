@@ -1,14 +1,13 @@
-"""Lip-syncs many videos to many speeches."""
+"""Lip-syncs many videos to many audio files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs import console
+from jobs import console, options
 from jobs.inspect_dataset import reason_lines, reasons
 
 if TYPE_CHECKING:
@@ -17,35 +16,45 @@ if TYPE_CHECKING:
 
 
 def render(
-    checkpoint: Annotated[str, typer.Argument(help="A run, or a stage or epoch folder in it, here or in s3://….")],
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="Of the results, or s3://….", show_default=False)],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="A run, or a stage or checkpoint folder in it: a path, or an s3://… or gs://… URI."),
+    ],
+    out: Annotated[
+        str,
+        typer.Option(metavar="FOLDER", help="Folder for the results, or an s3://… or gs://… URI.", show_default=False),
+    ],
     videos: Annotated[
-        str, typer.Option(help="The people: a folder, a video, a list file, or s3://…. Never changed.")
+        str,
+        typer.Option(
+            help="The people: a folder of videos, one video, a list file, or an s3://… or gs://… URI. Never changed."
+        ),
     ] = "",
     speeches: Annotated[
-        str, typer.Option(help="What they say: the same of files with sound, which may be videos.")
+        str,
+        typer.Option(
+            help="What they say: a folder of audio files or videos, one file, a list file, or an s3://… or gs://… URI."
+        ),
     ] = "",
     pairs: Annotated[
         str,
         typer.Option(
-            metavar="FILE", help="Instead of every video with every speech: lines of video,speech or video,speech,out."
+            metavar="FILE",
+            help="A file with lines of video,speech or video,speech,out, to render only these pairs instead of every "
+            "audio file with every video.",
         ),
     ] = "",
-    landmarks: Annotated[
-        str,
-        typer.Option(help="openface, face-alignment, mediapipe, or auto: the CSV beside a video, else what is there."),
-    ] = "auto",
-    face: Annotated[str, typer.Option(help="Of several people: largest, or a number from 0.")] = "largest",
-    weights_dir: Annotated[
-        Path | None, typer.Option(help="Folder of weights for landmarks and features, looked in first.")
-    ] = None,
-    gpu: Annotated[float, typer.Option(min=0, help="Share of a GPU for each worker; 0 works on CPUs.")] = 0.0,
-    as_json: console.Json = False,
+    landmarks: options.Landmarks = "auto",
+    face: options.Face = "largest",
+    weights_dir: options.WeightsDir = None,
+    gpu: options.GpuShare = 0.0,
+    as_json: options.Json = False,
 ) -> None:
-    """Lip-sync every video to every speech: FOLDER/VIDEO--SPEECH.mp4, and what became of each in FOLDER/renders.json.
+    """Render every audio file with every video, as FOLDER/VIDEO--SPEECH.mp4.
 
-    A pair that cannot be rendered is left out with a reason and the others go on. A job that was stopped goes on where
-    it was when the same command runs again; what has new files or another network is rendered again.
+    FOLDER/renders.json lists the result of each pair. A pair that cannot be rendered is left out with a reason, and the
+    others continue. Run the same command again to resume; pairs with changed files or another network are rendered
+    again.
 
     Example: `lawdnet render run --videos people --speeches words --out rendered`
     """
@@ -53,8 +62,9 @@ def render(
         raise console.WrongUsage("give --videos and --speeches, or --pairs")
     from lawdnet.storage import locate
 
-    with console.options():
-        network, root = locate(checkpoint), locate(out)
+    with console.parsing_options():
+        network = locate(checkpoint)
+        root = locate(out)
         given = [locate(text) for text in (videos, speeches, pairs) if text]
     from pipelines.render.pairs import all_pairs, listed_pairs
     from pipelines.render.render import render as render_pairs
@@ -62,22 +72,30 @@ def render(
     wanted = listed_pairs(given[0]) if pairs else all_pairs(given[0], given[1], root)
     with console.Meter("render", "pairs") as meter:
         records = render_pairs(
-            network, wanted, root, landmarks=landmarks, face=face, weights_dir=weights_dir, gpu=gpu,
+            network,
+            wanted,
+            root,
+            landmarks=landmarks,
+            face=face,
+            weights_dir=weights_dir,
+            gpu=gpu,
             on_progress=Watch(meter),
-        )  # fmt: skip
+        )
         seconds = meter.seconds
     content = {"out": out, "seconds": round(seconds, 3), **describe([record.columns() for record in records])}
     lines = [f"rendered {out} in {console.duration(seconds)}", *summary(content)]
     console.result(content, lines, as_json)
     if not content["rendered"]:
-        raise ValueError(f"{out}: no pair was rendered; the reasons are above and in {out}/renders.json")
+        raise ValueError(f"{out}: no pair was rendered; see the reasons above and in {out}/renders.json")
 
 
 class Watch:
-    """Shows each pair's outcome."""
+    """Shows the result of each pair."""
 
     def __init__(self, meter: console.Meter) -> None:
-        self.meter, self.frames, self.refused = meter, 0, 0
+        self.meter = meter
+        self.frames = 0
+        self.refused = 0
 
     def __call__(self, progress: Progress[PairRecord]) -> None:
         record = progress.record
@@ -94,7 +112,7 @@ class Watch:
 
 
 def describe(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts, frames and reasons of rendered pairs."""
+    """Count rendered pairs, their frames, and the reasons of those that were not rendered."""
     refused = [row | {"path": row["out"]} for row in rows if row["status"] != "rendered"]
     return {
         "pairs": len(rows),
@@ -106,14 +124,15 @@ def describe(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summary(content: dict[str, Any]) -> list[str]:
-    """What `describe` found, on one screen."""
+    """Return the lines that show what `describe` counted."""
     from lawdnet.types import FPS
 
-    frames, passed = content["frames"], content["passed_through"]
+    frames = content["frames"]
+    passed = content["passed_through"]
     rows = [
         ("pairs", f"{content['rendered']} of {content['pairs']} rendered"),
         ("frames", f"{frames} ({console.duration(frames / FPS)})"),
-        ("as they were, for want of a face", console.count(passed, "frame")),
+        ("without a face, left unchanged", console.count(passed, "frame")),
     ]
     lines = console.columns(rows if passed else rows[:2])
     if content["reasons"]:

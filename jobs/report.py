@@ -1,4 +1,4 @@
-"""Writes a page about a training run."""
+"""Writes an HTML report about a training run."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import console
+from jobs import console, options
 
 
 def report(
-    run: Annotated[str, typer.Argument(help="What `lawdnet train --out` wrote or is writing: a folder, or s3://….")],
+    run: Annotated[
+        str,
+        typer.Argument(help="A run of `lawdnet train`, finished or not: a folder, or an s3://… or gs://… URI."),
+    ],
     out: Annotated[
-        str, typer.Option(metavar="FILE", help="The HTML file; without it RUN/report.html.", show_default=False)
+        str, typer.Option(metavar="FILE", help="HTML file to write; RUN/report.html if empty.", show_default=False)
     ] = "",
-    as_json: console.Json = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Show how a training run went: curves, validation, pictures, lineage, time, alarms, and what to do next.
+    """Show how a training run went: curves, validation, images, lineage, time, alarms, and what to do next.
 
-    The page is one file that needs nothing else. A run in progress can be looked at as well.
+    The page is a single file. It also works for a run in progress.
 
     Example: `lawdnet report run --out report.html`
     """
@@ -34,15 +37,18 @@ def report(
 
 
 def _line(stage: dict[str, Any]) -> str:
-    """Its state, and those of its best figures that a mouth which ignores the sound could not have."""
+    """Return a stage's state and its best metrics, without those that a mouth which ignores the audio could reach."""
     from lawdnet.training.gates import MEASURES
 
     of = f"{stage['epochs']} of " if stage["of"] else ""
     parts = [stage["state"], of + console.count(stage["of"] or stage["epochs"], "epoch")]
     if stage["seconds"]:
         parts.append(console.duration(stage["seconds"]))
-    parts += [f"best {name} {best['value']:.4g} (epoch {best['epoch']})" for name, best in stage["best"].items()
-              if MEASURES[name].needs_sound]  # fmt: skip
+    parts += [
+        f"best {name} {best['value']:.4g} (epoch {best['epoch']})"
+        for name, best in stage["best"].items()
+        if MEASURES[name].needs_sound
+    ]
     parts += [console.count(len(stage["alarms"]), "alarm")] if stage["alarms"] else []
     return ", ".join(parts)
 

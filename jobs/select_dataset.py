@@ -1,4 +1,4 @@
-"""Makes a dataset out of a built one by rules over its scores."""
+"""Selects segments of a dataset by rules over their scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs import console
+from jobs import console, options
 from jobs.inspect_dataset import funnel_lines
 
 if TYPE_CHECKING:
@@ -17,30 +17,27 @@ if TYPE_CHECKING:
 
 
 def select(
-    dataset: Annotated[str, typer.Argument(help="A built dataset. Never changed.")],
+    dataset: options.Dataset,
     out: Annotated[
         str | None,
-        typer.Option(metavar="DATASET2", help="Folder to write to; without it, only the counts are shown."),
+        typer.Option(metavar="DATASET2", help="Folder of the new dataset; without it, only the counts are shown."),
     ] = None,
-    where: Annotated[
-        list[str],
-        typer.Option(metavar="RULE", help="What a segment must satisfy; may be repeated.", show_default=False),
-    ] = [],  # noqa: B006 typer copies it
+    where: options.Where = [],  # noqa: B006 typer copies it
     max_per_video: Annotated[
-        int | None, typer.Option(min=1, help="Keep at most this many segments of a video, spread evenly over it.")
+        int | None, typer.Option(min=1, help="Keep at most this many segments of each video, spread evenly over it.")
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Forget the dataset's own rules; begin with all that was measured.")
+        bool, typer.Option("--fresh", help="Ignore the dataset's own rules and start from all its segments.")
     ] = False,
     copy: Annotated[
-        bool, typer.Option("--copy", help="Copy the segments; otherwise DATASET2 points into DATASET's files.")
+        bool, typer.Option("--copy", help="Copy the segments instead of pointing to DATASET's files.")
     ] = False,
-    as_json: console.Json = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Choose segments of a dataset by their scores, in seconds: nothing is decoded.
+    """Select segments of a dataset by their scores. Takes seconds, since nothing is decoded.
 
-    A rule is NAME OP VALUE, with a score's name, num_frames, start_frame, track, split or video_id; OP is one of
-    `>= <= > < == !=`; abs(NAME) and `and` may be used. A segment whose score was not measured falls.
+    A rule is NAME OP VALUE. NAME is a score, num_frames, start_frame, track, split or video_id, or abs(NAME); OP is one
+    of `>= <= > < == !=`; `and` joins rules. Segments without a measurement of NAME are dropped.
 
     Example: `lawdnet select dataset --out good --where 'face_px>=100' --where 'abs(yaw)<30 and speech_ratio>0.5'`
     """
@@ -51,10 +48,10 @@ def select(
 
     opened = Dataset(locate(dataset))
     names = score_names(opened.index())
-    with console.options():
+    with console.parsing_options():
         rules = parse_rules(where, names)
         if not rules and max_per_video is None and not fresh:
-            raise ValueError("nothing to select by; give --where, --max-per-video or --fresh")
+            raise ValueError("no rule given; use --where, --max-per-video or --fresh")
     selection = choose(opened, rules, max_per_video=max_per_video, is_fresh=fresh)
     content = describe(selection)
     lines = [*funnel_lines(content["funnel"]), *_left(content)]
@@ -63,7 +60,7 @@ def select(
         console.result(content, [*lines, *_values(content["values"])], as_json)
         raise ValueError(f"{dataset}: no segment is left; loosen a rule")
     if out is None:
-        lines.append("nothing is written; add --out DATASET2 to make it a dataset")
+        lines.append("nothing was written; add --out DATASET2 to write the new dataset")
     else:
         with console.Meter("select", "videos") as meter:
             made = write_selection(selection, locate(out), copy=copy, on_video=meter.update)
@@ -74,7 +71,7 @@ def select(
 
 
 def describe(selection: Selection) -> dict[str, Any]:
-    """The funnel and what is left, in segments, videos and hours, by split."""
+    """Return the funnel, and the segments, videos and hours that are left in each split."""
     from lawdnet.types import FPS
 
     kept = selection.kept.select(["video_id", "split", "num_frames"])
@@ -106,12 +103,12 @@ def _left(content: Mapping[str, Any]) -> list[str]:
 
 
 def _values(values: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Where the scores lie that nothing passed by."""
+    """Return lines with the quantiles of the scores that left no segment."""
     lines = [
         f"{name} here: {', '.join(f'{mark} {value:.4g}' for mark, value in marks.items()) or 'not measured'}"
         for name, marks in values.items()
     ]
-    return ["the last rule left nothing; of the segments that came to it (quantiles):", *lines] if lines else []
+    return ["the last rule dropped every segment; quantiles of their scores:", *lines] if lines else []
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs a command as a job of a Ray cluster and follows it, as if it ran here."""
+"""Runs a command as a job on a Ray cluster and follows its log, as if it ran here."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 PARTS = ("lawdnet", "pipelines", "jobs", "pyproject.toml", "README.md", "constraints.txt")
-"""What is sent, of what lies beside this package: the code, and in a checkout what it takes to install it."""
+"""What a job sends to the cluster: the code, and in a checkout the files that install it."""
 
 HERE = frozenset({"quickstart", "doctor"})
-"""Commands about the machine they are typed on."""
+"""Commands that only make sense on this machine."""
 
 ALONE = frozenset({"synth", "import-lawdnet", "export-segments", "infer", "evaluate", "compare"})
-"""Commands that work hard without Ray's help: they get a CPU of a worker, as the head may have none to spare."""
+"""Commands that do their work in the job's own process: it gets a CPU of a worker node, not of the head."""
 
 PATIENCE_SECONDS = 300.0
-"""How long a head that does not answer is asked again; a job that runs does not need us."""
+"""How long to keep asking a head that does not answer; the job itself runs on without us."""
 SILENCE_SECONDS = 120.0
-"""After a log has said nothing for so long it is asked for anew: a connection can die without a word."""
+"""Reconnect to a log that has been silent for this long: a connection can die without an error."""
 PAUSE_SECONDS = 2.0
+"""Pause before asking for the job's state or log again."""
 
 QUIET = (
     "dashboard.modules.dashboard_sdk",
@@ -44,27 +45,29 @@ QUIET = (
     "_private.runtime_env.packaging",
     "_private.authentication.http_token_authentication",
 )
-"""Ray's modules that tell of every step of a submission."""
+"""Loggers of Ray that report every step of a submission."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where jobs go, and how."""
+    """The cluster that runs a command, and how to submit it."""
 
     address: str
-    """Of the job server: `http://HEAD:8265`."""
+    """URL of the job server, such as `http://HEAD:8265`."""
     runtime_env: Path | None = None
-    """A YAML file with a runtime environment of Ray; without it the cluster's machines have what the code needs."""
+    """YAML file with a Ray runtime environment; None if the cluster's machines already have what the code needs."""
     detach: bool = False
-    """Whether to leave when the job is submitted."""
+    """Whether to return as soon as the job is submitted."""
 
     def __post_init__(self) -> None:
         if not self.address.startswith(("http://", "https://")):
-            raise console.WrongUsage(f"--address {self.address}: give that of the job server, such as http://HEAD:8265")
+            raise console.WrongUsage(
+                f"--address {self.address}: must be the URL of the job server, such as http://HEAD:8265"
+            )
 
 
 class Command(TyperCommand):
-    """A command that becomes a job, with the words it was given, where `ctx.obj` is a cluster."""
+    """A command that runs as a job, with the same arguments, if `ctx.obj` is a Cluster."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[__name__] = tuple(args)
@@ -77,17 +80,17 @@ class Command(TyperCommand):
         with console.failures(ctx.params["debug"]):
             if ctx.info_name in HERE:
                 raise console.WrongUsage(
-                    f"{ctx.info_name} is about this machine; leave out --address and LAWDNET_ADDRESS"
+                    f"{ctx.info_name} runs on this machine only; leave out --address and unset LAWDNET_ADDRESS"
                 )
-            console.check_places(ctx.params)
+            console.check_locations(ctx.params)
             words = shlex.join(["python", "-m", self.callback.__module__, *ctx.meta[__name__]])
-            # in the place of the shell, which would leave it behind when a machine's Ray is killed
+            # exec replaces the shell: when a node's Ray is killed, the shell would leave the command running
             code = submit(ctx.obj, f"exec {words}", _resources(ctx.info_name, ctx.params))
         raise typer.Exit(code)
 
 
 def _resources(name: str, params: dict[str, Any]) -> dict[str, Any]:
-    """What the job's own process is given, as arguments of `JobSubmissionClient.submit_job`."""
+    """Return the resources of the job's own process, as arguments of `JobSubmissionClient.submit_job`."""
     if name not in ALONE:
         return {}
     if str(params.get("device", "")).startswith("cuda"):
@@ -98,15 +101,15 @@ def _resources(name: str, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def submit(cluster: Cluster, entrypoint: str, resources: Mapping[str, Any] | None = None) -> int:
-    """Submits a command line and follows its log; where the very same is running already, that is followed instead.
+    """Submit a command line as a job and follow its log; if the same command line is already running, follow that job.
 
-    The result goes to stdout, all else to stderr.
+    The result goes to stdout, everything else to stderr.
 
     Args:
         resources: further arguments of `JobSubmissionClient.submit_job`.
 
     Returns:
-        The exit code of the job; 0 where it was only submitted, 130 where it or the following was stopped.
+        The exit code of the job; 0 if it was only submitted, 130 if the user stopped it or stopped following it.
 
     Raises:
         ValueError: the cluster cannot be reached, wants another token, or lost the job.
@@ -129,15 +132,15 @@ def submit(cluster: Cluster, entrypoint: str, resources: Mapping[str, Any] | Non
         try:
             return _exit_code(_follow(client, job, cluster.address))
         except KeyboardInterrupt:
-            console.say(f"the job goes on; run the same command again to follow it, or stop it: {stop}")
+            console.say(f"the job keeps running; run the same command again to follow it, or stop it: {stop}")
             return 130
 
 
 def _set_environment() -> None:
-    """What Ray reads when it is imported: it must not have been."""
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would win over the address given
+    """Set the environment variables that Ray reads when it is first imported."""
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would override --address
         os.environ.pop(name, None)
-    # with it the client sends the token that it finds, if any
+    # in this mode the client sends a token if it finds one
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
@@ -158,10 +161,14 @@ def _plain_errors(address: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         says = "refuses the token" if "failed" in str(error) else "asks for a token"
-        raise ValueError(f"{address}: {says}; put the cluster's into ~/.ray/auth_token or RAY_AUTH_TOKEN, and do not "
-                         "set RAY_AUTH_MODE=disabled") from None  # fmt: skip
+        raise ValueError(
+            f"{address}: {says}; put the cluster's token into ~/.ray/auth_token or RAY_AUTH_TOKEN, and do not set "
+            "RAY_AUTH_MODE=disabled"
+        ) from None
     except (ConnectionError, requests.RequestException) as error:
-        raise ValueError(f"{address}: no job server answers; is the head up, and the tunnel to it?") from error
+        raise ValueError(
+            f"{address}: no job server answers; check that the head and the tunnel to it are up"
+        ) from error
 
 
 def _runtime_env(file: Path | None) -> dict[str, Any]:
@@ -173,20 +180,20 @@ def _runtime_env(file: Path | None) -> dict[str, Any]:
     try:
         read = yaml.safe_load(file.read_text(encoding="utf8"))
         if not isinstance(read, dict):
-            raise ValueError("write KEY: VALUE lines")
+            raise ValueError("must be KEY: VALUE lines")
         if unknown := {*map(str, read)} - RuntimeEnv.known_fields:
-            raise ValueError(f"unknown {', '.join(sorted(unknown))}")
+            raise ValueError(f"unknown key {', '.join(sorted(unknown))}")
         content: dict[str, Any] = dict(RuntimeEnv(**read))
     except (TypeError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{file}: no runtime environment of Ray: {error}") from None
+        raise ValueError(f"{file}: not a valid Ray runtime environment: {error}") from None
     if "working_dir" in content:
-        raise ValueError(f"{file}: leave working_dir out; it becomes the code of lawdnet")
+        raise ValueError(f"{file}: remove working_dir; lawdnet sends its own code there")
     return content
 
 
 @contextmanager
 def _code() -> Iterator[str]:
-    """A folder with the code of this installation and nothing else, whatever lies around it."""
+    """Yield a temporary folder with a copy of this installation's code, without anything that lies beside it."""
     root = Path(__file__).resolve().parents[1]
     with tempfile.TemporaryDirectory(prefix="lawdnet-") as folder:
         for part in (root / name for name in PARTS):
@@ -202,27 +209,30 @@ def _lives(job: JobDetails) -> bool:
 
 
 def _follow(client: JobSubmissionClient, job: str, address: str) -> JobDetails:
-    """Shows the job's log until it ends.
+    """Show the job's log until it ends.
 
     Raises:
-        ValueError: the cluster is gone, or has forgotten the job.
+        ValueError: the cluster stopped answering, or no longer knows the job.
     """
     import aiohttp
 
-    log, lost = Log(), 0.0
+    log = Log()
+    lost = 0.0
     while True:
-        with suppress(OSError, RuntimeError, aiohttp.ClientError):  # what is wrong, the next question says better
+        with suppress(OSError, RuntimeError, aiohttp.ClientError):  # get_job_info below gives the better error
             asyncio.run(_tail(client, job, log))
         try:
             details = client.get_job_info(job)
         except (OSError, RuntimeError) as error:
             if "status code 404" in str(error):
-                raise ValueError(f"{address}: does not know job {job} any more, as its head was started again; run the "
-                                 "same command again, it goes on where the job was") from None  # fmt: skip
+                raise ValueError(
+                    f"{address}: no longer knows job {job}, because its head was restarted; run the same command again "
+                    "to resume"
+                ) from None
             lost = lost or time.monotonic()
             if time.monotonic() - lost > PATIENCE_SECONDS:
-                again = f"the same command follows job {job} again"
-                raise ValueError(f"{address}: does not answer any more; {again}") from error
+                again = f"run the same command again to follow job {job}"
+                raise ValueError(f"{address}: stopped answering; {again}") from error
         else:
             if not _lives(details):
                 log.end()
@@ -241,28 +251,30 @@ async def _tail(client: JobSubmissionClient, job: str, log: Log) -> None:
 
 
 class Log:
-    """A job's log, taken apart: the result to stdout, the other lines to stderr, each line once."""
+    """Shows a job's log: the result on stdout, the other lines on stderr, each line once."""
 
     def __init__(self) -> None:
-        self.shown = self.place = 0
+        self.shown = 0
+        self.line = 0
         self.rest = ""
         self.is_result = False
 
     def begin(self) -> None:
-        """What comes now is the log from its first line, though some of it may have been shown."""
-        self.place, self.rest = 0, ""
+        """Start again at the first line of the log; lines that were shown are skipped."""
+        self.line = 0
+        self.rest = ""
 
     def feed(self, text: str) -> None:
-        """The next piece, which may end within a line."""
+        """Take the next piece of the log, which may end within a line."""
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
-            self.place += 1
-            if self.place > self.shown:
-                self.shown = self.place
+            self.line += 1
+            if self.line > self.shown:
+                self.shown = self.line
                 self._show(line)
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Show the last line, even if it has no line break."""
         if self.rest:
             self.feed("\n")
 
@@ -276,15 +288,15 @@ class Log:
 
 
 def _exit_code(job: JobDetails) -> int:
-    """That of the command, as a shell would give it.
+    """Return the command's exit code as a shell would.
 
     Raises:
-        ValueError: the command did not come to an end of its own.
+        ValueError: the command did not end by itself.
     """
     code = job.driver_exit_code
     if code is not None:
         return int(code if code >= 0 else 128 - code)
     if job.status == "STOPPED":
-        console.say("the job was stopped; run the same command again to go on")
+        console.say("the job was stopped; run the same command again to resume")
         return 130
     raise ValueError(f"job {job.submission_id}: {job.message}")

@@ -1,4 +1,4 @@
-"""Draws talking heads to try everything on."""
+"""Draws a corpus of talking heads."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from jobs import console
+from jobs import console, options
 
 
 def synth(
     out: Annotated[Path, typer.Argument(help="Folder for the videos and their landmark CSV files.")],
-    videos: Annotated[int, typer.Option(min=1, help="How many people.")] = 8,
-    seconds: Annotated[float, typer.Option(min=0.04, max=3600, help="Length of each video.")] = 6.0,
+    videos: Annotated[int, typer.Option(min=1, help="Number of people, one video each.")] = 8,
+    seconds: Annotated[float, typer.Option(min=0.04, max=3600, help="Length of each video in seconds.")] = 6.0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same videos.")] = 0,
-    as_json: console.Json = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Draw talking heads with synthesised speech and exact landmarks: a corpus without downloads.
+    """Draw talking heads with synthesised speech and exact landmarks, to try lawdnet without any data.
 
     Example: `lawdnet synth corpus --videos 8 --seconds 6`, then `lawdnet build corpus --out dataset`.
     """

@@ -7,96 +7,83 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs import console
+from jobs import console, options
 from jobs.build_dataset import split
 
 if TYPE_CHECKING:
     from lawdnet.storage import Location
     from lawdnet.training.config import TrainConfig
+    from lawdnet.training.options import RunOptions
     from lawdnet.training.stages import Stage
 
 
 def train(
-    dataset: Annotated[str, typer.Argument(help="A folder made by `lawdnet build`, or s3://… or gs://….")],
+    dataset: options.Dataset,
     out: Annotated[
-        str, typer.Option(metavar="RUN", help="Folder of the run, or s3://… or gs://….", show_default=False)
+        str,
+        typer.Option(metavar="RUN", help="Folder of the run, or an s3://… or gs://… URI.", show_default=False),
     ],
-    stages: Annotated[str, typer.Option(help="Stages by name, separated by commas; all where empty.")] = "",
-    preset: Annotated[str, typer.Option(help="full: the published networks; small: trains on a laptop.")] = "full",
-    workers: Annotated[
-        str,
-        typer.Option(
-            metavar="N|MIN:MAX",
-            help="Processes that train together, one CPU or GPU each; MIN:MAX takes what the cluster has at the moment "
-            "and gives back what it loses, without changing what is learnt; 0: in this process, without Ray.",
-        ),
-    ] = "1",
-    gpu: Annotated[bool, typer.Option("--gpu", help="A GPU for each worker.")] = False,
-    init: Annotated[
-        str,
-        typer.Option(
-            metavar="OLD.pth|RUN", help="A published file or another run that the first generator stage starts from."
-        ),
-    ] = "",
-    gate: Annotated[
-        list[str],
-        typer.Option(
-            metavar="RULE",
-            show_default=False,
-            help="What a stage must show on held-out videos before the next begins, such as mouth_correlation>=0.8; "
-            "may be repeated.",
-        ),
-    ] = [],  # noqa: B006 typer copies it
+    stages: Annotated[str, typer.Option(help="Stages to train, separated by commas; all if empty.")] = "",
+    preset: options.Preset = "full",
+    workers: options.Workers = "1",
+    gpu: Annotated[bool, typer.Option("--gpu", help="Use one GPU for each worker.")] = False,
+    init: options.Init = "",
+    gate: options.Gates = [],  # noqa: B006 typer copies it
     best: Annotated[
-        str, typer.Option(metavar="MEASURE", help="Keep the best checkpoint by this; by default mouth_correlation.")
+        str,
+        typer.Option(metavar="METRIC", help="Metric that chooses the best checkpoint; mouth_correlation if empty."),
     ] = "",
     validate_every: Annotated[
-        int, typer.Option(min=0, help="Epochs between two validations on held-out videos; 0: none.")
+        int, typer.Option(min=0, help="Epochs between two validations on held-out videos; 0: never.")
     ] = 1,
     save_every_epochs: Annotated[int, typer.Option(min=1, help="Epochs between two checkpoints.")] = 1,
     save_every_steps: Annotated[
-        int, typer.Option(min=0, help="Steps between two checkpoints within an epoch, the most that a crash costs.")
+        int,
+        typer.Option(
+            min=0, help="Steps between two checkpoints within an epoch, and so the most that a crash costs; 0: none."
+        ),
     ] = 0,
-    keep: Annotated[int, typer.Option(min=1, help="Newest checkpoints of a stage that stay, beside the best.")] = 2,
-    logger: Annotated[
-        str, typer.Option(help="Where figures go, separated by commas: jsonl (always), wandb, tensorboard.")
-    ] = "jsonl",
-    settings: console.Settings = [],  # noqa: B006 typer copies it
-    as_json: console.Json = False,
+    keep: Annotated[int, typer.Option(min=1, help="Newest checkpoints to keep per stage, besides the best.")] = 2,
+    logger: options.Loggers = "jsonl",
+    settings: options.Settings = [],  # noqa: B006 typer copies it
+    as_json: options.Json = False,
 ) -> None:
-    """Train the generator, stage after stage, and the sync network that judges it.
+    """Train the generator stage by stage, and the sync network that its last stage needs.
 
-    When the same command runs again, finished stages are skipped and a stage that was stopped, by whatever, goes on
-    from its newest checkpoint, exactly as if it had not stopped. `--set` takes a key of the run (seed=1) or of a stage
+    Run the same command again to resume: finished stages are skipped, and a stage that was stopped continues from its
+    newest checkpoint exactly as if it had not stopped. `--set` takes a key of the run (seed=1) or of a stage
     (frame_64.batch_size=8, stages.lr=1e-4).
 
-    The batch of a step is `batch_size` for each of the most workers; fewer take several each, with the same result.
+    A step takes `batch_size` samples for each of the most workers that --workers allows. With fewer workers, each takes
+    several batches, with the same result.
 
     Example: `lawdnet train dataset --out run --preset small --stages syncnet,frame_64 --gate 'accuracy>=0.95'`
     """
     from lawdnet.storage import locate
 
-    with console.options():
+    with console.parsing_options():
         from lawdnet.training.config import make_config
 
         config = make_config(preset, split(stages), settings)
         from lawdnet.training.options import RunOptions
         from lawdnet.training.virtual_ranks import Workers
 
-        running = RunOptions(
-            workers=Workers.parse(workers), gpu=gpu, init=init, gates=tuple(gate), best=best,
-            validate_every=validate_every, save_every_epochs=save_every_epochs, save_every_steps=save_every_steps,
-            keep_last=keep, loggers=split(logger),
-        )  # fmt: skip
-        place, run = locate(dataset), locate(out)
+        run_options = RunOptions(
+            workers=Workers.parse(workers),
+            gpu=gpu,
+            init=init,
+            gates=tuple(gate),
+            best=best,
+            validate_every=validate_every,
+            save_every_epochs=save_every_epochs,
+            save_every_steps=save_every_steps,
+            keep_last=keep,
+            loggers=split(logger),
+        )
+        source = locate(dataset)
+        run = locate(out)
     check_gpu(gpu)
-    from lawdnet.data.manifest import Dataset
-    from pipelines.train.train import train as train_stages
-
-    opened = Dataset(place)
-    with console.Meter("train", "epochs") as meter:
-        train_stages(opened, run, config, running, on_epoch=Watch(meter, config))
-        seconds = meter.seconds
+    seconds = _run(source, run, config, run_options)
     outcome = _outcome(run, config)
     content = {"run": out, "seconds": round(seconds, 3), "stages": outcome}
     lines = [f"trained {out} in {console.duration(seconds)}", *_lines(outcome)]
@@ -105,20 +92,40 @@ def train(
     console.result(content, lines, as_json)
 
 
+def _run(source: Location, run: Location, config: TrainConfig, run_options: RunOptions) -> float:
+    """Train all stages and return the seconds it took."""
+    from lawdnet.data.manifest import Dataset
+    from pipelines.train.train import train as train_stages
+
+    dataset = Dataset(source)
+    with console.Meter("train", "epochs") as meter:
+        train_stages(dataset, run, config, run_options, on_epoch=Watch(meter, config))
+        return meter.seconds
+
+
 def check_gpu(gpu: bool) -> None:
-    """Without a cluster to ask, a GPU is here or nowhere, and Ray would wait for it for ever."""
+    """Check that this machine has a GPU, unless a cluster provides it: Ray would wait for one forever.
+
+    Raises:
+        ValueError: there is neither a GPU nor a cluster.
+    """
     import torch
 
     if gpu and "RAY_ADDRESS" not in os.environ and not torch.cuda.is_available():
-        where = "name a cluster: lawdnet --address http://HEAD:8265 …"
+        where = "use a cluster: lawdnet --address http://HEAD:8265 …"
         raise ValueError(f"--gpu: no CUDA GPU on this machine; leave --gpu out, or {where}")
 
 
+SHOWN = ("mouth_correlation", "sync_confidence", "accuracy", "psnr")
+"""Validation metrics shown in the summary, if they were measured."""
+
+
 class Watch:
-    """Shows every epoch as a step through all stages."""
+    """Shows each finished epoch as progress through all stages."""
 
     def __init__(self, meter: console.Meter, config: TrainConfig) -> None:
-        self.meter, self.first = meter, True
+        self.meter = meter
+        self.first = True
         self.total = sum(stage.epochs for stage in config.stages)
         ends = [sum(s.epochs for s in config.stages[:n]) for n in range(len(config.stages))]
         self.before = dict(zip((stage.name for stage in config.stages), ends, strict=True))
@@ -153,9 +160,6 @@ def _last_loss(folder: Location) -> float | None:
     rows = parse_jsonl((folder / METRICS).read_bytes()) if (folder / METRICS).exists() else []
     losses = [float(row["total"]) for row in rows if row.get("kind") == "epoch"]
     return losses[-1] if losses else None
-
-
-SHOWN = ("mouth_correlation", "sync_confidence", "accuracy", "psnr")
 
 
 def _lines(stages: dict[str, dict[str, Any]]) -> list[str]:

@@ -62,9 +62,7 @@ METRICS = {
     "lawdnet_train_resumes_total": Metric(Counter, "Times that the stage resumed from a checkpoint.", _STAGE),
     "lawdnet_train_epoch": Metric(Gauge, "Complete epochs of the stage.", _STAGE),
     "lawdnet_train_workers": Metric(Gauge, "Workers that train together.", _STAGE),
-    "lawdnet_train_loss": Metric(
-        Gauge, "The numbers of a step in metrics.jsonl: losses, shares, lr.", (*_STAGE, "loss")
-    ),
+    "lawdnet_train_loss": Metric(Gauge, "A step in metrics.jsonl: losses, shares, lr.", (*_STAGE, "loss")),
     "lawdnet_train_validation": Metric(Gauge, "The last validation on held-out videos.", (*_STAGE, "measure")),
     "lawdnet_render_pairs_total": Metric(Counter, "Finished pairs, by status and reason.", _RESULT),
     "lawdnet_render_frames_total": Metric(Counter, "Frames rendered."),

@@ -1,4 +1,4 @@
-"""cluster.yaml's groups under Ray's own autoscaler, with a provider that starts nodes as processes of this machine."""
+"""The groups of cluster.yaml under Ray's own autoscaler; its provider starts nodes as processes on this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 HEAD = "ray.head.default"
-"""As the provider calls it."""
+"""The name that the provider gives it."""
 STORE_BYTES = 100_000_000
 VIDEOS = 150
 
@@ -70,7 +70,7 @@ print(json.dumps(seen))
 
 
 def simulated(gcs: str) -> dict[str, Any]:
-    """cluster.yaml with small machines of this provider; groups, labels and what may start of itself stay."""
+    """Return cluster.yaml with small machines of this provider; groups, labels and limits are unchanged."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf8"))
     groups = config["available_node_types"]
     groups[HEAD] = groups.pop("head")
@@ -95,7 +95,7 @@ def simulated(gcs: str) -> dict[str, Any]:
 
 
 class Autoscaling(Head):
-    """A head alone, which starts nodes when work waits."""
+    """A head that starts nodes when work waits for them."""
 
     def start(self, node_cpus: int = 0) -> None:
         file = Path(self.folder) / "cluster.yaml"
@@ -108,7 +108,7 @@ class Autoscaling(Head):
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    # as `ray up` and KubeRay do, so that the second autoscaler runs: the first heeds no labels
+    # as `ray up` and KubeRay do, so that autoscaler v2 runs: v1 ignores labels
     simulation = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "RAY_NODE_TYPE_NAME": HEAD,
                   "RAY_CLOUD_INSTANCE_ID": "f" * 51 + "00000", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="ra", dir="/tmp", ignore_cleanup_errors=True) as folder:
@@ -121,9 +121,11 @@ def head() -> Iterator[Head]:
 
 
 def watch(head: Head, *words: str) -> list[dict[str, Any]]:
-    """The nodes that are there while a driver works and until they have gone: seconds, their labels, still at work."""
+    """Run a driver, and record the nodes until they are gone: seconds, labels, and whether the driver still works."""
     environment = {**ENVIRONMENT, "RAY_ADDRESS": f"127.0.0.1:{head.port}", "PYTHONPATH": str(ROOT)}
-    environment["RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS"] = "1"  # a build of a minute need not wait for ten
+    environment["RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS"] = (
+        "1"  # the default of 10 s is long for a build of a minute
+    )
     command = [sys.executable, "-c", DRIVER, *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -132,8 +134,8 @@ def watch(head: Head, *words: str) -> list[dict[str, Any]]:
     return seen
 
 
-def test_a_queued_build_starts_builders_alone_and_they_go_again(head: Head, drawn: Path, tmp_path: Path) -> None:
-    """More videos wait than builders may be started: no trainer, whose CPUs would do, is started for them."""
+def test_a_queued_build_starts_only_builders_and_they_stop(head: Head, drawn: Path, tmp_path: Path) -> None:
+    """More videos wait than builders can be started, but no trainer is started for its CPUs."""
     source, root = tmp_path / "source", tmp_path / "dataset"
     for number in range(VIDEOS):
         copy(drawn, source / f"{number}.mp4")
@@ -145,8 +147,8 @@ def test_a_queued_build_starts_builders_alone_and_they_go_again(head: Head, draw
     assert Dataset(root).info["counts"]["segments"] == VIDEOS
 
 
-def test_training_starts_trainers_alone_and_they_go_again(head: Head, tmp_path: Path) -> None:
-    """The worker and those who draw its samples."""
+def test_training_starts_only_trainers_and_they_stop(head: Head, tmp_path: Path) -> None:
+    """For the worker and for the tasks that draw its samples."""
     seen = watch(head, "train", str(grey(tmp_path / "dataset").root), str(tmp_path / "run"))
     assert seen[0]["nodes"] == []
     assert {role for row in seen for role in row["nodes"]} == {TRAIN}

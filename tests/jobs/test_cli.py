@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, usage errors, exit codes, progress and summaries."""
+"""The command line as users see it: help, usage errors, exit codes, progress and summaries."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from jobs import console
 from jobs.build_dataset import build_config, split
 from jobs.cli import app
 
-COMMANDS = ["quickstart", "synth", "build", "inspect", "select", "train", "infer", "render",
-            "curriculum", "doctor"]  # fmt: skip
+COMMANDS = ["quickstart", "synth", "build", "inspect", "select", "train", "infer", "render", "curriculum", "doctor"]
 runner = CliRunner()
 
 
 def program(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
+    """Run `lawdnet` in a process of its own."""
     command = [sys.executable, "-c", "from jobs.cli import main; main()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
@@ -54,10 +53,10 @@ def dataset(corpus: Path, tmp_path_factory: pytest.TempPathFactory, ray_session:
     return out
 
 
-def test_files_are_no_addresses() -> None:
+def test_options_for_local_files_refuse_uris() -> None:
     answer = runner.invoke(app, ["infer", "s3://bucket/run", "--video", "v.mp4", "--audio", "a.wav", "--out", "o.mp4"])
     assert answer.exit_code == 2
-    assert "s3://bucket/run: this command reads and writes files; copy it into a folder first" in answer.stderr
+    assert "s3://bucket/run: this command takes local files only; copy it into a local folder first" in answer.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -131,7 +130,7 @@ def test_a_failure_is_1_and_one_line(
     (line,) = answer.stderr.splitlines()
     assert line.startswith("error: ")
     assert words in line
-    assert not list(tmp_path.iterdir()), "a command that cannot work leaves nothing behind"
+    assert not list(tmp_path.iterdir()), "a command that fails leaves nothing behind"
 
 
 @pytest.mark.parametrize("command", [["build", "."], ["train", "."], ["synth"]])
@@ -173,7 +172,7 @@ def test_build_again_skips_and_another_setting_is_refused(corpus: Path, dataset:
     again = runner.invoke(app, [*command, "val_fraction=0"])
     assert again.exit_code == 0
     assert "about" not in again.stderr
-    assert "frames/s" not in again.stderr, "rows of the earlier build are no work"
+    assert "frames/s" not in again.stderr, "rows of the earlier build are not counted as work"
     other = runner.invoke(app, [*command, "smoothing=2"])
     assert other.exit_code == 1
     assert "smoothing 0.5 → 2.0" in other.stderr
@@ -186,7 +185,7 @@ def test_build_without_a_segment_fails(tmp_path: Path, ray_session: None) -> Non
     answer = runner.invoke(app, ["build", str(source), "--out", str(tmp_path / "dataset")])
     assert answer.exit_code == 1
     assert "1 × empty_file" in answer.stdout
-    assert "no input gave a segment" in answer.stderr
+    assert "no video gave a segment" in answer.stderr
 
 
 def test_ctrl_c_is_130(tmp_path: Path) -> None:
@@ -195,13 +194,13 @@ def test_ctrl_c_is_130(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
     while not any(tmp_path.iterdir()):
-        assert time.monotonic() < deadline, "never began to draw"
+        assert time.monotonic() < deadline, "drawing did not start"
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors.strip() == "stopped; run the same command again to go on"
-    assert not list(tmp_path.glob("*.mp4")), "a video that is not finished must not be there"
+    assert errors.strip() == "stopped; run the same command again to resume"
+    assert not list(tmp_path.glob("*.mp4")), "an unfinished video must not remain"
 
 
 def test_build_settings_are_typed() -> None:
@@ -216,7 +215,7 @@ def test_build_settings_are_typed() -> None:
         build_config(["max_gap=true"])
 
 
-def test_a_name_cannot_break_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     console.say("größe\n\x1b[2J.mp4: [1] 中文")
     console.result({}, ["a\tb.mp4"], as_json=False)
     assert capsys.readouterr() == ("a\\tb.mp4\n", "größe\\n\\x1b[2J.mp4: [1] 中文\n")
@@ -247,7 +246,7 @@ def test_one_line_finds_the_error_of_a_worker() -> None:
     assert console.one_line(ValueError("crop_width: odd")) == "crop_width: odd"
 
 
-def test_meter_without_a_terminal_keeps_events_and_thins_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_meter_without_a_terminal_prints_events_and_few_other_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with console.Meter("infer", "frames") as meter:
         for done in range(1, 101):
             meter.update(done, 100, event="halfway" if done == 50 else "")

@@ -1,4 +1,4 @@
-"""What commands say about their work, with the work itself replaced."""
+"""The results and progress that commands print, with the work itself replaced."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ runner = CliRunner()
 
 
 class FakeEngine:
-    """Takes what `infer` gives and renders nothing."""
+    """Takes the arguments of `infer` and renders nothing."""
 
     asked: dict[str, Any]
 
@@ -47,16 +47,22 @@ def infer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("run", "v.mp4", "v.csv", "a.wav"):
         (tmp_path / name).touch()
     return [
-        "infer", str(tmp_path / "run"), "--video", str(tmp_path / "v.mp4"), "--audio", str(tmp_path / "a.wav"),
-        "--out", str(tmp_path / "o.mp4"),
-    ]  # fmt: skip
+        "infer",
+        str(tmp_path / "run"),
+        "--video",
+        str(tmp_path / "v.mp4"),
+        "--audio",
+        str(tmp_path / "a.wav"),
+        "--out",
+        str(tmp_path / "o.mp4"),
+    ]
 
 
 def test_infer(infer: list[str], tmp_path: Path) -> None:
     answer = runner.invoke(app, [*infer, "--device", "cpu"])
     assert answer.exit_code == 0, answer.output
     assert "2 frames in 0.5 s (4.0 frames/s)" in answer.stdout
-    assert "for want of a face: 1 frame\n" in answer.stdout
+    assert "without a face, left unchanged: 1 frame\n" in answer.stdout
     assert answer.stderr.startswith("infer 2/2 frames")
     paths = {"checkpoint": "run", "video": "v.mp4", "audio": "a.wav", "out": "o.mp4"}
     expected = {key: tmp_path / name for key, name in paths.items()}
@@ -68,7 +74,7 @@ def test_infer_as_json(infer: list[str], tmp_path: Path) -> None:
     assert (content["out"], content["frames"], content["passed_through"]) == (str(tmp_path / "o.mp4"), 2, 1)
 
 
-def test_infer_names_the_sources_there_are(infer: list[str]) -> None:
+def test_infer_lists_the_landmark_sources(infer: list[str]) -> None:
     answer = runner.invoke(app, [*infer, "--landmarks", "guess"])
     assert answer.exit_code == 2
     assert "unknown source 'guess'; there are" in answer.stderr
@@ -88,7 +94,7 @@ def test_train_counts_epochs_over_all_stages(dataset: Path, tmp_path: Path, monk
             write_json(folder / "meta.json", {"epoch": stage.epochs, "state_bytes": 0})
             (folder / "state.pt").touch()
             (run / stage.name / "metrics.jsonl").write_text('{"kind": "epoch", "total": 0.25}\n', encoding="utf8")
-        # the first stage was trained before, the second goes on from its first epoch
+        # the first stage was trained before, the second resumes after its first epoch
         for epoch in range(2, config.stages[1].epochs + 1):
             on_epoch(config.stages[1], {"epoch": epoch, "total": 0.5, "steps_per_second": 3.0})
 
@@ -126,14 +132,14 @@ def test_a_failing_worker_is_one_line(dataset: Path, tmp_path: Path, monkeypatch
     assert (answer.exit_code, answer.stderr) == (1, "error: the loss is not finite\n")
 
 
-def test_a_gpu_that_is_not_there(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     answer = runner.invoke(app, ["train", str(dataset), "--out", str(tmp_path / "run"), "--gpu"])
     assert answer.exit_code == 1
     assert "no CUDA GPU on this machine" in answer.stderr
 
 
-def test_quickstart_shows_its_steps_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quickstart_shows_its_steps_and_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fake(out: Path, *, on_event: Callable[[str], None]) -> dict[str, Any]:
         on_event("drawing people")
         return {"mouth_correlation": 0.9, "seconds": {"synth": 1.5}, "report": str(out / "report.html")}

@@ -1,4 +1,4 @@
-"""cluster.yaml against Ray's own checks, and against what they do not look at."""
+"""cluster.yaml passes Ray's own checks, and some that Ray does not make."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_groups(config: dict[str, Any]) -> None:
 
 
 def test_machines(config: dict[str, Any]) -> None:
-    """Only builders may be taken away; every machine may reach the bucket; what differs per account can be found."""
+    """Only builders are spot machines; every machine can reach the bucket; lines to edit are marked."""
     machines = {name: group["node_config"] for name, group in config["available_node_types"].items()}
     spot = {name for name, machine in machines.items() if "InstanceMarketOptions" in machine}
     assert spot == {"builder"}
@@ -81,7 +81,7 @@ def test_what_it_installs_exists(config: dict[str, Any]) -> None:
     assert all("--constraint ~/lawdnet/constraints.txt" in command for command in installs)
 
 
-def test_ray_starts_with_the_token_everywhere(config: dict[str, Any]) -> None:
+def test_ray_starts_with_the_token_on_every_node(config: dict[str, Any]) -> None:
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         starts = [command for command in config[key] if "ray start" in command]
         assert starts
@@ -90,13 +90,13 @@ def test_ray_starts_with_the_token_everywhere(config: dict[str, Any]) -> None:
 
 
 def _check_options(words: list[str]) -> None:
-    """As `ray start` reads them; it reads past a directory that is not there yet."""
+    """Parse the options as `ray start` does; a folder that does not exist yet is accepted."""
     from ray.scripts.scripts import start
 
     start.make_context("ray start", list(words))
 
 
-def test_its_examples_are_commands_that_there_are() -> None:
+def test_its_examples_are_valid_commands() -> None:
     comments = (ROOT / "cluster.yaml").read_text(encoding="utf8").split("cluster_name")[0]
     lines = [line.removeprefix("#").strip() for line in comments.splitlines() if "lawdnet --address" in line]
     assert len(lines) == 2

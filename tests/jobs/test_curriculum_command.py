@@ -1,4 +1,4 @@
-"""`lawdnet curriculum`: from videos to renders of held-out people, and nothing twice."""
+"""`lawdnet curriculum`: from videos to renders of held-out people; a second run repeats nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def files(out: Path) -> dict[Path, int]:
 
 
 @pytest.mark.slow
-def test_everything_in_a_row(corpus: Path, made: tuple[Path, Result]) -> None:
+def test_the_whole_curriculum(corpus: Path, made: tuple[Path, Result]) -> None:
     out, answer = made
     rows = Dataset(out / "dataset").videos().to_pylist()
     held_out = [Path(row["path"]).stem for row in rows if row["split"] == "val"]
@@ -57,7 +57,7 @@ def test_everything_in_a_row(corpus: Path, made: tuple[Path, Result]) -> None:
     own = {f"{name}--{name}.mp4" for name in held_out}
     others = {f"{name}--{then}.mp4" for name, then in zip(held_out, held_out[1:] + held_out[:1], strict=True)}
     assert {path.name for path in (out / "renders").glob("*.mp4")} == own | others
-    assert probe(out / "renders" / min(own)).num_frames in (60, 61)  # the last packet of AAC is a whole one
+    assert probe(out / "renders" / min(own)).num_frames in (60, 61)  # the last AAC packet is not cut
     assert {path.parent.parent.name for path in out.glob("run/*/epoch_0001/state.pt")} == set(NAMES)
     lines = answer.stdout.splitlines()
     assert lines[1] == f"clip_256 of {out / 'run'} on held-out videos"
@@ -73,7 +73,7 @@ def test_everything_in_a_row(corpus: Path, made: tuple[Path, Result]) -> None:
 
 
 @pytest.mark.slow
-def test_again_nothing_is_done_twice(corpus: Path, made: tuple[Path, Result]) -> None:
+def test_a_second_run_repeats_nothing(corpus: Path, made: tuple[Path, Result]) -> None:
     out, _ = made
     before = files(out)
     answer = run(corpus, "--out", out, *OPTIONS, "--json")
@@ -98,7 +98,7 @@ def test_a_dataset_is_used_as_it_is(corpus: Path, made: tuple[Path, Result], tmp
     assert content["seconds"].keys() == {"train", "render"}
     assert len(list((tmp_path / "out" / "renders").glob("*.mp4"))) == len(content["renders"]) > 0
     assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
-    # without the videos there is still a run and its figures
+    # without the videos there is still a run and its metrics
     corpus.rename(corpus.with_name("gone"))
     try:
         answer = run(dataset, "--out", tmp_path / "out", *OPTIONS)
@@ -112,7 +112,7 @@ def test_a_dataset_is_used_as_it_is(corpus: Path, made: tuple[Path, Result], tmp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--set", "seed=1"], "begin with the part that it is for, build or train"),
+        (["--set", "seed=1"], "begin with its part, build or train"),
         (["--set", "train.sede=1"], "did you mean seed?"),
         (["--set", "build.crop=1"], "unknown key 'crop'"),
         (["--workers", "many"], "neither N nor MIN:MAX"),
@@ -133,6 +133,6 @@ def test_without_held_out_videos_nothing_is_trained(corpus: Path, tmp_path: Path
     for name, value in (("--features", "deepspeech2"), ("--init", tmp_path / "old.pth")):
         refused = run(corpus, "--out", tmp_path / "out", *OPTIONS, name, value)
         assert (refused.exit_code, name in refused.stderr) == (1, True)
-    assert not (tmp_path / "out").exists(), "said before the build"
+    assert not (tmp_path / "out").exists(), "refused before the build"
     inside = run(corpus, "--out", corpus / "out", *OPTIONS)
     assert "which is never changed; choose another --out" in inside.stderr

@@ -1,4 +1,4 @@
-"""The Grafana dashboard asks for what there is."""
+"""The Grafana dashboard queries metrics that exist."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def test_it_can_be_imported_anywhere() -> None:
     assert {variable["type"] for variable in DASHBOARD["templating"]["list"]} == {"datasource", "query"}
     for panel in PANELS:
         assert panel["type"] == "row" or panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
-    assert "id" not in DASHBOARD, "Grafana gives it one"
+    assert "id" not in DASHBOARD, "Grafana assigns it"
 
 
-def test_panels_have_numbers_and_places_of_their_own() -> None:
+def test_panels_have_unique_ids_and_do_not_overlap() -> None:
     numbers = [panel["id"] for panel in PANELS]
     assert len(set(numbers)) == len(numbers)
     for first, second in combinations([panel["gridPos"] for panel in PANELS], 2):
@@ -62,7 +62,7 @@ def test_a_query_fits_its_metrics(query: str) -> None:
         metric = METRICS[name]
         asked = set(re.findall(r"(\w+)[=!]", selector))
         grouped = re.search(r"by \((.*?)\)", query)
-        asked |= set(grouped[1].split(", ")) - {"NodeAddress"} if grouped else set()  # Ray adds that one
+        asked |= set(grouped[1].split(", ")) - {"NodeAddress"} if grouped else set()  # added by Ray
         assert asked <= set(metric.labels), name
         is_rate = f"rate(ray_{name}" in query or f"max_over_time(ray_{name}" in query
         assert is_rate == (metric.kind is Counter), name

@@ -42,7 +42,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
-    """A folder to submit from that holds no code."""
+    """An empty folder to submit from."""
     folder = tmp_path / "empty"
     folder.mkdir()
     return folder
@@ -56,7 +56,7 @@ def begin(folder: Path, command: list[str], **variables: str) -> subprocess.Pope
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr."""
+    """Wait for the process, and return its exit code, stdout and stderr."""
     try:
         out, err = process.communicate(timeout=TIMEOUT)
     finally:
@@ -65,17 +65,17 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def lawdnet(head: Head, folder: Path, *words: str) -> subprocess.Popen[str]:
-    """`lawdnet --address` as a user types it."""
+    """Start `lawdnet` with LAWDNET_ADDRESS set."""
     return begin(folder, [*LAWDNET, *words], LAWDNET_ADDRESS=head.address)
 
 
 def ray_job_submit(head: Head, *words: str) -> subprocess.Popen[str]:
-    """The shell command, from a checkout."""
+    """Start `ray job submit` in a checkout."""
     return begin(ROOT, [str(RAY), "job", "submit", "--address", head.address, "--working-dir", ".", "--", *words])
 
 
 def until(process: subprocess.Popen[str], words: str) -> None:
-    """Reads its stderr up to a line with these words."""
+    """Read the process's stderr up to a line with these words."""
     assert process.stderr is not None
     lines = [""]
     while words not in lines[-1]:
@@ -84,7 +84,7 @@ def until(process: subprocess.Popen[str], words: str) -> None:
 
 
 def client_submit(head: Head, entrypoint: str) -> tuple[JobStatus, str]:
-    """A job through Ray's Python client, to its end."""
+    """Run a job through Ray's Python client until it ends."""
     client = JobSubmissionClient(head.address)
     job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(ROOT)})
     deadline = time.monotonic() + TIMEOUT
@@ -95,7 +95,7 @@ def client_submit(head: Head, entrypoint: str) -> tuple[JobStatus, str]:
 
 
 def test_three_jobs_at_once(head: Head, corpus: Path, empty: Path, tmp_path: Path) -> None:
-    """One is submitted, left and followed; one fails; one was given a relative path through the shell command."""
+    """One is submitted, detached and followed; one fails; one is given a relative path through `ray job submit`."""
     dataset, missing = tmp_path / "dataset", tmp_path / "missing"
     words = ["build", str(corpus), "--out", str(dataset), "--crop-width", "160", "--set", "val_fraction=0", "--json"]
     code, out, err = end(lawdnet(head, empty, "--detach", *words))
@@ -165,7 +165,7 @@ def test_following_can_be_stopped_and_so_can_the_job(head: Head, empty: Path, tm
     follower.send_signal(signal.SIGINT)
     code, _, err = end(follower)
     assert code == 130
-    assert "the job goes on; run the same command again to follow it, or stop it: ray job stop" in err
+    assert "the job keeps running; run the same command again to follow it, or stop it: ray job stop" in err
     assert "Traceback" not in err
 
     client = JobSubmissionClient(head.address)
@@ -177,11 +177,11 @@ def test_following_can_be_stopped_and_so_can_the_job(head: Head, empty: Path, tm
     client.stop_job(job)
     code, _, err = end(follower)
     assert code == 130
-    assert err.splitlines()[-1] == "the job was stopped; run the same command again to go on"
+    assert err.splitlines()[-1] == "the job was stopped; run the same command again to resume"
 
 
 @pytest.mark.slow
-def test_a_head_with_a_token_that_starts_again(corpus: Path, empty: Path, tmp_path: Path) -> None:
+def test_a_head_with_a_token_is_restarted(corpus: Path, empty: Path, tmp_path: Path) -> None:
     token = "b" * 64
     words = ["build", str(corpus), "--out", str(tmp_path / "dataset"), "--crop-width", "160"]
     with ray_head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token) as head:
@@ -206,4 +206,4 @@ def test_a_head_with_a_token_that_starts_again(corpus: Path, empty: Path, tmp_pa
         head.start(node_cpus=2)
         code, _, err = end(follower)
         assert code == 1
-        assert "as its head was started again; run the same command again" in err.splitlines()[-1]
+        assert "because its head was restarted; run the same command again" in err.splitlines()[-1]

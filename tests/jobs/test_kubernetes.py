@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: what KubeRay asks of them, and that they are one with cluster.yaml and the project's pins.
+"""The Kubernetes manifests: they pass KubeRay's checks, and agree with cluster.yaml and constraints.txt.
 
 With LAWDNET_CRDS, a folder of KubeRay's published schemas (ray.io_rayclusters.yaml, ray.io_rayjobs.yaml), every field
 is also checked against those.
@@ -63,7 +63,7 @@ def test_kinds(name: str, kind: str) -> None:
 
 
 def test_the_operators_rules(spec: Manifest) -> None:
-    """As KubeRay's `ValidateRayClusterSpec` has them: a cluster that breaks one is accepted, and never starts."""
+    """The rules of KubeRay's `ValidateRayClusterSpec`: a cluster that breaks one is accepted, but never starts."""
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["autoscalerOptions"]["version"] == "v2"
     assert spec["enableInTreeAutoscaling"] is True
@@ -89,12 +89,13 @@ def test_groups_are_those_of_cluster_yaml(spec: Manifest) -> None:
 
 
 def test_resources(spec: Manifest) -> None:
-    """Limits are requests, as Ray believes the limits; a GPU for trainers alone, and only where they are allowed."""
+    """Limits equal requests, since Ray uses the limits; only trainers have a GPU and tolerate GPU nodes."""
     for pod in pods(spec):
         for container in pod["containers"]:
             assert container["resources"]["limits"] == container["resources"]["requests"]
-    limits = {name: group["template"]["spec"]["containers"][0]["resources"]["limits"] for name, group in
-              groups(spec).items()}  # fmt: skip
+    limits = {
+        name: group["template"]["spec"]["containers"][0]["resources"]["limits"] for name, group in groups(spec).items()
+    }
     assert limits["trainer"]["nvidia.com/gpu"] == "1"
     assert "nvidia.com/gpu" not in limits["builder"]
     for group in spec["workerGroupSpecs"]:
@@ -121,7 +122,7 @@ def test_pods_have_no_more_rights_than_they_need(spec: Manifest) -> None:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_jobs_are_commands_that_there_are(name: str) -> None:
+def test_jobs_are_valid_commands(name: str) -> None:
     manifest = read(name)
     assert manifest["spec"]["clusterSelector"] == {"ray.io/cluster": read("raycluster.yaml")["metadata"]["name"]}
     params = parse_module(manifest["spec"]["entrypoint"])
@@ -132,7 +133,7 @@ def test_jobs_are_commands_that_there_are(name: str) -> None:
         assert most == groups(read("raycluster.yaml")["spec"])["trainer"]["maxReplicas"]
 
 
-def test_its_example_is_a_command_that_there_is() -> None:
+def test_its_example_is_a_valid_command() -> None:
     text = (FOLDER / "raycluster.yaml").read_text(encoding="utf8")
     (line,) = re.findall(r"#   (lawdnet --address .+)", text)
     assert parse(app, shlex.split(line)[1:]) == "build"
@@ -189,7 +190,7 @@ def test_against_the_published_schema(name: str, crd: str) -> None:
 
 
 def strict(schema: Any) -> Any:
-    """A schema that also refuses what it does not name, as `kubectl --validate=strict` does."""
+    """Return the schema with unknown fields forbidden, as `kubectl --validate=strict` does."""
     if isinstance(schema, list):
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):

@@ -25,7 +25,7 @@ def run(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two people, one of them without landmarks, a sound, and a run that has learnt nothing."""
+    """Two people, one of them without landmarks, an audio file, and an untrained run."""
     root: Path = tmp_path_factory.mktemp("given")
     write_talking_head(root / "v" / "ann.mp4", identity=1, motion=2, speech=3, seconds=1.2, size=(160, 128))
     (root / "v" / "empty.mp4").touch()
@@ -48,9 +48,12 @@ def test_the_whole_command(given: Path, tmp_path: Path, ray_session: None) -> No
     lines = answer.stdout.splitlines()
     assert lines[0].startswith(f"rendered {out} in ")
     assert lines[1:] == [
-        "  pairs   1 of 2 rendered", "  frames  20 (0.8 s)", "not rendered: 1 rejected, 0 failed", "  1 × empty_file",
+        "  pairs   1 of 2 rendered",
+        "  frames  20 (0.8 s)",
+        "not rendered: 1 rejected, 0 failed",
+        "  1 × empty_file",
         f"      empty--hello.mp4: {given}/v/empty.mp4: the file has no bytes",
-    ]  # fmt: skip
+    ]
     assert "render 2/2 pairs: " in answer.stderr
     assert "ann--hello.mp4: 20 frames" in answer.stderr
     again = json.loads(run(*command, "--json").stdout)
@@ -63,7 +66,7 @@ def test_a_list_and_no_result(given: Path, tmp_path: Path, ray_session: None) ->
     answer = run(given / "run", "--pairs", tmp_path / "pairs.csv", "--out", tmp_path / "out")
     assert answer.exit_code == 1
     assert "0 of 1 rendered" in answer.stdout
-    assert "no pair was rendered; the reasons are above" in answer.stderr.splitlines()[-1]
+    assert "no pair was rendered; see the reasons above" in answer.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`lawdnet report`: the page, the summary on the terminal, and what it says where there is no run."""
+"""`lawdnet report`: the page, the summary on the terminal, and its error if there is no run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ runner = CliRunner()
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run in its second epoch, of which only the log is there."""
+    """A run in its second epoch that has only a log."""
     folder = tmp_path / "my run"
     logger = make_loggers((), folder / "frame_64", config={}, lineage={}, run_name="my run/frame_64")
     for epoch in (1, 2):
@@ -32,7 +32,7 @@ def test_help_teaches() -> None:
     assert "Example: lawdnet report run" in answer.output
 
 
-def test_the_page_lies_in_the_run(run: Path) -> None:
+def test_the_page_is_written_into_the_run(run: Path) -> None:
     answer = runner.invoke(app, ["report", str(run)])
     assert answer.exit_code == 0, answer.output
     (line,) = [line for line in answer.stdout.splitlines() if line.startswith("  frame_64")]

@@ -53,12 +53,19 @@ def test_a_selection_can_be_inspected(base: str, tmp_path: Path, extra: list[str
     about = json.loads(runner.invoke(app, ["inspect", out, "--json"]).stdout)
     assert about["hash"] == content["hash"]
     assert about["scores"]["yaw"] == {
-        "0 %": 0, "5 %": 0.5, "25 %": 2.5, "50 %": 5, "75 %": 7.5, "95 %": 9.5, "100 %": 10, "not_measured": 0,
-    }  # fmt: skip
+        "0 %": 0,
+        "5 %": 0.5,
+        "25 %": 2.5,
+        "50 %": 5,
+        "75 %": 7.5,
+        "95 %": 9.5,
+        "100 %": 10,
+        "not_measured": 0,
+    }
     assert about["stages"]["crop"] == 4.0
 
 
-def test_the_report_can_lie_in_an_object_store(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_can_be_in_an_object_store(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = f"memory://pages{tmp_path}/report.html"
     answer = runner.invoke(app, ["inspect", base, "--html", page, "--max-videos", "0"])
@@ -68,7 +75,7 @@ def test_the_report_can_lie_in_an_object_store(base: str, tmp_path: Path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
-def test_nothing_left_shows_where_the_values_lie(base: str, tmp_path: Path) -> None:
+def test_if_nothing_is_left_the_quantiles_are_shown(base: str, tmp_path: Path) -> None:
     answer = runner.invoke(app, ["select", base, "--out", str(tmp_path / "good"), "--where", "yaw>1000"])
     assert answer.exit_code == 1
     assert "yaw here: 0 % 0, 5 % 1, 25 % 5, 50 % 10, 75 % 15, 95 % 19, 100 % 20" in answer.stdout
@@ -79,7 +86,7 @@ def test_nothing_left_shows_where_the_values_lie(base: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "nothing to select by"),
+        ([], "no rule given; use --where"),
         (["--where", "speed>1"], "unknown name 'speed'; there are yaw, num_frames, "),
         (["--where", "face_px>1"], "unknown name 'face_px'"),
         (["--where", "yaw=1"], "write NAME OP VALUE"),
@@ -92,14 +99,14 @@ def test_wrong_usage_is_2(base: str, arguments: list[str], words: str) -> None:
     assert words in answer.output
 
 
-def test_inspect_says_when_a_file_is_gone(base: str) -> None:
+def test_inspect_reports_a_missing_file(base: str) -> None:
     (Path(base) / "segments" / "anna.parquet").unlink()
     answer = runner.invoke(app, ["inspect", base])
     assert answer.exit_code == 1
     assert "1 of 2 segment files are missing" in answer.stderr
 
 
-def test_the_examples_of_a_reason_are_those_of_which_most_was_lost(tmp_path: Path) -> None:
+def test_the_examples_of_a_reason_are_the_longest_videos(tmp_path: Path) -> None:
     lost = [{"path": f"{n}.mp4", "reason": "no_face", "detail": f"{n} frames", "frames": n} for n in (5, 80, 20, 50)]
     root = str(make_dataset(tmp_path / "base", VIDEOS, rejected=lost).root)
     examples = json.loads(runner.invoke(app, ["inspect", root, "--json"]).stdout)["reasons"]["no_face"]["examples"]

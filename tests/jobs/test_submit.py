@@ -1,4 +1,4 @@
-"""`lawdnet --address` without a cluster: what is sent, what is refused, and how a job's log is taken apart."""
+"""`lawdnet --address` without a cluster: what is sent, what is refused, and how a job's log is split."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from jobs.cli import app
 ROOT = Path(__file__).resolve().parents[2]
 NOWHERE = "http://127.0.0.1:9"
 MAX_UPLOAD_BYTES = 5 * 2**20
-NO_PLACES = {
+NO_LOCATIONS = {
     "best", "device", "face", "feature", "features", "gate", "landmarks", "logger", "order", "preset", "root",
     "segment", "settings", "split", "stages", "video", "where", "workers",
 }  # fmt: skip
-"""Parameters of commands that are text but name no file or folder."""
+"""Text parameters of commands that are not the path or URI of a file or folder."""
 runner = CliRunner()
 
 
@@ -45,16 +45,16 @@ def callbacks() -> list[Any]:
     return [command.callback for command in app.registered_commands]
 
 
-def test_every_place_is_known() -> None:
-    """A new parameter that is text belongs into `console.PLACES`, or into NO_PLACES above."""
+def test_every_location_is_known() -> None:
+    """A new text parameter belongs in `console.LOCATIONS`, or in NO_LOCATIONS above."""
     found = {
         name
         for callback in callbacks()
         for name, parameter in inspect.signature(callback).parameters.items()
         if re.search(r"\bstr\b", str(parameter.annotation))
     }
-    assert not console.PLACES & NO_PLACES
-    assert found <= console.PLACES | NO_PLACES, found - console.PLACES - NO_PLACES
+    assert not console.LOCATIONS & NO_LOCATIONS
+    assert found <= console.LOCATIONS | NO_LOCATIONS, found - console.LOCATIONS - NO_LOCATIONS
 
 
 def test_every_command_is_a_module_that_runs_it() -> None:
@@ -77,7 +77,7 @@ def test_every_command_is_a_module_that_runs_it() -> None:
         ["infer", "/run", "--video", "v.mp4", "--audio", "/a.wav", "--out", "/o.mp4"],
     ],
 )
-def test_a_relative_place_is_refused_before_anything_is_sent(words: list[str]) -> None:
+def test_a_relative_path_is_refused_before_anything_is_sent(words: list[str]) -> None:
     answer = runner.invoke(app, ["--address", NOWHERE, *words])
     assert answer.exit_code == 2, answer.output
     assert "a job does not run in this folder; give an absolute path" in answer.stderr
@@ -86,12 +86,15 @@ def test_a_relative_place_is_refused_before_anything_is_sent(words: list[str]) -
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--address", NOWHERE, "doctor"], "doctor is about this machine"),
-        (["--address", NOWHERE, "quickstart"], "quickstart is about this machine"),
+        (["--address", NOWHERE, "doctor"], "doctor runs on this machine only"),
+        (["--address", NOWHERE, "quickstart"], "quickstart runs on this machine only"),
         (["--address", "head:8265", "inspect", "/dataset"], "such as http://HEAD:8265"),
         (["--detach", "inspect", "/dataset"], "add --address"),
         (["--address", NOWHERE, "build", "/corpus"], "--out"),
-        (["--address", NOWHERE, "--runtime-env", str(ROOT / "README.md"), "inspect", "/d"], "no runtime environment"),
+        (
+            ["--address", NOWHERE, "--runtime-env", str(ROOT / "README.md"), "inspect", "/d"],
+            "not a valid Ray runtime environment",
+        ),
     ],
 )
 def test_what_cannot_be_submitted(words: list[str], says: str) -> None:
@@ -126,11 +129,13 @@ def guarded() -> Iterator[str]:
     thread.join()
 
 
-def test_a_head_that_is_not_there(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", guarded)  # does not count: the address that was given does
+def test_a_missing_head(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", guarded)  # must not win over the given URL
     answer = runner.invoke(app, ["inspect", "/dataset"], env={"LAWDNET_ADDRESS": NOWHERE})
     assert answer.exit_code == 1
-    assert answer.output == f"error: {NOWHERE}: no job server answers; is the head up, and the tunnel to it?\n"
+    assert (
+        answer.output == f"error: {NOWHERE}: no job server answers; check that the head and the tunnel to it are up\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,8 +152,11 @@ def test_tokens(guarded: str, token: str, says: str, tmp_path: Path) -> None:
     answer = subprocess.run(
         [sys.executable, "-c", "from jobs.cli import main; main()", "--address", guarded, "inspect", "/dataset"],
         env=environment | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     (line,) = answer.stderr.splitlines()
     assert line.startswith("error: ")
     assert says in line
@@ -156,7 +164,7 @@ def test_tokens(guarded: str, token: str, says: str, tmp_path: Path) -> None:
     assert not token or token not in line
 
 
-def test_the_log_is_taken_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_is_split(capsys: pytest.CaptureFixture[str]) -> None:
     whole = "one\n--- result\n{\n  a\n}\n--- end of result\ntwo\tb\x1b[2J\nlast"
     log = submit.Log()
     log.begin()
@@ -170,7 +178,7 @@ def test_the_log_is_taken_apart(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Flaky:
-    """A client whose connection breaks, falls silent, and whose head does not answer for a while."""
+    """A client whose connection breaks and falls silent, and whose head does not answer for a while."""
 
     def __init__(self, answers: list[str | Exception]) -> None:
         self.answers, self.tails = answers, 0
@@ -193,7 +201,7 @@ class Flaky:
         return SimpleNamespace(status=JobStatus(answer), submission_id=job)
 
 
-def test_a_lost_connection_is_made_again(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_connection_is_reopened(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(submit, "SILENCE_SECONDS", 0.1)
     client: Any = Flaky(["RUNNING", ConnectionError("no"), "SUCCEEDED"])
@@ -201,15 +209,15 @@ def test_a_lost_connection_is_made_again(capsys: pytest.CaptureFixture[str], mon
     assert capsys.readouterr() == ("", "one\ntwo\nthree\n")
     monkeypatch.setattr(submit, "PATIENCE_SECONDS", 0.0)
     for error, says in [
-        (ConnectionError("no"), "does not answer any more; the same command follows job j again"),
-        (RuntimeError("Request failed with status code 404"), "does not know job j any more"),
+        (ConnectionError("no"), "stopped answering; run the same command again to follow job j"),
+        (RuntimeError("Request failed with status code 404"), "no longer knows job j, because its head was restarted"),
     ]:
         client = Flaky([error, error])
         with pytest.raises(ValueError, match=says):
             submit._follow(client, "j", NOWHERE)
 
 
-def test_in_a_job_a_result_stands_apart_and_lines_have_a_time(
+def test_a_job_marks_its_result_and_prints_the_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(console.IN_JOB, "{}")
@@ -252,14 +260,14 @@ def test_exit_codes(status: str, driver: int | None, code: int) -> None:
     assert submit._exit_code(job) == code
 
 
-def test_a_job_that_never_began_says_why() -> None:
+def test_a_job_that_did_not_start_says_why() -> None:
     job: Any = SimpleNamespace(status="FAILED", driver_exit_code=None, message="no such package", submission_id="j")
     with pytest.raises(ValueError, match="j: no such package"):
         submit._exit_code(job)
 
 
 def packed(folder: Path, target: Path) -> set[str]:
-    """What Ray puts into the archive of a working directory; it must be small."""
+    """Return the files that Ray puts into the archive of a working directory, which must be small."""
     create_package(
         str(folder), target, include_gitignore=True, excludes=ray_constants.get_runtime_env_default_excludes()
     )
@@ -267,17 +275,17 @@ def packed(folder: Path, target: Path) -> set[str]:
     return set(ZipFile(target).namelist())
 
 
-def test_what_is_sent_is_the_code_alone(tmp_path: Path) -> None:
+def test_only_the_code_is_sent(tmp_path: Path) -> None:
     with submit._code() as folder:
         sent = packed(Path(folder), tmp_path / "sent.zip")
     assert {name.split("/")[0] for name in sent} == set(submit.PARTS)
     assert {"lawdnet/templates/run.html.j2", "jobs/runtime_env.yaml"} <= sent
     assert not [name for name in sent if "__pycache__" in name]
-    assert packed(ROOT, tmp_path / "checkout.zip") == sent, ".rayignore lets through what `lawdnet --address` sends"
+    assert packed(ROOT, tmp_path / "checkout.zip") == sent, ".rayignore must let through what `lawdnet --address` sends"
 
 
 def test_the_runtime_environment() -> None:
-    """Ray takes it; packages and versions are those of the project's own files, which travel with the code."""
+    """Ray accepts it; packages and versions come from the project's own files, which are sent with the code."""
     content = yaml.safe_load((ROOT / "jobs" / "runtime_env.yaml").read_text(encoding="utf8"))
     assert RuntimeEnv(**content)["uv"]["packages"] == content["uv"]["packages"]
     here = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"

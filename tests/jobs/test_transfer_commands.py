@@ -36,7 +36,7 @@ def test_the_migration_guide_names_only_what_exists() -> None:
         assert key in keys
 
 
-def test_merge_says_what_was_twice_and_what_was_renamed(tmp_path: Path) -> None:
+def test_merge_reports_duplicates_and_renamed_videos(tmp_path: Path) -> None:
     make_dataset(tmp_path / "a", {"x.mp4": "x", "y.mp4": "y"}, ids={"y.mp4": "taken"})
     make_dataset(tmp_path / "b", {"copy.mp4": "x", "z.mp4": "z"}, ids={"z.mp4": "taken"}, split="val")
     command = ["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "all")]
@@ -53,7 +53,7 @@ def test_merge_says_what_was_twice_and_what_was_renamed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["merge", "a", "b"], ["import-lawdnet", "x.json"], ["export-segments", "a"]])
-def test_an_object_store_is_no_place_for_results(
+def test_results_cannot_be_in_an_object_store(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -90,7 +90,7 @@ def test_an_import_names_what_is_missing_and_can_be_inspected(tmp_path: Path) ->
         assert answer.exit_code == 2, wrong
 
 
-def test_exported_segments_are_counted_and_silence_is_one_line(tmp_path: Path) -> None:
+def test_exported_segments_are_counted_and_missing_audio_is_one_line(tmp_path: Path) -> None:
     make_dataset(tmp_path / "a", {"x.mp4": "x", "y.mp4": "y"}, source=str(tmp_path / "gone"))
     command = ["export-segments", str(tmp_path / "a"), "--out", str(tmp_path / "clips")]
     answer = runner.invoke(app, [*command, "--where", "start_frame>0"])
