@@ -1,4 +1,4 @@
-"""Everything in a row on drawn people: proves that an installation works, and what it learns."""
+"""Every step in turn, on drawn people: proves that an installation works, and that it learns."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ from lawdnet.data.manifest import Dataset
 from lawdnet.evaluation.protocol import MouthMotion, compare, mouth_motion
 from lawdnet.inference.engine import Engine
 from lawdnet.landmarks.openface import OpenFace, read_csv
-from lawdnet.report import (
-    QuickstartContent,
-    quickstart_report,
-)
+from lawdnet.report import QuickstartContent, quickstart_report
 from lawdnet.storage import write_json
 from lawdnet.synthetic import write_member, write_talking_head
 from lawdnet.training import checkpoint
@@ -36,22 +33,26 @@ from pipelines.workflows.steps import Steps, build_step, train_step
 
 OnEvent = Callable[[str], None]
 
-VIDEOS, SECONDS = 24, 5.0
+VIDEOS = 24
+SECONDS = 5.0
 CROP_WIDTH = 160
-"""The drawn faces are no larger."""
+"""Drawn faces are no larger."""
 HELD_OUT = {"identity": 90_001, "motion": 7, "seconds": SECONDS}
-"""A person that training never sees; the seeds of what it says are those below."""
-SAID, TO_SAY = 502, 501
+"""A person that training never sees."""
+TEMPLATE_SPEECH = 502
+"""Seed of what the person says in the template."""
+TRUE_SPEECH = 501
+"""Seed of what the person is made to say."""
 
 
 def quickstart(out: Path, *, on_event: OnEvent) -> dict[str, Any]:
-    """Draws, builds, trains, renders, evaluates and reports; what is already there is kept and gone on with.
+    """Synthesise people, build, train, render, evaluate and report; resumes where an earlier run stopped.
 
-    A second run after a finished one only renders and evaluates again; its seconds say so.
+    A second run after a finished one only renders and evaluates again, as its seconds show.
 
     Args:
         out: gets videos/, held_out/, dataset/, run/, rendered/, report.html and summary.json.
-        on_event: called with a line of text at each step and epoch.
+        on_event: called with a line of text for each step and epoch.
 
     Returns:
         The content of summary.json.
@@ -62,12 +63,13 @@ def quickstart(out: Path, *, on_event: OnEvent) -> dict[str, Any]:
         on_event(text)
         yield (lambda stage, row: on_event(_epoch_line(stage.name, row))) if name == "train" else None
 
-    out, steps = out.resolve(), Steps(begin)  # tasks run in folders of their own
+    out = out.resolve()  # tasks run in folders of their own
+    steps = Steps(begin)
     config = make_config("small")
     with steps.watch_memory():
         with resources.cluster():
             with steps.step("synth", f"drawing {VIDEOS} people who talk for {SECONDS:.0f} s"):
-                _draw(out)
+                _synthesise(out)
             dataset = build_step(out / "videos", out / "dataset", BuildConfig(crop_width=CROP_WIDTH), steps)
             train_step(dataset, out / "run", config, RunOptions(), steps)
         _save_untrained(out / "untrained" / "epoch_0000", dataset, config)
@@ -90,23 +92,24 @@ def quickstart(out: Path, *, on_event: OnEvent) -> dict[str, Any]:
     return summary | {"report": str(out / "report.html")}
 
 
-def _draw(out: Path) -> None:
-    """The corpus, and one more person twice: as the template, and saying what the template is to say (the truth)."""
+def _synthesise(out: Path) -> None:
+    """Write the videos to train on, and one more person twice: the template, and the truth of what it is to say."""
     done = out / "held_out" / "speech.wav"
     if done.exists():
         return
     done.parent.mkdir(parents=True, exist_ok=True)
-    member, person = ray.remote(write_member), ray.remote(write_talking_head)
+    member = ray.remote(write_member)
+    person = ray.remote(write_talking_head)
     truth = done.with_name("truth.mp4")
     tasks = [member.remote(out / "videos", index, seconds=SECONDS, seed=1) for index in range(VIDEOS)]
-    tasks += [person.remote(done.with_name("template.mp4"), speech=SAID, **HELD_OUT)]
-    tasks += [person.remote(truth, speech=TO_SAY, **HELD_OUT)]
+    tasks += [person.remote(done.with_name("template.mp4"), speech=TEMPLATE_SPEECH, **HELD_OUT)]
+    tasks += [person.remote(truth, speech=TRUE_SPEECH, **HELD_OUT)]
     ray.get(tasks)
     write_wav(done, load_audio(truth, num_frames=round(SECONDS * FPS)))
 
 
 def _save_untrained(folder: Path, dataset: Dataset, config: TrainConfig) -> None:
-    """The last stage's generator before its first step, for comparison."""
+    """Save the last stage's generator before its first step, for comparison."""
     stage = config.stages[-2]
     torch.manual_seed(config.seed)
     dim = dataset.feature_dim(config.audio_feature)
