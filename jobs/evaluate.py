@@ -103,10 +103,10 @@ def _measure_generator(
     checkpoint: Path, dataset: Dataset, refs: list[SegmentRef], sync: Path | None, *, device: str, seed: int,
     meter: console.Meter,
 ) -> dict[str, Any]:  # fmt: skip
-    from lawdnet.audio.base import pick_device
     from lawdnet.evaluation.sync import SyncScorer
     from lawdnet.evaluation.validation import metrics, validate
     from lawdnet.inference.engine import open_generator
+    from lawdnet.models.device import pick_device
     from lawdnet.training.gates import MEASURES
 
     chosen = pick_device(device)
@@ -131,8 +131,8 @@ def _measure_generator(
 def _measure_syncnet(
     folder: Path, dataset: Dataset, refs: list[SegmentRef], *, device: str, seed: int, meter: console.Meter
 ) -> dict[str, Any]:
-    from lawdnet.audio.base import pick_device
     from lawdnet.evaluation.validation import metrics, offsets, validate_sync
+    from lawdnet.models.device import pick_device
     from lawdnet.models.saved import load_syncnet, read_meta
 
     chosen, meta, syncnet = pick_device(device), read_meta(folder), load_syncnet(folder)

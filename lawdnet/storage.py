@@ -13,14 +13,18 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
 import pyarrow.parquet as pq
 from pyarrow import ArrowInvalid
+
+from lawdnet.install import install_hint
+from lawdnet.types import Beat, no_beat
 
 if TYPE_CHECKING:
     from fsspec.callbacks import Callback
@@ -29,13 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Location: TypeAlias = "Path | UPath"
-Beat = Callable[[], None]
-"""Called wherever long work gets on, for a watchdog that ends what no longer moves."""
-
-
-def no_beat() -> None:
-    """The beat that nobody listens to."""
-
 
 REQUESTS = 32
 """Small files that are asked for at the same time: the wait for an answer is all it costs."""
@@ -75,8 +72,8 @@ def locate(place: str | Location) -> Location:
         remote = UPath(place, use_listings_cache=False, **OPTIONS.get(protocol, {}))
         assert remote.fs  # made here, so that what is missing is said here
     except ImportError as error:
-        install = f"pip install 'lawdnet[{EXTRAS[protocol]}]'"
-        raise ValueError(f"{place}: {protocol}:// needs packages that are not installed; {install}") from error
+        hint = install_hint(EXTRAS[protocol])
+        raise ValueError(f"{place}: {protocol}:// needs packages that are not installed; {hint}") from error
     return remote
 
 
@@ -188,6 +185,23 @@ def sha256(path: Location, *, beat: Beat = no_beat) -> str:
             digest.update(piece)
             beat()
     return digest.hexdigest()
+
+
+def files_sha256(paths: Sequence[Path]) -> str:
+    """Return one SHA-256 (hex) for the files that make up a model: of a single file its own, else of all digests.
+
+    A file is read once per process, as long as its size and modification time stay the same.
+    """
+    digests = []
+    for path in paths:
+        status = path.stat()
+        digests.append(_cached_sha256(path.resolve(), status.st_size, status.st_mtime_ns))
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _cached_sha256(path: Path, size: int, modified_ns: int) -> str:  # size and time are keys of the cache
+    return sha256(path)
 
 
 def fingerprint(path: Location) -> str:

@@ -5,6 +5,7 @@ Shape letters: B batch, T video frames, N frames of one sample (1 or 5), C featu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -32,6 +33,13 @@ UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 Bool = NDArray[np.bool_]
+
+Beat = Callable[[], None]
+"""Called after every piece of long work: a watchdog ends a process that makes no progress."""
+
+
+def no_beat() -> None:
+    """The default beat: nobody watches."""
 
 
 class RejectReason(StrEnum):
@@ -122,22 +130,6 @@ class Face:
         if self.box_4 is not None:
             return self.box_4
         return np.concatenate([self.points_68x2.min(0), self.points_68x2.max(0)])
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignedFaces:
-    """Upright face crops and the 3×3 matrices that take frame px to crop px."""
-
-    frames_THW3: UInt8
-    matrix_T33: Float32
-
-
-@dataclass(frozen=True, kw_only=True)
-class AudioFeatures:
-    """One feature row per video frame: C values at 25 Hz."""
-
-    values_TC: Float32
-    extractor: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
-from functools import lru_cache
 from pathlib import Path
+
+from lawdnet.install import install_hint
 
 WEIGHTS_ENV = "LAWDNET_WEIGHTS"
 CACHE = Path("~/.cache/lawdnet")
@@ -38,12 +38,6 @@ def find_weights(name: str, weights_dir: Path | None = None, *, hint: str) -> Pa
     raise ValueError(f"{name}: not found in {looked_in} (--weights-dir or {WEIGHTS_ENV} name a folder); {hint}")
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as hex; read once per process as long as the file does not change."""
-    status = path.stat()
-    return _sha256(path.resolve(), status.st_size, status.st_mtime_ns)
-
-
 def need_package(package: str, extra: str) -> None:
     """Check that an optional package is installed, without importing it.
 
@@ -51,11 +45,4 @@ def need_package(package: str, extra: str) -> None:
         ValueError: it is not; names the extra of this package that brings it.
     """
     if importlib.util.find_spec(package) is None:
-        raise ValueError(f"{extra}: the package {package} is not installed: pip install 'lawdnet[{extra}]'")
-
-
-@lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, modified_ns: int) -> str:
-    """Size and time of change are there for the cache's sake."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise ValueError(f"{extra}: the package {package} is not installed; {install_hint(extra)}")

@@ -8,21 +8,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from lawdnet.types import AUDIO_CONTEXT, FPS, Float32, Rejected, RejectReason
-
-if TYPE_CHECKING:
-    import torch
-
-Beat = Callable[[], None]
-"""Called after every piece of work, for a watchdog that ends what no longer moves."""
-
-
-def no_beat() -> None:
-    """The beat that nobody listens to."""
+from lawdnet.types import AUDIO_CONTEXT, FPS, Beat, Float32, Rejected, RejectReason, no_beat
 
 
 class AudioExtractor(Protocol):
@@ -192,23 +182,3 @@ def check_mono(wave: Float32) -> None:
     """Raises ValueError for anything but one dimension."""
     if wave.ndim != 1:
         raise ValueError(f"wave: shape {wave.shape}, expected one dimension (mono)")
-
-
-def pick_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one: the process's first, since Ray shows each actor only its own.
-
-    Raises:
-        ValueError: not a device, or a GPU that is not there.
-    """
-    import torch
-
-    found = torch.cuda.is_available()
-    if device == "auto":
-        return torch.device("cuda" if found else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device: {device!r}, expected auto, cpu or cuda") from None
-    if chosen.type == "cuda" and not found:
-        raise ValueError(f"device: {device!r} was asked for, and torch finds no GPU here")
-    return chosen

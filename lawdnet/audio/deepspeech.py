@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from lawdnet.audio.base import Beat, Pieces, check_mono, in_pieces, no_beat, pick_device
+from lawdnet.audio.base import Pieces, check_mono, in_pieces
 from lawdnet.audio.mfcc import Float64, mfcc
-from lawdnet.types import FPS, Float32
-from lawdnet.weights import file_sha256, find_weights, need_package
+from lawdnet.models.device import pick_device
+from lawdnet.storage import files_sha256
+from lawdnet.types import FPS, Beat, Float32, no_beat
+from lawdnet.weights import find_weights, need_package
 
 COEFFICIENTS = 26
 CONTEXT = 9
@@ -61,7 +63,7 @@ class DeepSpeech:
     ) -> None:
         need_package("tensorflow", self.name)
         self.path = find_weights(file, weights_dir, hint=PUBLISHED)
-        self.model_sha256: str | None = file_sha256(self.path)
+        self.model_sha256: str | None = files_sha256([self.path])
         self.device = device
         self.pieces = Pieces(rows=1000, context=125, batch=batch)
 

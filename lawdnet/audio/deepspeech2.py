@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lawdnet.audio.base import Beat, Pieces, check_mono, in_pieces, no_beat, pick_device
-from lawdnet.types import FPS, Float32
-from lawdnet.weights import file_sha256, find_weights, weights_folders
+from lawdnet.audio.base import Pieces, check_mono, in_pieces
+from lawdnet.models.device import pick_device
+from lawdnet.storage import files_sha256
+from lawdnet.types import FPS, Beat, Float32, no_beat
+from lawdnet.weights import find_weights, weights_folders
 
 if TYPE_CHECKING:
     from lawdnet.audio.deepspeech2_model import DeepSpeech2Model
@@ -59,7 +61,7 @@ class DeepSpeech2:
         if file == FILE and any((folder / RENAMED).exists() for folder in weights_folders(weights_dir)):
             file = RENAMED
         self.path = find_weights(file, weights_dir, hint=PUBLISHED)
-        self.model_sha256: str | None = file_sha256(self.path)
+        self.model_sha256: str | None = files_sha256([self.path])
         self.device = device
         self.pieces = Pieces(rows=1500, context=200, batch=batch)
 

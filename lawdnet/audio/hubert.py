@@ -5,7 +5,6 @@ Shape letters: T rows at 25 Hz, C feature dimension, B pieces, S samples.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -15,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lawdnet.audio.base import Beat, Pieces, check_mono, in_pieces, no_beat, pick_device
-from lawdnet.types import FPS, SAMPLES_PER_FRAME, Float32
-from lawdnet.weights import file_sha256, need_package, weights_folders
+from lawdnet.audio.base import Pieces, check_mono, in_pieces
+from lawdnet.models.device import pick_device
+from lawdnet.storage import files_sha256
+from lawdnet.types import FPS, SAMPLES_PER_FRAME, Beat, Float32, no_beat
+from lawdnet.weights import need_package, weights_folders
 
 if TYPE_CHECKING:
     from lawdnet.audio.hubert_model import SpeechModel
@@ -180,8 +181,7 @@ def _weights_sha256(folder: Path) -> str:
     found = next((files for pattern in WEIGHTS if (files := sorted(folder.glob(pattern)))), [])
     if not found:
         raise ValueError(f"{folder}: no weights beside config.json, expected {' or '.join(WEIGHTS)}")
-    digests = [file_sha256(path) for path in found]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return files_sha256(found)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

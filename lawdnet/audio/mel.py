@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lawdnet.audio.base import Beat, check_mono, no_beat
-from lawdnet.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Float32
+from lawdnet.audio.base import check_mono
+from lawdnet.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Beat, Float32, no_beat
 
 BANDS = 80
 WINDOW = 800

@@ -10,8 +10,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from lawdnet.audio.base import Beat, check_mono, no_beat
-from lawdnet.types import SAMPLE_RATE, Float32
+from lawdnet.audio.base import check_mono
+from lawdnet.types import SAMPLE_RATE, Beat, Float32, no_beat
 
 WINDOW, STEP = 400, 160
 FFT = 512

@@ -27,7 +27,18 @@ from lawdnet.face.align import crop_face, fit_all, transform_points
 from lawdnet.face.track import KERNEL_SIGMAS, Track, bridge, inside, runs, steady
 from lawdnet.landmarks.base import LandmarkSource
 from lawdnet.landmarks.tracks import cut_in_two, find_tracks
-from lawdnet.types import CLIP_FRAMES, SAMPLES_PER_FRAME, Float32, Rejected, RejectReason, Segment, UInt8, Video
+from lawdnet.types import (
+    CLIP_FRAMES,
+    SAMPLES_PER_FRAME,
+    Beat,
+    Float32,
+    Rejected,
+    RejectReason,
+    Segment,
+    UInt8,
+    Video,
+    no_beat,
+)
 from lawdnet.video import decode
 from lawdnet.video.shots import with_cuts
 
@@ -77,7 +88,7 @@ def cut(length: int, min_frames: int, max_frames: int) -> list[int]:
 class Tally:
     """What became of a video's frames and of the time; filled while its segments are drawn."""
 
-    beat: Callable[[], None] = lambda: None
+    beat: Beat = no_beat
     """Called wherever the work gets on: a watchdog listens."""
     frames: int = 0
     used: int = 0

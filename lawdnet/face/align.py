@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lawdnet.face.geometry import ALIGN_POINTS, crop_height, template_px
+from lawdnet.face.geometry import crop_height, template_px
+from lawdnet.face.points import ALIGN_POINTS
 from lawdnet.types import Float32, UInt8
 
 Matrix = NDArray[np.floating[Any]]
@@ -53,21 +54,6 @@ def fit_all(points_T68x2: Float32, crop_width: int) -> Float32:
     matrix_T33 = np.moveaxis(np.array(rows), -1, 0)
     matrix_T33[~usable] = np.nan
     return matrix_T33.astype(np.float32)
-
-
-def fit_similarity(points_68x2: Float32, crop_width: int) -> Float32:
-    """The 3×3 matrix, frame px → crop px, of one face; see `fit_all`.
-
-    Raises:
-        ValueError: the points have another shape, are not finite, coincide, or fit no scale.
-    """
-    points = np.asarray(points_68x2)
-    if points.shape != (68, 2):
-        raise ValueError(f"points: shape {points.shape}, expected (68, 2)")
-    matrix_33: Float32 = fit_all(points[None], crop_width)[0]
-    if np.isnan(matrix_33).any():
-        raise ValueError("points: not finite or all in one place, so no face pose can be fitted to them")
-    return matrix_33
 
 
 def transform_points(points_K2: NDArray[Any], matrix_33: NDArray[Any]) -> Float32:

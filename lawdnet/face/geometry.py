@@ -10,15 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from lawdnet.face.points import CROP_RATIO
 from lawdnet.types import Float32
-
-OUTER_LIP = slice(48, 60)
-"""iBUG points of the outer lip contour, from the left corner of the picture, clockwise."""
-INNER_LIP = slice(60, 68)
-"""iBUG points of the inner lip contour, from the left corner of the picture, clockwise."""
-
-ALIGN_POINTS = np.array([*range(17, 37), 39, 42, 45, 48, 54])
-"""Brows, nose, eye corners, mouth corners: the points that define a face's pose."""
 
 TEMPLATE_25x2: Float32 = np.array(
     [
@@ -45,7 +38,7 @@ MASK_BLUR_RADIUS = 2
 
 def crop_height(width: int) -> int:
     """Height of a crop of this width: 1.3 W, rounded."""
-    return round(1.3 * width)
+    return round(CROP_RATIO * width)
 
 
 def stage_size(mouth_px: int) -> tuple[int, int]:
@@ -67,4 +60,4 @@ def mouth_box(mouth_px: int) -> tuple[slice, slice]:
 
 def template_px(width: int) -> Float32:
     """The 25×2 template in px of a crop of this width, centred on (W/2, 1.3 W/2) as published."""
-    return (TEMPLATE_25x2 * (width / 2) + (width / 2, 1.3 * width / 2)).astype(np.float32)
+    return (TEMPLATE_25x2 * (width / 2) + (width / 2, CROP_RATIO * width / 2)).astype(np.float32)

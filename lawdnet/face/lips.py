@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from lawdnet.face.points import INNER_LIP_LOWER, INNER_LIP_UPPER, OUTER_EYE_CORNERS
 from lawdnet.types import Float32
 
-UPPER, LOWER = (61, 62, 63), (67, 66, 65)
-"""Inner lip points that face each other."""
-EYE_CORNERS = (36, 45)
-"""The outer ones."""
+UPPER = INNER_LIP_UPPER[1:-1]
+LOWER = INNER_LIP_LOWER[1:-1]
+"""Inner lip points that face each other; the corners lie on both."""
 
 
 def lip_gap(points_T68x2: Float32) -> Float32:
@@ -20,7 +20,8 @@ def lip_gap(points_T68x2: Float32) -> Float32:
     """
     points = np.asarray(points_T68x2, np.float64)
     gap_T = np.linalg.norm(points[:, UPPER] - points[:, LOWER], axis=-1).mean(1)
-    eyes_T = np.linalg.norm(points[:, EYE_CORNERS[0]] - points[:, EYE_CORNERS[1]], axis=-1)
+    left, right = OUTER_EYE_CORNERS
+    eyes_T = np.linalg.norm(points[:, left] - points[:, right], axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio_T = gap_T / eyes_T
     return np.where(np.isfinite(ratio_T), ratio_T, np.nan).astype(np.float32)

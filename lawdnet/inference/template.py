@@ -5,7 +5,7 @@ Shape letters: T ticks of the 25 fps clock, H W crop, 33 a matrix that takes fra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,18 @@ from lawdnet.face.lips import lip_gap
 from lawdnet.face.track import Track, bridge, inside, steady
 from lawdnet.landmarks.base import LandmarkSource
 from lawdnet.landmarks.tracks import MAX_GAP, SMOOTHING, cut_at, find_tracks
-from lawdnet.types import NUM_LANDMARKS, NUM_REFERENCES, Bool, Float32, Rejected, RejectReason, UInt8, Video
+from lawdnet.types import (
+    NUM_LANDMARKS,
+    NUM_REFERENCES,
+    Beat,
+    Bool,
+    Float32,
+    Rejected,
+    RejectReason,
+    UInt8,
+    Video,
+    no_beat,
+)
 from lawdnet.video import decode, probe
 from lawdnet.video.shots import ShotDetector
 
@@ -92,7 +103,7 @@ def prepare(
     mouth_px: int,
     crop_width: int,
     face: str = "largest",
-    beat: Callable[[], None] = lambda: None,
+    beat: Beat = no_beat,
 ) -> Template:
     """Reads a video once (twice for a source that looks at pictures); memory does not grow with its pictures.
 

@@ -5,16 +5,14 @@ To add one: write a class with `name`, `model_sha256` and `faces` in its own fil
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
 from lawdnet.types import Face, Rejected, RejectReason, UInt8, Video
-from lawdnet.weights import file_sha256
 
 ROWS_TOLERANCE = 1
 """Landmark rows that may be missing or too many at the end; OpenFace often loses the last frame."""
@@ -130,12 +128,6 @@ def ready_network(weights_dir: Path | None = None) -> str | None:
             continue
         return name
     return None
-
-
-def sha256_of(paths: Sequence[Path]) -> str:
-    """One digest for the files that make up a model; of a single file its own."""
-    digests = [file_sha256(path) for path in paths]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def in_batches(video: Video, frames: Frames, find: Callable[[list[UInt8]], list[list[Face]]]) -> Iterator[list[Face]]:

@@ -11,16 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from lawdnet.landmarks.base import Frames, in_batches, sha256_of
+from lawdnet.landmarks.base import Frames, in_batches
+from lawdnet.models.device import images_to_tensor, pick_device
+from lawdnet.storage import files_sha256
 from lawdnet.types import Face, Float32, UInt8, Video
-from lawdnet.weights import find_weights
+from lawdnet.weights import find_weights, need_package
+
+if TYPE_CHECKING:
+    import torch
 
 PUBLISHED = "https://www.adrianbulat.com/downloads/python-fan/"
 BLAZEFACE = "https://github.com/hollance/BlazeFace-PyTorch/raw/master/"
@@ -76,8 +80,7 @@ class FaceAlignment:
             raise ValueError(f"detector: unknown {detector!r}; there are {', '.join(DETECTORS)}")
         if detect_px < 0 or batch < 1:
             raise ValueError(f"detect_px, batch: {detect_px}, {batch}; give at least 0 and 1")
-        if find_spec("face_alignment") is None:
-            raise ValueError("landmarks: face-alignment is not installed; pip install 'lawdnet[landmarks]'")
+        need_package("face_alignment", "landmarks")
         self.detector, self.detect_px, self.device = detector, detect_px, device
         self.min_score, self.min_px, self.flip, self.batch = min_score, min_px, flip, batch
         self._fan_file = _weights(*FAN, weights_dir)
@@ -86,7 +89,7 @@ class FaceAlignment:
     @property
     def model_sha256(self) -> str | None:
         """Of all files together; they are read once per process."""
-        return sha256_of([self._fan_file, *self._detector_files])
+        return files_sha256([self._fan_file, *self._detector_files])
 
     def faces(self, video: Video, frames: Frames) -> Iterator[list[Face]]:
         """The faces of every tick, the surest first; see `LandmarkSource.faces`."""
@@ -121,8 +124,7 @@ class FaceAlignment:
         import torch
 
         for start in range(0, len(crops), self.batch):
-            crops_BHW3 = torch.from_numpy(np.stack(crops[start : start + self.batch])).to(self._device)
-            crops_B3HW = crops_BHW3.permute(0, 3, 1, 2).float() / 255
+            crops_B3HW = images_to_tensor(np.stack(crops[start : start + self.batch]), self._device)
             with torch.inference_mode():
                 heat_B68HW = self._fan(crops_B3HW)[-1]
                 if self.flip:
@@ -131,12 +133,8 @@ class FaceAlignment:
                 yield to_picture(peaks(heat_68HW), crop)
 
     @cached_property
-    def _device(self) -> str:
-        import torch
-
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+    def _device(self) -> torch.device:
+        return pick_device(self.device)
 
     @cached_property
     def _detector(self) -> Any:
@@ -144,10 +142,10 @@ class FaceAlignment:
 
         if self.detector == "sfd":
             path = str(self._detector_files[0])
-            return sfd.FaceDetector(self._device, path_to_detector=path, filter_threshold=self.min_score)
+            return sfd.FaceDetector(str(self._device), path_to_detector=path, filter_threshold=self.min_score)
         weights, anchors = map(str, self._detector_files)
         return blazeface.FaceDetector(
-            self._device, True, path_to_detector=weights, path_to_anchor=anchors, min_score_thresh=self.min_score
+            str(self._device), True, path_to_detector=weights, path_to_anchor=anchors, min_score_thresh=self.min_score
         )
 
     @cached_property

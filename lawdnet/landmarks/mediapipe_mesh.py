@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from lawdnet.landmarks.base import Frames, in_batches, sha256_of
+from lawdnet.landmarks.base import Frames, in_batches
+from lawdnet.storage import files_sha256
 from lawdnet.types import Face, Float32, UInt8, Video
-from lawdnet.weights import find_weights
+from lawdnet.weights import find_weights, need_package
 
 PUBLISHED = "https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/"
 MESH_POINTS = [
@@ -75,15 +75,14 @@ class MediaPipe:
         num_faces: int = 4,
         min_score: float = 0.5,
     ) -> None:
-        if find_spec("mediapipe") is None:
-            raise ValueError("landmarks: mediapipe is not installed; pip install 'lawdnet[mediapipe]'")
+        need_package("mediapipe", "mediapipe")
         self._model = find_weights(model, weights_dir, hint=f"it is published at {PUBLISHED}face_landmarker.task")
         self.num_faces, self.min_score = num_faces, min_score
 
     @property
     def model_sha256(self) -> str | None:
         """Of the bundle; it is read once per process."""
-        return sha256_of([self._model])
+        return files_sha256([self._model])
 
     def faces(self, video: Video, frames: Frames) -> Iterator[list[Face]]:
         """The faces of every tick; see `LandmarkSource.faces`."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from lawdnet.face.track import Track, choose, link
 from lawdnet.landmarks.base import LandmarkSource
-from lawdnet.types import UInt8, Video
+from lawdnet.types import Beat, UInt8, Video, no_beat
 from lawdnet.video import decode
 
 MAX_GAP = 5
@@ -19,9 +19,7 @@ SMOOTHING = 0.5
 NO_PICTURE: UInt8 = np.zeros((0, 0, 3), np.uint8)
 
 
-def find_tracks(
-    video: Video, source: LandmarkSource, *, face: str, max_gap: int, beat: Callable[[], None] = lambda: None
-) -> list[Track]:
+def find_tracks(video: Video, source: LandmarkSource, *, face: str, max_gap: int, beat: Beat = no_beat) -> list[Track]:
     """The tracks that are wanted; the pictures are decoded only for a source that looks at them.
 
     Cuts are not known yet: a track may go on from a person to whoever has the same place in the next shot.

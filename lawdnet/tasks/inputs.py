@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from lawdnet.storage import REQUESTS, Beat, Location, fingerprints, is_remote, local_copy, locate, scan
-from lawdnet.types import Rejected, RejectReason
+from lawdnet.storage import REQUESTS, Location, fingerprints, is_remote, local_copy, locate, scan
+from lawdnet.types import Beat, Rejected, RejectReason
 
 VIDEO_SUFFIXES = {
     ".mp4",

@@ -35,7 +35,7 @@ def test_only_what_is_required_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     missing, old = {"ruff"}, ""
     optional = runner.invoke(app, ["doctor"])
     assert optional.exit_code == 0
-    assert "pip install 'lawdnet[dev]'" in optional.stdout
+    assert "pip install -c constraints.txt -e '.[dev]'" in optional.stdout
     missing, old = set(), "torch"
     required = runner.invoke(app, ["doctor"])
     assert required.exit_code == 1

@@ -1,5 +1,6 @@
 """The package's real code on weights made here: detectors that fire at red, and a FAN that points at colours."""
 
+import importlib.util
 import math
 from pathlib import Path
 
@@ -7,12 +8,11 @@ import numpy as np
 import pytest
 
 from lawdnet.landmarks import FaceAlignment, make_source
-from lawdnet.landmarks import fan as fan_module
 from lawdnet.landmarks.fan import Crop, crop_place, cut, peaks, to_picture
 from lawdnet.types import UInt8, Video
 
 torch = pytest.importorskip("torch")
-needs_package = pytest.mark.skipif(fan_module.find_spec("face_alignment") is None, reason="no face-alignment")
+needs_package = pytest.mark.skipif(importlib.util.find_spec("face_alignment") is None, reason="no face-alignment")
 BOX = 80
 """Side in px of the detector's picture of every face that the made S3FD finds."""
 RED, GREEN, BLUE = range(27), range(27, 36), range(36, 68)
@@ -258,8 +258,8 @@ def test_weights_are_looked_for_and_never_fetched(
 
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fan_module, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r"lawdnet\[landmarks\]"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"-e '\.\[landmarks\]'"):
         FaceAlignment()
 
 

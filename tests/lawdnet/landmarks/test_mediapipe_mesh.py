@@ -1,19 +1,20 @@
 """MediaPipe as a source: the real package up to where weights are needed, then a landmarker that sees a bright dot."""
 
+import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from lawdnet.landmarks import MediaPipe, OpenFace, make_source, mediapipe_mesh
+from lawdnet.landmarks import MediaPipe, OpenFace, make_source
 from lawdnet.landmarks.mediapipe_mesh import MESH_POINTS, look, to_68
 from lawdnet.types import UInt8, Video
 from lawdnet.video import decode, probe
 from lawdnet.weights import find_weights
 
 MEDIA = Path(__file__).resolve().parents[3].parent / "shared" / "media"
-needs_package = pytest.mark.skipif(mediapipe_mesh.find_spec("mediapipe") is None, reason="no mediapipe")
+needs_package = pytest.mark.skipif(importlib.util.find_spec("mediapipe") is None, reason="no mediapipe")
 MIRROR = [
     *range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31, 45, 44, 43, 42, 47, 46, 39, 38, 37, 36,
     41, 40, 54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65,
@@ -132,14 +133,14 @@ def test_every_tick_gets_its_faces_and_the_landmarker_is_closed(
 
 
 def test_the_model_is_looked_for_and_the_error_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mediapipe_mesh, "find_spec", lambda _: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
     monkeypatch.setenv("LAWDNET_WEIGHTS", str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"face_landmarker\.task") as caught:
         MediaPipe(weights_dir=tmp_path)
     for words in (str(tmp_path), str(tmp_path / "other"), "https://"):
         assert words in str(caught.value)
-    monkeypatch.setattr(mediapipe_mesh, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r"lawdnet\[mediapipe\]"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"-e '\.\[mediapipe\]'"):
         MediaPipe(weights_dir=tmp_path)
 
 

@@ -19,7 +19,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     if request.param == "local":
         return tmp_path / "source"
     if request.param == "memory":
-        pytest.importorskip("upath", reason="needs universal-pathlib: pip install 'lawdnet[s3]'")
+        pytest.importorskip("upath", reason="needs universal-pathlib: pip install -e '.[s3]'")
         return locate(f"memory://{tmp_path.name}/source")
     return request.getfixturevalue("s3").root / "source"
 
