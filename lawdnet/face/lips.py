@@ -1,4 +1,4 @@
-"""How far apart the lips are, from landmarks."""
+"""The distance between the lips, from landmarks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from lawdnet.types import Float32
 
 UPPER = INNER_LIP_UPPER[1:-1]
 LOWER = INNER_LIP_LOWER[1:-1]
-"""Inner lip points that face each other; the corners lie on both."""
+"""Pairs of inner lip points that face each other, without the corners, which both lips share."""
 
 
 def lip_gap(points_T68x2: Float32) -> Float32:
-    """Mean distance between the inner lips of T faces, in units of the distance of the outer eye corners.
+    """Return the mean distance between the inner lips of T faces, in units of the outer eye distance.
 
     Returns:
-        T values, 0 for closed lips, about 0.4 for a mouth wide open; NaN where the points are not finite.
+        T values: 0 for closed lips, about 0.4 for a wide open mouth, NaN where the points are not finite.
     """
     points = np.asarray(points_T68x2, np.float64)
     gap_T = np.linalg.norm(points[:, UPPER] - points[:, LOWER], axis=-1).mean(1)

@@ -15,7 +15,7 @@ import numpy as np
 from lawdnet.face.align import crop_face, fit_all
 from lawdnet.face.geometry import stage_size
 from lawdnet.face.lips import lip_gap
-from lawdnet.face.track import Track, bridge, inside, steady
+from lawdnet.face.track import Track, bridge, inside, smooth
 from lawdnet.landmarks.base import LandmarkSource
 from lawdnet.landmarks.tracks import MAX_GAP, SMOOTHING, cut_at, find_tracks
 from lawdnet.types import (
@@ -127,7 +127,7 @@ def prepare(
     shown, ticks, candidates, cuts = -1, 0, Candidates(), ShotDetector()
     for tick, (index, frame_HW3) in enumerate(decode(path)):
         beat()
-        cuts.see(frame_HW3)
+        cuts.add(frame_HW3)
         if index != shown and tick < video.num_frames and usable_T[tick]:
             crop = network_crop(frame_HW3, matrix_T33[tick], crop_width, mouth_px)
             candidates.add(Candidate(tick, float(gap_T[tick]), bool(whole_T[tick]), sharpness(crop), crop))
@@ -150,7 +150,7 @@ def _fitted(tracks: Sequence[Track], num_frames: int, crop_width: int) -> tuple[
     for track in tracks:
         filled = bridge(track, MAX_GAP)
         points_T68x2[track.start : track.stop] = filled.points_N68x2
-        matrix_T33[track.start : track.stop] = fit_all(steady(filled.points_N68x2, SMOOTHING), crop_width)
+        matrix_T33[track.start : track.stop] = fit_all(smooth(filled.points_N68x2, SMOOTHING), crop_width)
     return points_T68x2, matrix_T33
 
 

@@ -197,7 +197,7 @@ class VideoBuilder:
             video = probe(path)
             source = self._source(path)
             row["landmarks"] = source.name
-            if source.reads_pictures:
+            if source.reads_frames:
                 row["landmarks_sha256"] = source.model_sha256 or ""
         # twins of one name may have other landmarks, and need a file each until one of them is chosen
         name = video_id(path, digest([row["sha256"], row["landmarks_sha256"]]))

@@ -71,7 +71,7 @@ def test_infer_as_json(infer: list[str], tmp_path: Path) -> None:
 def test_infer_names_the_sources_there_are(infer: list[str]) -> None:
     answer = runner.invoke(app, [*infer, "--landmarks", "guess"])
     assert answer.exit_code == 2
-    assert "unknown source 'guess'; there are" in answer.stderr
+    assert "unknown source 'guess'; choose from" in answer.stderr
 
 
 @pytest.fixture

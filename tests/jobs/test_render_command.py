@@ -49,7 +49,7 @@ def test_the_whole_command(given: Path, tmp_path: Path, ray_session: None) -> No
     assert lines[0].startswith(f"rendered {out} in ")
     assert lines[1:] == [
         "  pairs   1 of 2 rendered", "  frames  20 (0.8 s)", "not rendered: 1 rejected, 0 failed", "  1 × empty_file",
-        f"      empty--hello.mp4: {given}/v/empty.mp4: the file has no bytes",
+        f"      empty--hello.mp4: {given}/v/empty.mp4: the file is empty",
     ]  # fmt: skip
     assert "render 2/2 pairs: " in answer.stderr
     assert "ann--hello.mp4: 20 frames" in answer.stderr

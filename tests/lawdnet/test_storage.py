@@ -75,7 +75,7 @@ def test_an_address_is_remote_and_travels(s3: S3Server) -> None:
 
 def test_other_addresses_are_refused() -> None:
     for address in ("http://host/a.mp4", "HTTPS://host/a.mp4", "file:///a.mp4", "nonsense://a"):
-        with pytest.raises(ValueError, match="cannot be read; give a local path, s3:// or gs://"):
+        with pytest.raises(ValueError, match="is not supported; give a local path, s3:// or gs://"):
             locate(address)
 
 

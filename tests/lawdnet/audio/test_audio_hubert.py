@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lawdnet.audio import Hubert, make_extractor
-from lawdnet.audio.base import Pieces
+from lawdnet.audio.base import Chunking
 from lawdnet.storage import sha256
 from tests.support.tiny_networks import need, write_hubert
 
@@ -52,12 +52,12 @@ def test_rows_are_every_second_hidden_state(tmp_path: Path, kind: str, more: dic
 
 
 def test_the_first_layers_statistics_are_the_whole_files(tmp_path: Path) -> None:
-    # Loud at the end only: with statistics of its own the quiet piece would be blown up.
+    # Loud at the end only: with statistics of its own, the quiet chunk would be amplified.
     write_hubert(tmp_path)
     wave = sound(200) * np.where(np.arange(640 * 200) < 640 * 150, 0.02, 1).astype(np.float32)
-    whole, pieces = Hubert(model=str(tmp_path), layer=1), Hubert(model=str(tmp_path), layer=1)
-    pieces.pieces = Pieces(rows=60, context=15)
-    difference = pieces.extract(wave) - whole.extract(wave)
+    whole, chunks = Hubert(model=str(tmp_path), layer=1), Hubert(model=str(tmp_path), layer=1)
+    chunks.chunking = Chunking(rows=60, context=15)
+    difference = chunks.extract(wave) - whole.extract(wave)
     assert np.sqrt((difference**2).mean() / whole.extract(wave).var(axis=0).mean()) < 0.02
 
 
@@ -102,14 +102,14 @@ class Trap:
 
 def test_what_is_missing_or_wrong_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ValueError, match=r"facebook/hubert-none: .*none of .*published at https://huggingface.co/facebook"
+        ValueError, match=r"facebook/hubert-none: .*not found in .*published at https://huggingface.co/facebook"
     ):
         Hubert(model="facebook/hubert-none", weights_dir=tmp_path)
     model = write_hubert(tmp_path)
     with pytest.raises(ValueError, match="layer: 4, expected 1 … 3"):
         Hubert(model=str(tmp_path), layer=4)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"no weights beside config\.json"):
+    with pytest.raises(ValueError, match=r"no weights next to config\.json"):
         Hubert(model=str(tmp_path))
     state = model.state_dict()
     state.pop("encoder.layers.1.attention.k_proj.weight")

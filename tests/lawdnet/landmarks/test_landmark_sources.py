@@ -165,7 +165,7 @@ def test_the_registry_knows_every_source_and_checks_options() -> None:
     assert source_options("face-alignment")["detector"] == "sfd"
     for name, source in SOURCES.items():
         assert source.name == name
-    with pytest.raises(ValueError, match=r"openface has no option 'batch'; there are tolerance"):
+    with pytest.raises(ValueError, match=r"openface has no option 'batch'; choose from tolerance"):
         make_source("openface", batch=3)
     with pytest.raises(ValueError, match=r"'facemesh'.*face-alignment.*openface"):
         source_options("facemesh")
@@ -191,6 +191,6 @@ def test_auto_takes_the_csv_else_a_source_that_is_ready(tmp_path: Path, monkeypa
     (tmp_path / "talk.csv").unlink()
     for name in ("face-alignment", "mediapipe"):
         monkeypatch.setitem(SOURCES, name, Missing)
-    with pytest.raises(Rejected, match=r"no talk\.csv beside it, and neither face-align") as caught:
+    with pytest.raises(Rejected, match=r"no talk\.csv next to it, and neither face-align") as caught:
         resolve_auto(talk, tmp_path)
     assert caught.value.reason is RejectReason.NO_LANDMARKS

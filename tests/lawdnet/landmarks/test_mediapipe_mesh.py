@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lawdnet.landmarks import MediaPipe, OpenFace, make_source
-from lawdnet.landmarks.mediapipe_mesh import MESH_POINTS, look, to_68
+from lawdnet.landmarks.mediapipe_mesh import MESH_POINTS, find_faces, to_68
 from lawdnet.types import UInt8, Video
 from lawdnet.video import decode, probe
 from lawdnet.weights import find_weights
@@ -91,7 +91,7 @@ def picture(*places: tuple[int, int], size: tuple[int, int] = (160, 240)) -> UIn
 @pytest.mark.parametrize("place", [(120, 80), (1, 2), (238, 158), (30, 159)])
 def test_a_face_is_looked_at_again_from_close(place: tuple[int, int]) -> None:
     landmarker = Dots()
-    (face,) = look(landmarker, picture(place))
+    (face,) = find_faces(landmarker, picture(place))
     spread = np.linspace(-10, 10, 478)
     np.testing.assert_allclose(face.points_68x2[51], (place[0] + spread[0], place[1] + spread[0]), atol=1e-3)
     np.testing.assert_allclose(face.points_68x2[27], np.array(place) + spread[168], atol=1e-3)
@@ -101,7 +101,7 @@ def test_a_face_is_looked_at_again_from_close(place: tuple[int, int]) -> None:
 
 @needs_package
 def test_of_two_faces_near_each_other_each_stays_itself() -> None:
-    faces = look(Dots(), picture((100, 80), (112, 84)))
+    faces = find_faces(Dots(), picture((100, 80), (112, 84)))
     np.testing.assert_allclose([face.points_68x2[51] for face in faces], [(90, 70), (102, 74)], atol=1e-3)
 
 
@@ -112,7 +112,7 @@ def test_a_face_that_is_not_found_again_stays_where_it_was() -> None:
             found = super().detect(image)
             return found if len(self.shapes) == 1 else SimpleNamespace(face_landmarks=[])
 
-    (face,) = look(Once(), picture((120, 80)))
+    (face,) = find_faces(Once(), picture((120, 80)))
     np.testing.assert_allclose(face.points_68x2[51], (113, 70), atol=1e-3)
 
 
@@ -149,7 +149,7 @@ def test_the_model_is_looked_for_and_the_error_says_where(tmp_path: Path, monkey
 def test_a_file_that_is_no_model_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "face_landmarker.task").write_bytes(content)
     source = MediaPipe(weights_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"face_landmarker\.task: MediaPipe cannot use it") as caught:
+    with pytest.raises(ValueError, match=r"face_landmarker\.task: MediaPipe cannot use this file") as caught:
         next(source.faces(video(48, 64), [(0, np.zeros((48, 64, 3), np.uint8))]))
     assert "\n" not in str(caught.value)
 
