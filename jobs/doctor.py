@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from jobs import console, options
+from lawdnet.install import install_hint
 
 GIB = 2**30
 PACKAGE = "lawdnet"
@@ -102,8 +103,7 @@ def _extras() -> Iterator[Check]:
     for extra in importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or []:
         wanted = [r for r in _requirements() if _applies(r, extra) and not _applies(r, "")]
         missing = [r.name for r in wanted if not _installed(r.name, str(r.specifier), False).is_ok]
-        install = f"pip install -c constraints.txt -e '.[{extra}]'"
-        advice = f"missing {', '.join(missing)}; in a checkout of lawdnet, run: {install}"
+        advice = f"missing {', '.join(missing)}; {install_hint(extra)}"
         yield Check(f"extra {extra}", not missing, advice if missing else "installed")
 
 

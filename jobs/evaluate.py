@@ -113,10 +113,10 @@ def _measure_generator(
     seed: int,
     meter: console.Meter,
 ) -> dict[str, Any]:
-    from lawdnet.audio.base import pick_device
     from lawdnet.evaluation.sync import SyncScorer
     from lawdnet.evaluation.validation import metrics, validate
     from lawdnet.inference.engine import open_generator
+    from lawdnet.models.device import pick_device
 
     chosen = pick_device(device)
     generator, meta = open_generator(checkpoint)
@@ -157,8 +157,8 @@ def _missing(figures: Mapping[str, float]) -> list[str]:
 def _measure_syncnet(
     folder: Path, dataset: Dataset, refs: list[SegmentRef], *, device: str, seed: int, meter: console.Meter
 ) -> dict[str, Any]:
-    from lawdnet.audio.base import pick_device
     from lawdnet.evaluation.validation import metrics, offsets, validate_sync
+    from lawdnet.models.device import pick_device
     from lawdnet.models.saved import load_syncnet, read_meta
 
     chosen = pick_device(device)

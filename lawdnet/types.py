@@ -1,10 +1,11 @@
-"""The data types that travel between the parts, and the constants they share.
+"""The data types that the packages exchange, and the constants that they share.
 
 Shape letters: B batch, T video frames, N frames of one sample (1 or 5), C feature dimension, H W crop height and width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -25,7 +26,7 @@ MAX_CLIPS = 32
 NUM_REFERENCES = 5
 NUM_LANDMARKS = 68
 AUDIO_CONTEXT = 2
-"""Feature rows on either side of a frame that the generator hears with it: frame t sees rows t-2 … t+2."""
+"""Feature rows before and after a frame that the generator also gets: frame t sees rows t-2 … t+2."""
 AUDIO_WINDOW = 2 * AUDIO_CONTEXT + 1
 
 UInt8 = NDArray[np.uint8]
@@ -33,9 +34,16 @@ Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 Bool = NDArray[np.bool_]
 
+Beat = Callable[[], None]
+"""Called after every piece of long work: a watchdog ends a process that makes no progress."""
+
+
+def no_beat() -> None:
+    """The default beat: nobody watches."""
+
 
 class RejectReason(StrEnum):
-    """Why an input gave no segments: the closed list behind the `reason` column of videos.parquet."""
+    """Why an input gave no segments: all values of the `reason` column in videos.parquet."""
 
     UNREADABLE = "unreadable"
     EMPTY_FILE = "empty_file"
@@ -59,7 +67,7 @@ class RejectReason(StrEnum):
 
 
 class Rejected(ValueError):
-    """An input that cannot be used, with a reason from the closed list and a detail a person understands."""
+    """An input cannot be used: a reason from the closed list, and a sentence that explains it to the user."""
 
     def __init__(self, reason: RejectReason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -72,28 +80,28 @@ class Rejected(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """What probing a file tells, before anything is decoded."""
+    """What probing a file tells before the file is decoded."""
 
     path: Path
     num_frames: int
-    """Frames on the 25 fps clock (not the source's frames), estimated from the container."""
+    """Number of frames on the 25 fps clock (not of the source), estimated from the container."""
     num_source_frames: int
-    """Frames that the source will decode to."""
+    """Number of frames that the source will decode to."""
     height: int
     width: int
-    """Upright size in px, after the rotation the file asks for."""
+    """Upright size in px, after the rotation that the file asks for."""
     fps: float
-    """The source's average rate."""
+    """Average frame rate of the source."""
     sample_rate: int | None
-    """Of the first audio stream; None where there is no audio."""
+    """Hz, of the first audio stream; None if the file has no audio."""
     shown_T: Int32 = field(default_factory=lambda: np.zeros(0, np.int32), compare=False, repr=False)
-    """The source frame that each frame of the 25 fps clock shows."""
+    """Source frame shown by each frame of the 25 fps clock."""
     video_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Landmarks:
-    """68 facial points for each of T frames (iBUG order), in px of the frame, pixel centres at integers."""
+    """68 facial points (iBUG order) for each of T frames, in px of the frame, pixel centres at integers."""
 
     points_T68x2: Float32
     valid_T: Bool
@@ -107,53 +115,37 @@ class Landmarks:
 
 @dataclass(frozen=True)
 class Face:
-    """A face found in one picture."""
+    """A face found in one image."""
 
     points_68x2: Float32
-    """iBUG order, in px of the picture, pixel centres at integers."""
+    """iBUG order, in px of the image, pixel centres at integers."""
     score: float = 1.0
-    """How sure its finder is; larger is surer."""
+    """Confidence of the detector; higher is more confident."""
     box_4: Float32 | None = None
-    """x0 y0 x1 y1 in px, as detected; None where only the points are known."""
+    """x0 y0 x1 y1 in px, as detected; None if only the points are known."""
 
     @property
     def box(self) -> Float32:
-        """x0 y0 x1 y1 in px: the detected box, else the one around the points."""
+        """x0 y0 x1 y1 in px: the detected box, or the one around the points if there is none."""
         if self.box_4 is not None:
             return self.box_4
         return np.concatenate([self.points_68x2.min(0), self.points_68x2.max(0)])
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignedFaces:
-    """Upright face crops and the 3×3 matrices that take frame px to crop px."""
-
-    frames_THW3: UInt8
-    matrix_T33: Float32
-
-
-@dataclass(frozen=True, kw_only=True)
-class AudioFeatures:
-    """One feature row per video frame: C values at 25 Hz."""
-
-    values_TC: Float32
-    extractor: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Segment:
-    """The stored row: T consecutive frames of one face, T a multiple of 9 between 54 and 288.
+    """A stored row: T consecutive frames of one face, where T is a multiple of 9 from 54 to 288.
 
-    The length contract: pictures, landmarks, matrices and every feature have exactly T rows.
+    The length contract: frames, landmarks, matrices and every feature have exactly T rows.
     """
 
     segment_id: str
     video_id: str
     index: int
     start_frame: int
-    """First frame on the video's 25 fps clock."""
+    """Number of the first frame on the video's 25 fps clock."""
     track: int = 0
-    """Which face of the video: segments of one track show one person without a cut between them."""
+    """Which face track of the video: segments of one track show the same person, with no cut in between."""
     split: str
     """`train` or `val`, the same for all segments of a video."""
     frames_jpeg: tuple[bytes, ...]
@@ -162,14 +154,14 @@ class Segment:
     """In crop px."""
     matrix_T33: Float32
     features: dict[str, Float32]
-    """Extractor name → T×C."""
+    """Rows T×C by extractor name."""
     scores: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         frames = len(self.frames_jpeg)
         clips, rest = divmod(frames, CLIP_FRAMES)
         if rest or not MIN_CLIPS <= clips <= MAX_CLIPS:
-            raise ValueError(f"frames_jpeg: {frames} frames, expected 9 × (6 … 32)")
+            raise ValueError(f"frames_jpeg: {frames} frames, expected a multiple of {CLIP_FRAMES} from 54 to 288")
         lengths = {"landmarks_T68x2": len(self.landmarks_T68x2), "matrix_T33": len(self.matrix_T33)}
         lengths |= {f"features[{name}]": len(rows) for name, rows in self.features.items()}
         for name, length in lengths.items():
@@ -178,20 +170,21 @@ class Segment:
 
     @property
     def num_frames(self) -> int:
-        """T."""
+        """Number of frames, T."""
         return len(self.frames_jpeg)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBatch:
-    """What one training step sees; N is 1 in frame stages and 5 in the clip stage."""
+    """One micro-batch; N is 1 in frame stages and 5 in the clip stage."""
 
     source_BN3HW: Tensor
-    """In [0, 1]."""
+    """RGB in [0, 1]."""
     reference_BN15HW: Tensor
     """Five reference crops per source frame, stacked by channel, in [0, 1]."""
     audio_BNC5: Tensor
     sync_audio_BC9: Tensor | None = None
     """The nine rows of the whole clip, for the sync network."""
     other_audio_BC9: Tensor | None = None
-    """For training the sync network, 2·B times nine rows: from elsewhere in the same segments, then their quietest."""
+    """Negatives for the sync network, 2·B times nine rows: B from elsewhere in the same segments, then B where those
+    segments are quietest."""

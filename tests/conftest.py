@@ -35,7 +35,7 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """A local S3 at the address that the environment names."""
-    pytest.importorskip("s3fs", reason="needs s3fs: pip install 'lawdnet[s3]'")
+    pytest.importorskip("s3fs", reason="needs s3fs: pip install -e '.[s3]'")
     moto = pytest.importorskip("moto.moto_server.werkzeug_app", reason="needs moto[server,s3]")
     from werkzeug.serving import make_server
 

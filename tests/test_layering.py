@@ -15,17 +15,18 @@ LEAVES = {"lawdnet.report", "lawdnet.synthetic"}
 """Nothing else in the library imports these; they may import all of it."""
 
 ALLOWED = {
+    "install": set(),
     "types": set(),
-    "storage": set(),
-    "weights": set(),
+    "storage": {"install", "types"},
+    "weights": {"install"},
     "video": {"types"},
-    "audio": {"types", "video", "weights"},
+    "audio": {"types", "storage", "weights", "video", "models.device"},
     "face": {"types"},
-    "landmarks": {"types", "video", "face", "weights"},
+    "landmarks": {"types", "storage", "weights", "video", "face", "models.device"},
     "tasks": {"types", "storage", "data"},
     "data": {"types", "storage", "video", "audio", "landmarks", "face", "tasks"},
     "models": {"types", "storage"},
-    "training": {"types", "storage", "data", "models", "face.geometry", "face.mask"},
+    "training": {"install", "types", "storage", "data", "models", "face.geometry", "face.mask"},
     "inference": {"types", "video", "audio", "landmarks", "face", "models"},
     "evaluation": {"types", "storage", "weights", "video", "audio", "landmarks", "face", "models", "inference", "data"},
 }

@@ -1,4 +1,4 @@
-"""Sound: reading it on the video's clock, and the features that the networks hear.
+"""Audio: reading it on the video's clock, and the features that the networks get.
 
 A new extractor is a class in a file of its own (see `base.AudioExtractor`) and one line here.
 """

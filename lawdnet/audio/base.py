@@ -1,6 +1,6 @@
-"""What all audio features share: the extractor's interface, long sound in pieces, and where rows meet frames.
+"""What all audio features share: the extractor's interface, long audio in chunks, and the match of rows to frames.
 
-Shape letters: R feature rows at the extractor's rate, T video frames, C feature dimension, B pieces, L rows of one.
+Shape letters: R feature rows at the extractor's rate, T video frames, C feature dimension, B chunks, L rows of a chunk.
 """
 
 from __future__ import annotations
@@ -8,38 +8,28 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from lawdnet.types import AUDIO_CONTEXT, FPS, Float32, Rejected, RejectReason
-
-if TYPE_CHECKING:
-    import torch
-
-Beat = Callable[[], None]
-"""Called after every piece of work, for a watchdog that ends what no longer moves."""
-
-
-def no_beat() -> None:
-    """The beat that nobody listens to."""
+from lawdnet.types import AUDIO_CONTEXT, FPS, Beat, Float32, Rejected, RejectReason, no_beat
 
 
 class AudioExtractor(Protocol):
-    """Turns a wave into rows of features.
+    """Turns audio into rows of features.
 
-    Constructors are cheap: they find files and check packages; networks load when the first wave comes.
+    Constructors are cheap: they find files and check packages; networks load at the first call of `extract`.
     """
 
     name: str
     feature_dim: int
     frame_shift: float
-    """Seconds between rows; row i is centred on i·frame_shift, at most half a video frame (20 ms) off."""
+    """Seconds between rows; row i is centred on i·frame_shift, to within half a video frame (20 ms)."""
     model_sha256: str | None
-    """Of the trained weights; None where there are none."""
+    """SHA-256 of the trained weights; None if there are none."""
 
-    def extract(self, wave: Float32, beat: Beat = no_beat) -> Float32:
-        """A 16 kHz mono wave in [-1, 1] as R×C finite rows that cover it; no samples give no rows."""
+    def extract(self, audio: Float32, beat: Beat = no_beat) -> Float32:
+        """Return R×C finite rows that cover 16 kHz mono audio in [-1, 1]; no samples give no rows."""
         ...
 
 
@@ -47,75 +37,75 @@ EXTRACTORS: dict[str, type[AudioExtractor]] = {}
 
 
 def extractor_options(name: str) -> dict[str, Any]:
-    """The options of an extractor and their defaults.
+    """Return the options of an extractor and their defaults.
 
     Raises:
         ValueError: unknown name.
     """
     if name not in EXTRACTORS:
-        raise ValueError(f"unknown audio features {name!r}: choose from {', '.join(sorted(EXTRACTORS))}")
+        raise ValueError(f"unknown audio features {name!r}; choose from {', '.join(sorted(EXTRACTORS))}")
     parameters = inspect.signature(EXTRACTORS[name]).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters}
 
 
 def make_extractor(name: str, **options: Any) -> AudioExtractor:
-    """An extractor by its registered name, with its class's own options (`extractor_options`).
+    """Create an extractor by its registered name, with the options of its class (`extractor_options`).
 
     Raises:
-        ValueError: unknown name or option, a package that is not installed, or weights that are not there.
+        ValueError: unknown name or option, a package that is not installed, or weights that are missing.
     """
     valid = extractor_options(name)
     if unknown := sorted(options.keys() - valid.keys()):
-        raise ValueError(f"{name} has no option {unknown[0]!r}: choose from {', '.join(valid)}")
+        raise ValueError(f"{name} has no option {unknown[0]!r}; choose from {', '.join(valid)}")
     return EXTRACTORS[name](**options)
 
 
-def frame_features(extractor: AudioExtractor, wave: Float32, num_frames: int, *, beat: Beat = no_beat) -> Float32:
-    """One feature row per video frame: `extract`, then `fit_to_video`.
+def frame_features(extractor: AudioExtractor, audio: Float32, num_frames: int, *, beat: Beat = no_beat) -> Float32:
+    """Return one feature row per video frame: `extract`, then `fit_to_video`.
 
     Args:
-        extractor: what hears.
-        wave: 16 kHz mono in [-1, 1], sample 0 at the first frame.
+        extractor: computes the rows.
+        audio: 16 kHz mono in [-1, 1], sample 0 at the first frame.
         num_frames: T.
-        beat: called after every window of the sound.
+        beat: called after every chunk of the audio.
 
     Returns:
         T×C.
 
     Raises:
-        Rejected: FEATURE_LENGTH where the rows do not cover the frames (see `fit_to_video`).
-        ValueError: the wave is not mono, or the weights cannot be read.
+        Rejected: FEATURE_LENGTH if the rows do not cover the frames (see `fit_to_video`).
+        ValueError: the audio is not mono, or the weights cannot be read.
     """
-    return fit_to_video(extractor.extract(wave, beat), extractor.frame_shift, num_frames)
+    return fit_to_video(extractor.extract(audio, beat), extractor.frame_shift, num_frames)
 
 
 def fit_to_video(values_RC: Float32, frame_shift: float, num_frames: int, *, tolerance_frames: float = 2) -> Float32:
     """Resample feature rows to one per video frame: frame t is at t/25 s, row i at i·frame_shift.
 
-    Linear interpolation between rows; frames past the last row repeat it. Rows at 25 Hz pass unchanged
-    (without a copy where none is missing), and of rows at 50 Hz every second one is taken.
+    Values between rows are interpolated linearly; frames after the last row repeat it. Rows at 25 Hz pass unchanged
+    (without a copy if none is missing), and of rows at 50 Hz every second one is taken.
 
     Args:
         values_RC: rows that cover R·frame_shift seconds.
         frame_shift: seconds between rows.
         num_frames: T.
-        tolerance_frames: how far the rows' length may be off the video's, in video frames.
+        tolerance_frames: largest difference between the lengths of rows and video, in video frames.
 
     Returns:
         T×C.
 
     Raises:
-        Rejected: FEATURE_LENGTH where the lengths differ by more.
+        Rejected: FEATURE_LENGTH if the lengths differ by more.
         ValueError: the rows are not two-dimensional or not finite.
     """
     if values_RC.ndim != 2 or not np.isfinite(values_RC).all():
-        raise ValueError(f"feature rows of shape {values_RC.shape}: expected two dimensions and finite values")
+        raise ValueError(f"feature rows: shape {values_RC.shape}, expected two dimensions and finite values")
     rows = len(values_RC)
     covered = rows * frame_shift * FPS
     if rows == 0 or abs(covered - num_frames) > tolerance_frames + 1e-6:
         detail = f"{rows} feature rows cover {covered:.1f} frames, the video has {num_frames}"
         raise Rejected(RejectReason.FEATURE_LENGTH, f"{detail} (tolerance {tolerance_frames})")
-    # Rounding makes positions that fall on a row fall on it exactly, whatever the shift's binary fraction.
+    # Rounding puts positions exactly on their row, whatever the binary fraction of the shift.
     position_T = np.round(np.arange(num_frames) / (FPS * frame_shift), 6).clip(max=rows - 1)
     lower_T = position_T.astype(np.int64)
     if np.array_equal(lower_T, np.arange(num_frames)) and (position_T == lower_T).all():
@@ -126,89 +116,72 @@ def fit_to_video(values_RC: Float32, frame_shift: float, num_frames: int, *, tol
 
 
 def windows(values_TC: Float32, radius: int = AUDIO_CONTEXT) -> Float32:
-    """Rows t-radius … t+radius around every frame, the first and last row repeated beyond the ends.
+    """Return rows t-radius … t+radius around every frame; the first and last row are repeated beyond the ends.
 
     Returns:
-        T×C×(2·radius + 1): the model's layout, time last.
+        T×C×(2·radius + 1): the layout of the networks, time last.
 
     Raises:
-        ValueError: no rows.
+        ValueError: there are no rows.
     """
     if len(values_TC) == 0:
-        raise ValueError("no feature rows to take windows of")
+        raise ValueError("no feature rows to take windows from")
     around_T5 = np.arange(len(values_TC))[:, None] + np.arange(-radius, radius + 1)
     return np.ascontiguousarray(values_TC[around_T5.clip(0, len(values_TC) - 1)].swapaxes(1, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pieces:
-    """How a network that hears all of its input at once is given long sound: in overlapping pieces of equal length.
+class Chunking:
+    """How a network that takes its whole input at once gets long audio: in overlapping chunks of equal length.
 
-    What the network makes of a piece's ends, where it lacks the neighbourhood, is thrown away.
+    Rows near the ends of a chunk, where the network lacks context, are thrown away.
     """
 
     rows: int
-    """Rows of one piece; sound of no more rows is one piece, processed whole."""
+    """Rows of one chunk; audio of no more rows is a single chunk."""
     context: int
-    """Rows at either end that are thrown away, but at the ends of the sound."""
+    """Rows thrown away at either end, except at the ends of the audio."""
     batch: int = 1
-    """Pieces given to the network at once."""
+    """Chunks given to the network at once."""
 
     def __post_init__(self) -> None:
         if self.rows <= 2 * self.context or self.context < 0 or self.batch < 1:
-            raise ValueError(f"pieces of {self.rows} rows with a context of {self.context}, {self.batch} at once")
+            raise ValueError(
+                f"chunks of {self.rows} rows with a context of {self.context}, {self.batch} at once, are not possible"
+            )
 
 
-def in_pieces(
-    run: Callable[[list[int], int], Float32], rows: int, dim: int, pieces: Pieces, beat: Beat = no_beat
+def in_chunks(
+    run: Callable[[list[int], int], Float32], rows: int, dim: int, chunking: Chunking, beat: Beat = no_beat
 ) -> Float32:
-    """All rows of a sequence, made piece by piece with bounded memory.
+    """Compute all rows of a sequence chunk by chunk, with bounded memory.
 
     Args:
-        run: given the first rows of B pieces and their length L, makes B×L×dim.
-        rows: of the whole sequence.
-        dim: numbers in a row.
-        pieces: how long, how much overlap, how many at once.
+        run: given the first rows of B chunks and their length L, returns B×L×dim.
+        rows: rows of the whole sequence.
+        dim: values per row.
+        chunking: length, overlap and batch of the chunks.
         beat: called after every batch.
 
     Returns:
         rows×dim.
     """
     out_RC = np.empty((rows, dim), np.float32)
-    length = min(pieces.rows, rows)
-    starts = [*range(0, rows - length, pieces.rows - 2 * pieces.context), rows - length] if rows else []
-    # A piece keeps its rows from `edges[i]` to the next edge.
-    edges = [0, *(start + pieces.context for start in starts[1:]), rows]
-    for first in range(0, len(starts), pieces.batch):
-        some = starts[first : first + pieces.batch]
-        for number, values_LC in enumerate(run(some, length), first):
-            begin, end = edges[number], edges[number + 1]
+    length = min(chunking.rows, rows)
+    starts = [*range(0, rows - length, chunking.rows - 2 * chunking.context), rows - length] if rows else []
+    # Chunk i keeps its rows from edges[i] to edges[i + 1].
+    edges = [0, *(start + chunking.context for start in starts[1:]), rows]
+    for first in range(0, len(starts), chunking.batch):
+        batch = starts[first : first + chunking.batch]
+        for number, values_LC in enumerate(run(batch, length), first):
+            begin = edges[number]
+            end = edges[number + 1]
             out_RC[begin:end] = values_LC[begin - starts[number] : end - starts[number]]
         beat()
     return out_RC
 
 
-def check_mono(wave: Float32) -> None:
-    """Raises ValueError for anything but one dimension."""
-    if wave.ndim != 1:
-        raise ValueError(f"wave: shape {wave.shape}, expected one dimension (mono)")
-
-
-def pick_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one: the process's first, since Ray shows each actor only its own.
-
-    Raises:
-        ValueError: not a device, or a GPU that is not there.
-    """
-    import torch
-
-    found = torch.cuda.is_available()
-    if device == "auto":
-        return torch.device("cuda" if found else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device: {device!r}, expected auto, cpu or cuda") from None
-    if chosen.type == "cuda" and not found:
-        raise ValueError(f"device: {device!r} was asked for, and torch finds no GPU here")
-    return chosen
+def check_mono(audio: Float32) -> None:
+    """Raise ValueError unless the audio has exactly one dimension."""
+    if audio.ndim != 1:
+        raise ValueError(f"audio: shape {audio.shape}, expected one dimension (mono)")

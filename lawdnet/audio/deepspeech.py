@@ -1,6 +1,6 @@
-"""Mozilla DeepSpeech 0.1.0: what the published LawDNet hears. Its frozen graph runs in TensorFlow.
+"""Mozilla DeepSpeech 0.1.0, the audio features of the published LawDNet; its frozen graph runs in TensorFlow.
 
-Shape letters: R rows at 50 Hz, M cepstral coefficients, D numbers the network sees at once, B pieces, L rows of one.
+Shape letters: R rows at 50 Hz, M cepstral coefficients, D inputs of the network for a row, B chunks, L rows of a chunk.
 """
 
 from __future__ import annotations
@@ -9,47 +9,51 @@ import contextlib
 import importlib
 import logging
 import os
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lawdnet.audio.base import Beat, Pieces, check_mono, in_pieces, no_beat, pick_device
+from lawdnet.audio.base import Chunking, check_mono, in_chunks
 from lawdnet.audio.mfcc import Float64, mfcc
-from lawdnet.types import FPS, Float32
-from lawdnet.weights import file_sha256, find_weights, need_package
+from lawdnet.models.device import pick_device
+from lawdnet.storage import files_sha256
+from lawdnet.types import FPS, Beat, Float32, no_beat
+from lawdnet.weights import find_weights, need_package
 
 COEFFICIENTS = 26
 CONTEXT = 9
-"""Rows on either side that the network sees with a row."""
-SEEN = 2 * CONTEXT + 1
+"""Rows before and after a row that the network also sees."""
+WINDOW = 2 * CONTEXT + 1
 FILE = "output_graph.pb"
 PUBLISHED = (
-    "it is in deepspeech-0.1.0-models.tar.gz, published at https://github.com/mozilla/DeepSpeech/releases/tag/v0.1.0"
+    "it is part of deepspeech-0.1.0-models.tar.gz, published at"
+    " https://github.com/mozilla/DeepSpeech/releases/tag/v0.1.0"
 )
 
 logger = logging.getLogger(__name__)
 
 
 class DeepSpeech:
-    """Values before the softmax of DeepSpeech 0.1.0: 29 characters, English speech.
+    """Computes the outputs of DeepSpeech 0.1.0 before the softmax: 29 characters, trained on English.
 
-    26 MFCC of every second 10 ms row, 19 rows at a time, the whole file's matrix normalised to mean 0 and
-    deviation 1; every second row of the network's 50 Hz output is kept. Row t is centred on 40·t + 12.5 ms.
+    The network gets 26 MFCC of every second 10 ms row, 19 rows at a time, normalised to mean 0 and deviation 1 over the
+    whole file; every second row of its 50 Hz output is kept. Row t is centred on 40·t + 12.5 ms.
 
-    Sound of more than 20 s goes through the network in pieces of 20 s that overlap by 5 s, normalised by the whole
-    file's statistics. The LSTM runs in both directions from end to end, so a row differs from whole-file processing
-    by what an LSTM still remembers after 2.5 s.
+    Audio of more than 20 s goes through the network in chunks of 20 s that overlap by 5 s, normalised with the
+    statistics of the whole file. The LSTM runs in both directions from end to end, so a row differs from whole-file
+    processing by what the LSTM still remembers after 2.5 s.
 
     Args:
         file: name of the frozen graph.
-        batch: pieces at once, where the graph allows more than one.
-        weights_dir: where the graph is looked for first (`find_weights`).
+        batch: chunks at once, if the graph allows more than one.
+        weights_dir: the folder searched first for the graph (`find_weights`).
         device: auto, cpu or cuda.
 
     Raises:
-        ValueError: TensorFlow is not installed, or the file is not there.
+        ValueError: TensorFlow is not installed, or the file is missing.
     """
 
     name = "deepspeech"
@@ -61,29 +65,29 @@ class DeepSpeech:
     ) -> None:
         need_package("tensorflow", self.name)
         self.path = find_weights(file, weights_dir, hint=PUBLISHED)
-        self.model_sha256: str | None = file_sha256(self.path)
+        self.model_sha256: str | None = files_sha256([self.path])
         self.device = device
-        self.pieces = Pieces(rows=1000, context=125, batch=batch)
+        self.chunking = Chunking(rows=1000, context=125, batch=batch)
 
-    def extract(self, wave: Float32, beat: Beat = no_beat) -> Float32:
-        """A 16 kHz mono wave in [-1, 1] as ceil(R/2)×29 rows at 25 Hz.
+    def extract(self, audio: Float32, beat: Beat = no_beat) -> Float32:
+        """Return ceil(R/2)×29 rows at 25 Hz for 16 kHz mono audio in [-1, 1].
 
         Raises:
-            ValueError: the wave is not mono, or the file is not DeepSpeech's graph.
+            ValueError: the audio is not mono, or the file is not DeepSpeech's graph.
         """
-        check_mono(wave)
-        rows_RM = mfcc(wave, COEFFICIENTS, beat)[::2]
+        check_mono(audio)
+        rows_RM = mfcc(audio, COEFFICIENTS, beat)[::2]
         if len(rows_RM) == 0:
             return np.empty((0, self.feature_dim), np.float32)
         mean, deviation = _statistics(rows_RM)
         padded_RM = np.pad(rows_RM, ((CONTEXT, CONTEXT), (0, 0)))
 
         def run(starts: list[int], length: int) -> Float32:
-            parts = [padded_RM[start : start + length + 2 * CONTEXT] for start in starts]
-            return self._graph(np.stack([(_seen(part) - mean) / deviation for part in parts]))
+            chunks = [padded_RM[start : start + length + 2 * CONTEXT] for start in starts]
+            return self._graph(np.stack([(_with_context(chunk) - mean) / deviation for chunk in chunks]))
 
-        pieces = Pieces(rows=self.pieces.rows, context=self.pieces.context, batch=self._graph.batch(self.pieces.batch))
-        return in_pieces(run, len(rows_RM), self.feature_dim, pieces, beat)[::2].copy()
+        chunking = replace(self.chunking, batch=self._graph.batch(self.chunking.batch))
+        return in_chunks(run, len(rows_RM), self.feature_dim, chunking, beat)[::2].copy()
 
     @cached_property
     def _graph(self) -> _FrozenGraph:
@@ -91,17 +95,17 @@ class DeepSpeech:
 
 
 def import_tensorflow() -> Any:
-    """TensorFlow without its screenful of start-up notes, beside torch."""
+    """Import TensorFlow without its start-up messages, and so that it works together with torch."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # torch's CUDA builds bring triton, whose LLVM ends the process (a segmentation fault) when it comes after
-    # TensorFlow's: transformers and torch.compile load it late. The other way round both live.
+    # torch's CUDA builds bring triton. If triton is imported after TensorFlow, as transformers and torch.compile do,
+    # its LLVM crashes the process (segmentation fault); the other way round both work.
     with contextlib.suppress(ImportError):
         importlib.import_module("triton")
     return importlib.import_module("tensorflow")
 
 
 class _FrozenGraph:
-    """The published graph in a session of its own."""
+    """The published graph in its own session."""
 
     def __init__(self, path: Path, device: str) -> None:
         tf = import_tensorflow()
@@ -120,23 +124,23 @@ class _FrozenGraph:
         self._session = tf.compat.v1.Session(graph=graph, config=_session_options(tf, device))
 
     def batch(self, wanted: int) -> int:
-        """Pieces the graph takes at once."""
+        """Return how many chunks the graph takes at once."""
         fixed = self._input.shape[0] if self._input.shape.rank else None
         return wanted if fixed is None else int(fixed)
 
     def __call__(self, input_BLD: Float32) -> Float32:
-        """Inputs as B×L×29 values before the softmax."""
+        """Return B×L×29 outputs before the softmax."""
         count, length = input_BLD.shape[:2]
         feed = {self._input: input_BLD.astype(np.float32), self._lengths: [length] * count}
         logits_LBC: Float32 = self._session.run(self._logits, feed)
         expected = (length, count, DeepSpeech.feature_dim)
         if logits_LBC.shape != expected:
-            raise ValueError(f"logits of the frozen graph have the shape {logits_LBC.shape}, expected {expected}")
+            raise ValueError(f"the logits of the frozen graph have shape {logits_LBC.shape}, expected {expected}")
         return logits_LBC.swapaxes(0, 1)
 
 
 def _session_options(tf: Any, device: str) -> Any:
-    """One thread per core that this process may use (Ray sets OMP_NUM_THREADS), GPU memory as it is needed."""
+    """Use one thread per core of this process (Ray sets OMP_NUM_THREADS), and take GPU memory as needed."""
     threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
     options = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
     options.gpu_options.allow_growth = True
@@ -145,17 +149,17 @@ def _session_options(tf: Any, device: str) -> Any:
     return options
 
 
-def _seen(padded_RM: Float64) -> Float64:
-    """(L + 18)×M rows as L×D: every row with its neighbours, oldest first."""
-    seen_LMS = np.lib.stride_tricks.sliding_window_view(padded_RM, SEEN, axis=0)
-    return seen_LMS.swapaxes(1, 2).reshape(len(seen_LMS), -1)
+def _with_context(padded_RM: Float64) -> Float64:
+    """Join every row of L with its neighbours, oldest first: (L + 18)×M → L×D."""
+    window_LMW = np.lib.stride_tricks.sliding_window_view(padded_RM, WINDOW, axis=0)
+    return window_LMW.swapaxes(1, 2).reshape(len(window_LMW), -1)
 
 
 def _statistics(rows_RM: Float64) -> tuple[float, float]:
-    """Mean and deviation of the matrix that `_seen` makes of the whole file, without making it."""
-    at_R = np.arange(len(rows_RM))
-    times_R = 1 + np.minimum(at_R, CONTEXT) + np.minimum(at_R[::-1], CONTEXT)
-    total = len(rows_RM) * SEEN * COEFFICIENTS
+    """Return mean and deviation of `_with_context` for the whole file, without computing that matrix."""
+    index_R = np.arange(len(rows_RM))
+    times_R = 1 + np.minimum(index_R, CONTEXT) + np.minimum(index_R[::-1], CONTEXT)
+    total = len(rows_RM) * WINDOW * COEFFICIENTS
     mean = float(times_R @ rows_RM.sum(1)) / total
     empty = total - int(times_R.sum()) * COEFFICIENTS
     variance = (float(times_R @ ((rows_RM - mean) ** 2).sum(1)) + empty * mean**2) / total

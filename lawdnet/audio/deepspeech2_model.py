@@ -23,7 +23,7 @@ from lawdnet.types import Float32
 
 CHANNELS = 32
 CONVOLVED = CHANNELS * 41
-"""Numbers in a row after the convolutions: 161 frequencies become 81, then 41."""
+"""Values per row after the convolutions: 161 frequencies become 81, then 41."""
 
 
 class DeepSpeech2Model(nn.Module):
@@ -37,7 +37,7 @@ class DeepSpeech2Model(nn.Module):
         self.fc = nn.Sequential(_EachRow(nn.Sequential(nn.BatchNorm1d(hidden), nn.Linear(hidden, classes, bias=False))))
 
     def forward(self, x_B1QF: Tensor) -> Tensor:
-        """Normalised spectrograms as B×R×K values before the softmax, R = ceil(F/2)."""
+        """Return B×R×K outputs before the softmax for normalised spectrograms, with R = ceil(F/2)."""
         x_RBH = self.conv(x_B1QF).flatten(1, 2).permute(2, 0, 1)
         for rnn in self.rnns:
             x_RBH = rnn(x_RBH)
@@ -46,7 +46,7 @@ class DeepSpeech2Model(nn.Module):
 
     @torch.inference_mode()
     def run(self, x_BFQ: Float32) -> Float32:
-        """`forward` for arrays, on the network's device."""
+        """Run `forward` on arrays, on the network's device."""
         device = next(self.parameters()).device
         x_B1QF = torch.from_numpy(x_BFQ).to(device).swapaxes(1, 2)[:, None]
         return np.asarray(self(x_B1QF).float().cpu().numpy())
@@ -70,7 +70,7 @@ class _Convolutions(nn.Module):
 
 
 class _EachRow(nn.Module):
-    """A module for R·B rows, given R×B×H."""
+    """Applies a module for R·B rows to an input R×B×H."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -96,10 +96,10 @@ class _Recurrent(nn.Module):
 
 
 def load_deepspeech2(path: Path, device: torch.device) -> DeepSpeech2Model:
-    """The network of a Lightning checkpoint or bare state dict, ready to run; sizes are read off the weights.
+    """Load the network from a Lightning checkpoint or a bare state dict, ready to run; sizes follow from the weights.
 
     Raises:
-        ValueError: damaged, or another network's.
+        ValueError: the file is damaged, or holds another network.
     """
     loaded = read_tensors(path)
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
@@ -115,33 +115,34 @@ def load_deepspeech2(path: Path, device: torch.device) -> DeepSpeech2Model:
 
 
 def read_tensors(path: Path) -> Any:
-    """Tensors and plain containers of a torch file; whatever else it pickles becomes an empty stand-in.
+    """Read the tensors and plain containers of a torch file; any other pickled object becomes an empty stand-in.
 
-    Lightning pickles hyper-parameters as objects of the training code. Nothing of the file is imported or called.
+    Lightning pickles hyper-parameters as objects of the training code. Nothing that the file names is imported or
+    called.
 
     Raises:
-        ValueError: damaged, or not a torch file.
+        ValueError: the file is damaged, or not a torch file.
     """
-    mapped = zipfile.is_zipfile(path)  # the optimiser's state, two thirds of the file, then stays on disk
+    mapped = zipfile.is_zipfile(path)  # then the optimiser state, two thirds of the file, stays on disk
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         pass
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"{path}: cannot be read ({type(error).__name__}); it is damaged or cut short") from None
+        raise ValueError(f"{path}: cannot be read ({type(error).__name__}); it is damaged or truncated") from None
     try:
         if tarfile.is_tarfile(path):
-            raise ValueError("a tar file of before torch 0.4")
+            raise ValueError("a tar file from before torch 0.4")
         return torch.load(path, map_location="cpu", weights_only=False, mmap=mapped, pickle_module=_harmless_pickle())
-    except Exception as error:  # as above
+    except Exception as error:  # torch raises many kinds here, too
         raise ValueError(f"{path}: cannot be read ({error}); it is damaged or not a torch file") from None
 
 
 def _harmless_pickle() -> Any:
-    """What torch needs of the module `pickle`. Made anew for each file, so that no file can leave anything behind."""
+    """Return what torch needs of the module `pickle`, new for each file, so that no file can leave anything behind."""
 
     class StandIn:
-        """Takes everything a pickle can do to an object, and does nothing."""
+        """Accepts everything that a pickle can do to an object, and does nothing."""
 
         def __new__(cls, *_: Any, **__: Any) -> StandIn:
             return super().__new__(cls)
@@ -168,7 +169,7 @@ def _harmless_pickle() -> Any:
 
 
 def _rebuild_tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-    """A tensor over stored numbers; torch's own function would also set what is left out here."""
+    """Return a tensor over a storage; gradients, hooks and metadata of the file are ignored."""
     tensor: Tensor = torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, OrderedDict())
     return tensor
 

@@ -1,23 +1,25 @@
-"""HuBERT, wav2vec 2.0 and WavLM: features learned from speech without text, so they know no single language.
+"""HuBERT, wav2vec 2.0 and WavLM: features learned from speech without text, not tied to one language.
 
-Shape letters: T rows at 25 Hz, C feature dimension, B pieces, S samples.
+Shape letters: T rows at 25 Hz, C feature dimension, B chunks, S samples.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lawdnet.audio.base import Beat, Pieces, check_mono, in_pieces, no_beat, pick_device
-from lawdnet.types import FPS, SAMPLES_PER_FRAME, Float32
-from lawdnet.weights import file_sha256, need_package, weights_folders
+from lawdnet.audio.base import Chunking, check_mono, in_chunks
+from lawdnet.models.device import pick_device
+from lawdnet.storage import files_sha256
+from lawdnet.types import FPS, SAMPLES_PER_FRAME, Beat, Float32, no_beat
+from lawdnet.weights import need_package, weights_folders
 
 if TYPE_CHECKING:
     from lawdnet.audio.hubert_model import SpeechModel
@@ -25,35 +27,35 @@ if TYPE_CHECKING:
 MODEL = "facebook/hubert-base-ls960"
 TYPES = ("hubert", "wav2vec2", "wavlm")
 BLOCK = 480_000
-"""Samples (30 s) measured at a time, which bounds the memory."""
+"""Samples (30 s) processed at a time, to bound memory."""
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-PUBLISHED = "it is published at https://huggingface.co/{}: copy its files to a folder, and name that"
+PUBLISHED = "it is published at https://huggingface.co/{}: copy its files to a folder and give that folder"
 
 logger = logging.getLogger(__name__)
 
 
 class Hubert:
-    """Hidden states of a HuBERT, wav2vec 2.0 or WavLM network, whichever the folder's config.json names.
+    """Computes hidden states of a HuBERT, wav2vec 2.0 or WavLM network; the folder's config.json says which.
 
-    The wave is normalised to mean 0 and deviation 1 over the whole file where the network's preprocessor asks for
-    it, and padded by half of what the network hears at once (12.5 ms), so that its 20 ms rows are centred on 20·i
-    ms; every second one is kept. Row t is centred on 40·t ms, where t is the video's frame.
+    Audio is normalised to mean 0 and deviation 1 over the whole file if the network's preprocessor asks for it, and
+    padded by half of the network's receptive field (12.5 ms), so that its 20 ms rows are centred on 20·i ms; every
+    second row is kept. Row t, for frame t of the video, is centred on 40·t ms.
 
-    Sound of more than 16 s goes through the network in pieces of 16 s that overlap by 4 s (attention grows with the
-    square of the length, and these networks learned on pieces like that). The statistics of the first layer's group
-    norm are those of the whole file; attention sees its piece only, which is where a row differs from whole-file
+    Audio of more than 16 s goes through the network in chunks of 16 s that overlap by 4 s: the cost of attention grows
+    with the square of the length, and these networks were trained on such chunks. The group norm of the first layer
+    uses the statistics of the whole file. Attention sees only its chunk, which is why a row differs from whole-file
     processing.
 
     Args:
-        model: a folder with config.json and weights (safetensors, or a .bin that holds nothing but tensors), a
-            folder name in `weights_folders`, or a name on huggingface.co, which is downloaded to its usual cache.
-        layer: hidden state after that many transformer layers; None is the network's output.
-        batch: pieces at once; None is 8 on a GPU and 1 elsewhere.
-        weights_dir: where the model's folder is looked for first.
+        model: a folder with config.json and weights (safetensors, or a .bin with nothing but tensors), the name of a
+            folder in `weights_folders`, or a name on huggingface.co, which is downloaded to its usual cache.
+        layer: take the hidden state after this many transformer layers; None takes the network's output.
+        batch: chunks at once; None means 8 on a GPU and 1 elsewhere.
+        weights_dir: the folder searched first for the model's folder.
         device: auto, cpu or cuda.
 
     Raises:
-        ValueError: transformers is not installed, the model is not there or of another kind, or it has no such layer.
+        ValueError: transformers is not installed, the model is missing or of another type, or it has no such layer.
     """
 
     name = "hubert"
@@ -74,42 +76,41 @@ class Hubert:
         self.feature_dim = int(config["hidden_size"])
         self.model_sha256: str | None = _weights_sha256(self.folder)
         self.layer, self.device, self.batch = layer, device, batch
-        self.pieces = Pieces(rows=400, context=50)
+        self.chunking = Chunking(rows=400, context=50)
         self._hop = math.prod(config["conv_stride"])
-        self._heard = _receptive_field(config["conv_kernel"], config["conv_stride"])
+        self._receptive = _receptive_field(config["conv_kernel"], config["conv_stride"])
         self._normalise = bool(_read_json(self.folder / "preprocessor_config.json").get("do_normalize", True))
 
-    def extract(self, wave: Float32, beat: Beat = no_beat) -> Float32:
-        """A 16 kHz mono wave in [-1, 1] as T×C rows at 25 Hz, T = ceil(samples / 640).
+    def extract(self, audio: Float32, beat: Beat = no_beat) -> Float32:
+        """Return T×C rows at 25 Hz for 16 kHz mono audio in [-1, 1], with T = ceil(samples / 640).
 
         Raises:
-            ValueError: the wave is not mono, or the weights cannot be read.
+            ValueError: the audio is not mono, or the weights cannot be read.
         """
-        check_mono(wave)
-        rows = -(-len(wave) // SAMPLES_PER_FRAME)
+        check_mono(audio)
+        rows = -(-len(audio) // SAMPLES_PER_FRAME)
         if rows == 0:
             return np.empty((0, self.feature_dim), np.float32)
-        mean, deviation = _statistics(wave) if self._normalise else (0.0, 1.0)
-        margin = self._heard - self._hop
+        mean, deviation = _statistics(audio) if self._normalise else (0.0, 1.0)
+        margin = self._receptive - self._hop
 
         def samples(start: int, length: int) -> Float32:
-            """What the network hears from its sample `start` on: normalised, silent beyond the ends."""
-            first = start - self._heard // 2
-            part_S = np.zeros(length, np.float32)
-            inside = wave[max(0, first) : max(0, first + length)]
+            """Return the network's input from its sample `start` on: normalised, and silent beyond the ends."""
+            first = start - self._receptive // 2
+            padded_S = np.zeros(length, np.float32)
+            inside = audio[max(0, first) : max(0, first + length)]
             at = max(0, -first)
-            part_S[at : at + len(inside)] = (inside - mean) / deviation
-            return part_S
+            padded_S[at : at + len(inside)] = (inside - mean) / deviation
+            return padded_S
 
         def run(starts: list[int], length: int) -> Float32:
             begins = [start * SAMPLES_PER_FRAME for start in starts]
-            parts_BS = np.stack([samples(begin, length * SAMPLES_PER_FRAME + margin) for begin in begins])
-            return self._network.run(parts_BS)[:, :: SAMPLES_PER_FRAME // self._hop]
+            chunks_BS = np.stack([samples(begin, length * SAMPLES_PER_FRAME + margin) for begin in begins])
+            return self._network.run(chunks_BS)[:, :: SAMPLES_PER_FRAME // self._hop]
 
         self._network.measure(samples, rows * SAMPLES_PER_FRAME + margin)
         batch = self.batch or (8 if self._network.device.type == "cuda" else 1)
-        pieces = Pieces(rows=self.pieces.rows, context=self.pieces.context, batch=batch)
-        return in_pieces(run, rows, self.feature_dim, pieces, beat)
+        return in_chunks(run, rows, self.feature_dim, replace(self.chunking, batch=batch), beat)
 
     @cached_property
     def _network(self) -> SpeechModel:
@@ -118,51 +119,61 @@ class Hubert:
         return SpeechModel(self.folder, self.layer, pick_device(self.device))
 
 
-def _statistics(wave: Float32) -> tuple[float, float]:
-    """Mean and deviation, as transformers' Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm has them."""
-    mean = float(wave.mean(dtype=np.float64))
-    blocks = (wave[start : start + BLOCK].astype(np.float64) for start in range(0, len(wave), BLOCK))
-    variance = sum(float(((block - mean) ** 2).sum()) for block in blocks) / len(wave)
+def _statistics(audio: Float32) -> tuple[float, float]:
+    """Return mean and deviation as in transformers' Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm."""
+    mean = float(audio.mean(dtype=np.float64))
+    blocks = (audio[start : start + BLOCK].astype(np.float64) for start in range(0, len(audio), BLOCK))
+    variance = sum(float(((block - mean) ** 2).sum()) for block in blocks) / len(audio)
     return mean, math.sqrt(variance + 1e-7)
 
 
 def _receptive_field(kernels: list[int], strides: list[int]) -> int:
-    """Samples that a stack of convolutions hears for one row."""
-    heard, hop = 1, 1
+    """Return how many samples of the input affect one row of a stack of convolutions."""
+    samples = hop = 1
     for kernel, stride in zip(kernels, strides, strict=True):
-        heard, hop = heard + (kernel - 1) * hop, hop * stride
-    return heard
+        samples += (kernel - 1) * hop
+        hop *= stride
+    return samples
 
 
 def _check_config(folder: Path, layer: int | None) -> dict[str, Any]:
-    """The folder's config.json, where it is of a network that this extractor can run."""
+    """Read the folder's config.json and check that this extractor can run the network.
+
+    Raises:
+        ValueError: it cannot, or the network has no such layer.
+    """
     config = _read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind not in TYPES:
-        raise ValueError(f"{folder}: a model of type {kind!r}, expected one of {', '.join(TYPES)}")
+        raise ValueError(f"{folder}: the model has type {kind!r}, expected one of {', '.join(TYPES)}")
     if config.get("add_adapter"):
-        raise ValueError(f"{folder}: the network has an adapter, which thins out its rows; save it without")
+        raise ValueError(
+            f"{folder}: the network has an adapter, which reduces its row rate; save it without the adapter"
+        )
     layers = config["num_hidden_layers"]
     if layer is not None and not 1 <= layer <= layers:
-        raise ValueError(f"layer: {layer!r}, expected 1 … {layers} (what {folder.name} has)")
+        raise ValueError(f"layer: {layer!r}, expected 1 … {layers} (the layers of {folder.name})")
     if SAMPLES_PER_FRAME % math.prod(config["conv_stride"]):
-        raise ValueError(f"{folder}: rows of {math.prod(config['conv_stride'])} samples do not fall on video frames")
+        raise ValueError(f"{folder}: rows of {math.prod(config['conv_stride'])} samples do not align with video frames")
     return config
 
 
 def _find_model(model: str, weights_dir: Path | None) -> Path:
-    """A folder as named, one of that name in `weights_folders`, or the hub's, from its cache or downloaded."""
+    """Find the folder of a model: as named, in `weights_folders`, or on the hub (cached or downloaded)."""
     folders = weights_folders(weights_dir)
-    near = [Path(model).expanduser(), *(folder / part for folder in folders for part in (model, Path(model).name))]
-    for path in near:
+    candidates = [
+        Path(model).expanduser(),
+        *(folder / part for folder in folders for part in (model, Path(model).name)),
+    ]
+    for path in candidates:
         if (path / "config.json").is_file():
             return path
     try:
         return _from_hub(model)
-    except Exception as error:  # the hub's client raises many kinds: no connection, no such model, not a name
+    except Exception as error:  # the hub's client raises many kinds: no connection, no such model, not a valid name
         logger.debug("%s", model, exc_info=error)
-        looked_in = ", ".join(str(folder) for folder in folders)
-        where = f"not a folder, in none of {looked_in}, and not to be had from the hub ({type(error).__name__})"
+        searched = ", ".join(str(folder) for folder in folders)
+        where = f"not a folder, not found in {searched}, and the hub did not give it ({type(error).__name__})"
         raise ValueError(f"{model}: {where}; {PUBLISHED.format(model)}") from None
 
 
@@ -176,16 +187,15 @@ def _from_hub(model: str) -> Path:
 
 
 def _weights_sha256(folder: Path) -> str:
-    """Of the weights file; of the parts' digests where there are several."""
+    """Return the SHA-256 of the weights, which may be split over several files."""
     found = next((files for pattern in WEIGHTS if (files := sorted(folder.glob(pattern)))), [])
     if not found:
-        raise ValueError(f"{folder}: no weights beside config.json, expected {' or '.join(WEIGHTS)}")
-    digests = [file_sha256(path) for path in found]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        raise ValueError(f"{folder}: no weights next to config.json, expected {' or '.join(WEIGHTS)}")
+    return files_sha256(found)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file says, nothing where there is none."""
+    """Return the content of a JSON file, {} if there is none."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""The network of `hubert`: loading it without surprises, and long sound without a change of meaning.
+"""The network of `hubert`: load it safely, and process long audio in chunks with unchanged results.
 
-Shape letters: B pieces, S samples, R rows (50 Hz), C feature dimension, K channels, P samples of a patch, N patches.
+Shape letters: B chunks, S samples, R rows (50 Hz), C feature dimension, K channels, P samples of a patch, N patches.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch import Tensor, nn
 from lawdnet.types import Float32
 
 BLOCK = 100_000
-"""Patches of the first convolution measured at a time, which bounds the memory."""
-MAY_MISS = "masked_spec_embed"
-"""A weight that only training uses; some published files lack it."""
+"""Patches of the first convolution processed at a time, to bound memory."""
+OPTIONAL_WEIGHT = "masked_spec_embed"
+"""Only training uses this weight; some published files lack it."""
 
 logger = logging.getLogger(__name__)
 
 
 class SpeechModel:
-    """A transformers HubertModel, Wav2Vec2Model or WavLMModel that gives one layer's rows.
+    """Runs a HubertModel, Wav2Vec2Model or WavLMModel of transformers and returns one layer's rows.
 
     Args:
-        folder: config.json and weights.
-        layer: hidden state after that many transformer layers; None is the network's output.
-        device: where it runs.
+        folder: holds config.json and weights.
+        layer: take the hidden state after this many transformer layers; None takes the network's output.
+        device: where to run.
 
     Raises:
         ValueError: the weights cannot be read, or do not belong to the configuration.
@@ -41,7 +41,7 @@ class SpeechModel:
         self._model = _load(folder).to(device)
         self._hidden: Tensor | None = None
         if layer is not None:
-            # Later layers are not needed. The hook sees the layer's own output: a norm after the last one comes later.
+            # Later layers are not needed. The hook gets the layer's own output, before any norm after the last layer.
             self._model.encoder.layers = self._model.encoder.layers[:layer]
             self._model.encoder.layers[-1].register_forward_hook(self._keep)
         first = self._model.feature_extractor.conv_layers[0]
@@ -54,22 +54,22 @@ class SpeechModel:
         self._hidden = output[0] if isinstance(output, tuple) else output
 
     @torch.inference_mode()
-    def run(self, wave_BS: Float32) -> Float32:
-        """Padded, normalised waves as B×R×C."""
-        output: Tensor = self._model(torch.from_numpy(wave_BS).to(self.device)).last_hidden_state
+    def run(self, audio_BS: Float32) -> Float32:
+        """Return B×R×C rows of padded, normalised chunks."""
+        output: Tensor = self._model(torch.from_numpy(audio_BS).to(self.device)).last_hidden_state
         chosen = output if self._hidden is None else self._hidden
         return np.asarray(chosen.float().cpu().numpy())
 
     @torch.inference_mode()
     def measure(self, samples: Callable[[int, int], Float32], total: int) -> None:
-        """Take the group norm's statistics from the whole wave, so that a piece is scaled as the whole would be.
+        """Set the group norm's statistics to those of the whole audio, so that chunks are scaled as the whole would be.
 
-        A convolution's output is linear in the patch it sees: with the patches' mean m and covariance Σ, channel k
-        with weights w has the mean w·m + b and the variance wᵀΣw.
+        The output of a convolution is linear in its input patch: if the patches have mean m and covariance Σ, a channel
+        with weights w and bias b has mean w·m + b and variance wᵀΣw.
 
         Args:
-            samples: (start, length) → that part of the padded, normalised wave.
-            total: samples of that wave.
+            samples: (start, length) → that part of the padded, normalised audio.
+            total: number of samples of that audio.
         """
         if self._norm is None:
             return
@@ -82,16 +82,16 @@ class SpeechModel:
 
 
 class _FixedNorm(nn.Module):
-    """A group norm of one channel per group whose statistics are given, not taken from the input."""
+    """A group norm with one channel per group that uses given statistics instead of those of its input."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
-        assert norm.num_groups == norm.num_channels, "statistics of whole groups of channels"
+        assert norm.num_groups == norm.num_channels, "only one channel per group is supported"
         self.norm = norm
         self.scale_K1 = self.shift_K1 = torch.empty(0)
 
     def fix(self, mean_K: np.ndarray, variance_K: np.ndarray) -> None:
-        """Statistics of each channel."""
+        """Set mean and variance of each channel."""
         weight_K, bias_K = (parameter.double().cpu() for parameter in (self.norm.weight, self.norm.bias))
         scale_K = weight_K / (torch.from_numpy(variance_K) + self.norm.eps).sqrt()
         shift_K = bias_K - torch.from_numpy(mean_K) * scale_K
@@ -104,13 +104,14 @@ class _FixedNorm(nn.Module):
 def _patches(
     samples: Callable[[int, int], Float32], total: int, size: int, stride: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of all patches that a convolution of that size and stride sees."""
+    """Return mean and covariance of all patches that a convolution of that size and stride sees."""
     count = (total - size) // stride + 1
-    sums_P, products_PP = np.zeros(size), np.zeros((size, size))
+    sums_P = np.zeros(size)
+    products_PP = np.zeros((size, size))
     for start in range(0, count, BLOCK):
-        some = min(BLOCK, count - start)
-        part_S = samples(start * stride, (some - 1) * stride + size).astype(np.float64)
-        patches_NP = np.lib.stride_tricks.sliding_window_view(part_S, size)[::stride]
+        patches = min(BLOCK, count - start)
+        block_S = samples(start * stride, (patches - 1) * stride + size).astype(np.float64)
+        patches_NP = np.lib.stride_tricks.sliding_window_view(block_S, size)[::stride]
         sums_P += patches_NP.sum(0)
         products_PP += patches_NP.T @ patches_NP
     mean_P = sums_P / count
@@ -118,7 +119,7 @@ def _patches(
 
 
 def _load(folder: Path) -> Any:
-    """The network of a folder in float32, ready to run. Nothing is downloaded and no code of the folder is run."""
+    """Load the network of a folder in float32, ready to run; nothing is downloaded, no code of the folder is run."""
     from transformers import AutoModel
     from transformers.utils import logging as transformers_logging
 
@@ -131,8 +132,8 @@ def _load(folder: Path) -> Any:
         logger.debug("%s", folder, exc_info=error)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{folder}: the network cannot be loaded ({reason})") from None
-    missing = sorted(key for key in info["missing_keys"] if MAY_MISS not in key)
+    missing = sorted(key for key in info["missing_keys"] if OPTIONAL_WEIGHT not in key)
     if missing:
-        # transformers would fill them with random numbers and only warn.
+        # transformers would initialise them randomly and only warn
         raise ValueError(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}")
     return model.float().eval()

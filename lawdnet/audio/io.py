@@ -1,10 +1,10 @@
-"""Sound from any file as 16 kHz mono, on the clock of the pictures it belongs to."""
+"""Audio from any file as 16 kHz mono, aligned to the frames of its video."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import wave as wave_format
+import wave
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,88 +16,89 @@ from av.container import InputContainer
 from av.error import FFmpegError
 
 from lawdnet.types import FPS, SAMPLE_RATE, Float32, Rejected, RejectReason
-from lawdnet.video import picture_start
+from lawdnet.video import first_frame_time
 from lawdnet.video.container import demux, open_media
 
 AUDIO_TOLERANCE_FRAMES = 5
-"""Video frames (0.2 s) of sound that may be missing at either end and are filled with silence."""
+"""Video frames (0.2 s) of audio that may be missing at either end; they are filled with silence."""
 MAX_JITTER = Fraction(1, FPS)
-"""Seconds by which time stamps may stray from the count of samples before the sound is moved to its stamp."""
+"""Seconds by which a time stamp may differ from the number of samples so far; beyond it, the stamp is believed."""
 MAX_HOLE_SECONDS = 3600
-"""Silence between time stamps, in all, that is believed where no pictures bound it (a muted microphone sends none)."""
+"""Longest total silence between time stamps of a file without video (a muted microphone sends nothing)."""
 
 logger = logging.getLogger(__name__)
 
 
 def load_audio(path: Path, *, num_frames: int | None = None, rate: int = SAMPLE_RATE) -> Float32:
-    """The first audio stream of a file as mono float32 in [-1, 1], at 16 kHz unless told.
+    """Read the first audio stream of a file as mono float32 in [-1, 1].
 
-    Holes between time stamps are silent. Channels are mixed by FFmpeg's weights, scaled so that no mix clips.
+    Gaps between time stamps become silence. Channels are mixed with FFmpeg's weights, scaled so that the mix never
+    clips.
 
     Args:
         path: an audio or video file.
-        num_frames: frames of the video on the 25 fps clock. With it, sample 0 is at the file's first picture
-            (the first sample where there are no pictures), and the wave has exactly 640·num_frames samples:
-            up to `AUDIO_TOLERANCE_FRAMES` missing at either end are silence, a surplus is left out.
-        rate: samples per second, a multiple of 25; what is heard rather than analysed deserves 48 000.
+        num_frames: frames of the video on the 25 fps clock. If given, sample 0 is at the file's first frame (or
+            the first sample, if there is no video), and the result has exactly num_frames · rate / 25 samples: up to
+            `AUDIO_TOLERANCE_FRAMES` missing at either end become silence, a surplus is dropped.
+        rate: samples per second, a multiple of 25; use 48 000 for audio that people will hear.
 
     Raises:
         Rejected: EMPTY_FILE, NOT_A_VIDEO, DAMAGED, NO_AUDIO or, with num_frames, AUDIO_TOO_SHORT.
     """
-    origin = picture_start(path) if num_frames is not None else None
+    origin = first_frame_time(path) if num_frames is not None else None
     limit = None if num_frames is None else num_frames * rate // FPS
-    pieces: list[tuple[int, Float32]] = []
-    heard = 0
+    chunks: list[tuple[int, Float32]] = []
+    count = 0
     with open_media(path) as container:
         for start, samples in _resampled(container, origin, rate):
             if limit is not None and start >= limit:
                 break
-            if limit is None and start - heard > MAX_HOLE_SECONDS * rate:
-                raise Rejected(RejectReason.DAMAGED, f"hardly any sound before {start / rate:.0f} s")
-            heard += len(samples)
+            if limit is None and start - count > MAX_HOLE_SECONDS * rate:
+                raise Rejected(RejectReason.DAMAGED, f"hardly any audio before {start / rate:.0f} s")
+            count += len(samples)
             if start + len(samples) > 0:
-                pieces.append((start, samples))
-    if not pieces:
-        where = "" if limit is None else " while there are pictures"
-        raise Rejected(RejectReason.NO_AUDIO, f"the audio stream holds no sound{where}")
-    end = max(start + len(samples) for start, samples in pieces)
+                chunks.append((start, samples))
+    if not chunks:
+        where = "" if limit is None else " during the video"
+        raise Rejected(RejectReason.NO_AUDIO, f"the audio stream has no samples{where}")
+    end = max(start + len(samples) for start, samples in chunks)
     if limit is not None:
-        _check_cover(min(start for start, _ in pieces) / rate, (limit - end) / rate)
-    return _join(pieces, end if limit is None else limit)
+        _check_cover(min(start for start, _ in chunks) / rate, (limit - end) / rate)
+    return _join(chunks, end if limit is None else limit)
 
 
-def write_wav(path: Path, wave: Float32) -> None:
-    """Write a 16 kHz mono wave in [-1, 1] as a 16-bit WAV file; values beyond are clipped."""
-    with wave_format.open(str(path), "wb") as file:
+def write_wav(path: Path, samples: Float32) -> None:
+    """Write 16 kHz mono samples in [-1, 1] as a 16-bit WAV file; values outside are clipped."""
+    with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
-        file.writeframes(np.round(wave * 32768).clip(-32768, 32767).astype("<i2").tobytes())
+        file.writeframes(np.round(samples * 32768).clip(-32768, 32767).astype("<i2").tobytes())
 
 
-def _join(pieces: list[tuple[int, Float32]], length: int) -> Float32:
-    """Lay pieces at their positions (samples) into silence; what lies outside is left out."""
-    wave = np.zeros(length, np.float32)
-    for start, samples in pieces:
+def _join(chunks: list[tuple[int, Float32]], length: int) -> Float32:
+    """Place chunks at their positions (in samples) in silence; samples outside 0 … length are dropped."""
+    joined = np.zeros(length, np.float32)
+    for start, samples in chunks:
         inside = samples[max(0, -start) : max(0, length - start)]
         at = max(0, start)
-        wave[at : at + len(inside)] = inside
-    np.nan_to_num(wave, copy=False, nan=0.0)  # in place: an hour is 230 MB
-    return np.clip(wave, -1, 1, out=wave)
+        joined[at : at + len(inside)] = inside
+    np.nan_to_num(joined, copy=False, nan=0.0)  # in place, because an hour takes 230 MB
+    return np.clip(joined, -1, 1, out=joined)
 
 
 def _check_cover(late: float, early: float) -> None:
-    """Seconds missing at the beginning and at the end."""
+    """Raise Rejected if too many seconds are missing at the beginning or at the end."""
     allowed = AUDIO_TOLERANCE_FRAMES / FPS
-    for missing, where in ((late, "begins {} s after the first picture"), (early, "ends {} s early")):
+    for missing, where in ((late, "begins {} s after the first frame"), (early, "ends {} s early")):
         if missing > allowed:
             text = where.format(f"{missing:.2f}")
-            detail = f"the sound {text} (allowed: {allowed:.2f} s)"
+            detail = f"the audio {text} (allowed: {allowed:.2f} s)"
             raise Rejected(RejectReason.AUDIO_TOO_SHORT, detail)
 
 
 def _resampled(container: InputContainer, origin: Fraction | None, rate: int) -> Iterator[tuple[int, Float32]]:
-    """(position, samples) at `rate`, counted from origin (s), or from the first sample where that is None."""
+    """Yield (position, samples) at `rate`, counted from origin (s), or from the first sample if origin is None."""
     for _, run in itertools.groupby(_runs(container), key=lambda item: item[0]):
         _, start, first = next(run)
         origin = start if origin is None else origin
@@ -107,15 +108,16 @@ def _resampled(container: InputContainer, origin: Fraction | None, rate: int) ->
         resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate, options=options)
         for frame in itertools.chain([first], (item[2] for item in run), [None]):
             for output in resampler.resample(frame):
-                if output is not None:  # what a resampler with nothing to do answers to the flush
+                if output is not None:  # a resampler with nothing to do answers a flush with None
                     samples = output.to_ndarray()[0]
                     yield position, samples
                     position += len(samples)
 
 
 def _runs(container: InputContainer) -> Iterator[tuple[int, Fraction, AudioFrame]]:
-    """(number of the run, time in s, frame); a run has one format and no holes."""
-    run, expected = -1, Fraction(0)
+    """Yield (number of the run, time in s, frame); a run has one format and no gaps."""
+    run = -1
+    expected = Fraction(0)
     layout: tuple[str, str, int] | None = None
     for frame in _frames(container):
         time = expected if frame.pts is None else frame.pts * (frame.time_base or Fraction(1))
@@ -127,7 +129,7 @@ def _runs(container: InputContainer) -> Iterator[tuple[int, Fraction, AudioFrame
 
 
 def _frames(container: InputContainer) -> Iterator[AudioFrame]:
-    """What decodes of the first audio stream; time stamps tell of the hole that a broken packet leaves."""
+    """Yield the frames of the first audio stream that decode; time stamps show the gap that a broken packet leaves."""
     stream = next(iter(container.streams.audio), None)
     if stream is None or stream.codec_context is None:
         raise Rejected(RejectReason.NO_AUDIO, "there is no audio stream" if stream is None else "unknown audio codec")
@@ -138,4 +140,4 @@ def _frames(container: InputContainer) -> Iterator[AudioFrame]:
         except FFmpegError:
             broken += 1
     if broken:
-        logger.warning("%d broken audio packets were left out", broken)
+        logger.warning("%d broken audio packets were skipped", broken)

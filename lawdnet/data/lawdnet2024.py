@@ -30,6 +30,7 @@ import numpy as np
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.segments import cut, encode_jpeg
 from lawdnet.face.geometry import crop_height
+from lawdnet.face.points import CROP_RATIO
 from lawdnet.storage import sha256 as file_sha256
 from lawdnet.types import CLIP_FRAMES, NUM_LANDMARKS, Float32, Rejected, RejectReason, Segment
 
@@ -305,7 +306,7 @@ def read_crop(path: Path, config: BuildConfig) -> tuple[bytes, Float32]:
     if picture is None:
         raise Rejected(RejectReason.DAMAGED, f"{path}: no whole JPG")
     (height, width), (to_height, to_width) = picture.shape[:2], (crop_height(config.crop_width), config.crop_width)
-    if abs(height / width / 1.3 - 1) > ASPECT_TOLERANCE:
+    if abs(height / width / CROP_RATIO - 1) > ASPECT_TOLERANCE:
         raise Rejected(RejectReason.DAMAGED, f"{path}: {height}×{width} px, a crop is 1.3 times as high as wide")
     if (height, width) != (to_height, to_width):
         way = cv2.INTER_AREA if width > to_width else cv2.INTER_LINEAR

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from lawdnet import __version__
 from lawdnet.data.config import FORMAT_VERSION, BuildConfig
 from lawdnet.data.schema import PLACE_COLUMNS, SCORE, VIDEO_SCHEMA
+from lawdnet.face.geometry import crop_height
 from lawdnet.storage import Location, atomic, locate, parquet_file
 from lawdnet.types import FPS, SAMPLE_RATE
 
@@ -160,7 +161,7 @@ def manifest(
         "fps": FPS,
         "sample_rate": SAMPLE_RATE,
         "crop_width": config.crop_width,
-        "crop_height": round(1.3 * config.crop_width),
+        "crop_height": crop_height(config.crop_width),
         "source": source,
         "extractors": extractors,
         "rules": list(config.where),

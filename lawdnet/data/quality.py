@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lawdnet.face.lips import EYE_CORNERS
+from lawdnet.face.points import MOUTH_CORNERS, NOSE_TIP, OUTER_EYE_CORNERS
 from lawdnet.face.track import inside
 from lawdnet.types import SAMPLE_RATE, Bool, Float32, Landmarks, RejectReason, UInt8
 
@@ -27,7 +27,6 @@ FACE_PX = (128, 96)
 SHARP_SIGMA = 0.7
 """Blur (px of FACE_PX) before the Laplacian, which otherwise sees how the crop was interpolated."""
 
-NOSE_TIP, MOUTH_CORNERS = 30, (48, 54)
 NOSE_DEPTH = 4.302 / 4.446
 """The nose tip before the line through the outer eye corners, in halves of that line."""
 NOSE_FALL, NOSE_RISE, MOUTH_FALL, MOUTH_RISE = 3.791, 4.302, 7.007, 1.111
@@ -135,7 +134,7 @@ def face_angles(points_68x2: Float32) -> tuple[float, float]:
     Returns:
         (yaw, pitch), signs as in `PictureScores`; 0 where the points coincide.
     """
-    eyes, corners = points_68x2[list(EYE_CORNERS)], points_68x2[list(MOUTH_CORNERS)]
+    eyes, corners = points_68x2[OUTER_EYE_CORNERS], points_68x2[MOUTH_CORNERS]
     (half, _), (beside, nose_fall) = (eyes[1] - eyes[0]) / 2, points_68x2[NOSE_TIP] - eyes.mean(0)
     mouth_fall = corners.mean(0)[1] - eyes.mean(0)[1]
     yaw = np.arctan2(beside, NOSE_DEPTH * abs(half))

@@ -8,13 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from lawdnet.face.points import INNER_LIP_MIDDLES, JAW_ENDS, MOUTH_CORNERS, NOSE_TIP, OUTER_EYE_CORNERS
 from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES, Float32, Int32
 
-OUTLINE = (0, 16)
-EYES = (36, 45)
-NOSE_TIP = 30
-MOUTH_CORNERS = (48, 54)
-INNER_LIPS = (62, 66)
 STILL = 0.5
 """A mouth rests where it opens less than this share of what the shown one does."""
 
@@ -27,12 +23,12 @@ def looks(landmarks_T68x2: Float32) -> Float32:
     """
     points = landmarks_T68x2
 
-    def span(pair: tuple[int, int]) -> Float32:
+    def span(pair: list[int]) -> Float32:
         return np.linalg.norm(points[:, pair[1]] - points[:, pair[0]], axis=1)
 
-    eyes_T = np.maximum(span(EYES), 1e-6)
-    turn_T = points[:, NOSE_TIP, 0] - points[:, OUTLINE, 0].mean(1)
-    return np.stack([span(INNER_LIPS) / eyes_T, span(MOUTH_CORNERS) / eyes_T, turn_T / eyes_T], 1)
+    eyes_T = np.maximum(span(OUTER_EYE_CORNERS), 1e-6)
+    turn_T = points[:, NOSE_TIP, 0] - points[:, JAW_ENDS, 0].mean(1)
+    return np.stack([span(INNER_LIP_MIDDLES) / eyes_T, span(MOUTH_CORNERS) / eyes_T, turn_T / eyes_T], 1)
 
 
 def diverse(rng: np.random.Generator, clip: int, look_TL: Float32, bytes_T: Int32) -> tuple[int, ...]:

@@ -24,10 +24,21 @@ from lawdnet.audio.io import load_audio
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.quality import PictureScores, picture_scores, segment_scores
 from lawdnet.face.align import crop_face, fit_all, transform_points
-from lawdnet.face.track import KERNEL_SIGMAS, Track, bridge, inside, runs, steady
+from lawdnet.face.track import KERNEL_SIGMAS, Track, bridge, inside, runs, smooth
 from lawdnet.landmarks.base import LandmarkSource
 from lawdnet.landmarks.tracks import cut_in_two, find_tracks
-from lawdnet.types import CLIP_FRAMES, SAMPLES_PER_FRAME, Float32, Rejected, RejectReason, Segment, UInt8, Video
+from lawdnet.types import (
+    CLIP_FRAMES,
+    SAMPLES_PER_FRAME,
+    Beat,
+    Float32,
+    Rejected,
+    RejectReason,
+    Segment,
+    UInt8,
+    Video,
+    no_beat,
+)
 from lawdnet.video import decode
 from lawdnet.video.shots import with_cuts
 
@@ -77,7 +88,7 @@ def cut(length: int, min_frames: int, max_frames: int) -> list[int]:
 class Tally:
     """What became of a video's frames and of the time; filled while its segments are drawn."""
 
-    beat: Callable[[], None] = lambda: None
+    beat: Beat = no_beat
     """Called wherever the work gets on: a watchdog listens."""
     frames: int = 0
     used: int = 0
@@ -132,7 +143,7 @@ _Fitted = tuple[np.ndarray, ...]
 def _fit(track: Track, height: int, width: int, config: BuildConfig) -> _Fitted:
     filled = bridge(track, config.max_gap)
     # smoothing steadies the crop; the mouth's own points stay as they were found
-    matrix_N33 = fit_all(steady(filled.points_N68x2, config.smoothing), config.crop_width)
+    matrix_N33 = fit_all(smooth(filled.points_N68x2, config.smoothing), config.crop_width)
     usable_N = filled.valid_N & np.isfinite(matrix_N33).all((1, 2)) & inside(filled.points_N68x2, height, width)
     return transform_points(filled.points_N68x2, matrix_N33), matrix_N33, filled.valid_N, usable_N
 

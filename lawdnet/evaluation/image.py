@@ -8,14 +8,13 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from lawdnet.face.lips import EYE_CORNERS
+from lawdnet.face.points import MOUTH, OUTER_EYE_CORNERS
 from lawdnet.types import Float32, UInt8
 
 MAX_PSNR = 100.0
 """dB given to pictures that are equal; any 8-bit difference in fewer than 600 million values is below."""
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
 SSIM_K1, SSIM_K2 = 0.01, 0.03
-MOUTH = slice(48, 68)
 
 
 def psnr(first_HWC: UInt8, second_HWC: UInt8) -> float:
@@ -66,7 +65,7 @@ def lmd(real_T68x2: Float32, generated_T68x2: Float32) -> float:
     if real_T68x2.shape != generated_T68x2.shape or real_T68x2.shape[1:] != (68, 2):
         shapes = f"{real_T68x2.shape} and {generated_T68x2.shape}"
         raise ValueError(f"landmarks of shapes {shapes}: expected the same T×68×2")
-    left, right = EYE_CORNERS
+    left, right = OUTER_EYE_CORNERS
     eyes_T = np.linalg.norm(real_T68x2[:, left] - real_T68x2[:, right], axis=-1)
     distance_T = np.linalg.norm(real_T68x2[:, MOUTH] - generated_T68x2[:, MOUTH], axis=-1).mean(1) / eyes_T
     known = np.isfinite(distance_T)

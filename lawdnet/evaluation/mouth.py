@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from lawdnet.face.points import CROP_RATIO
 from lawdnet.types import UInt8
 
-CROP_RATIO = 1.3
 HALF_WINDOW = 0.22
 """Columns looked at, on either side of the middle, in half crop widths like all lengths here."""
 TAPER = 0.08

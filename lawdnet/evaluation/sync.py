@@ -27,6 +27,8 @@ from lawdnet.audio.mfcc import mfcc
 from lawdnet.data.sampling import decode_jpeg
 from lawdnet.data.schema import SCORE
 from lawdnet.face.geometry import mouth_box, stage_size
+from lawdnet.face.points import BROWS, CHIN, JAW
+from lawdnet.models.device import pick_device
 from lawdnet.models.legacy import read_legacy, syncnet_from_legacy
 from lawdnet.models.saved import STATE, find_checkpoint, load_syncnet, read_meta
 from lawdnet.models.syncnet import SyncNet
@@ -53,7 +55,6 @@ V2_GREY = 110
 """What it paints where the picture ends."""
 FOREHEAD = 0.2
 """A detector's box begins this share of the way from chin to brows above the brows."""
-JAW, CHIN, BROWS = slice(0, 17), 8, slice(17, 27)
 
 ENOUGH_SEGMENTS = 10
 """From which the commonest offset says something of the corpus."""
@@ -106,8 +107,7 @@ class SyncScorer:
             raise ValueError(f"stride: {stride}, expected 1 … {MAX_STRIDE}")
         self._stride = stride
         self.path = Path(path)
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self._judge = _open(Path(path), torch.device(chosen))
+        self._judge = _open(Path(path), pick_device(device))
 
     @property
     def name(self) -> str:

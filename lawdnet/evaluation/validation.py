@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lawdnet.audio.base import windows
 from lawdnet.audio.mel import FLOOR_DB, TOP_DB
@@ -36,6 +36,7 @@ from lawdnet.evaluation.sync_validation import offsets, sync_metrics, validate_s
 from lawdnet.face.geometry import mouth_box, stage_size
 from lawdnet.face.lips import lip_gap
 from lawdnet.face.mask import keep_mask, paste_alpha
+from lawdnet.models.device import images_to_tensor
 from lawdnet.storage import locate
 from lawdnet.types import CLIP_FRAMES, NUM_LANDMARKS, Bool, Float32, UInt8
 
@@ -137,9 +138,9 @@ def _shown(generator: nn.Module, window: _Window, device: torch.device) -> dict[
     for clip, reference_KHW3 in enumerate(window.reference_KHW3):
         span = slice(clip * CLIP_FRAMES, (clip + 1) * CLIP_FRAMES)
         true_NHW3 = window.truth_THW3[span]
-        reference_15HW = _tensor(reference_KHW3, device).flatten(0, 1)
+        reference_15HW = images_to_tensor(reference_KHW3, device).flatten(0, 1)
         made_N3HW = generator(
-            _tensor(true_NHW3, device) * keep_HW,
+            images_to_tensor(true_NHW3, device) * keep_HW,
             reference_15HW.expand(CLIP_FRAMES, -1, -1, -1),
             torch.from_numpy(window.audio_TC5[span]).to(device),
         )
@@ -147,10 +148,6 @@ def _shown(generator: nn.Module, window: _Window, device: torch.device) -> dict[
         for name, pasted in (("", made_NHW3), ("baseline_", reference_KHW3[0])):
             rows[name].append(np.rint(alpha_HW1 * pasted + (1 - alpha_HW1) * true_NHW3).astype(np.uint8))
     return {name: np.concatenate(parts) for name, parts in rows.items()}
-
-
-def _tensor(pictures_NHW3: UInt8, device: torch.device) -> Tensor:
-    return torch.from_numpy(pictures_NHW3).to(device).permute(0, 3, 1, 2).float() / 255
 
 
 def _measure(shown: dict[str, UInt8], window: _Window, scorer: SyncScorer | None) -> Sums:

@@ -16,7 +16,7 @@ from lawdnet.audio.base import frame_features
 from lawdnet.data.segments import encode_jpeg
 from lawdnet.evaluation.sync import MIN_FRAMES, SyncScorer
 from lawdnet.face.align import crop_face, fit_all, transform_points
-from lawdnet.face.track import bridge, steady
+from lawdnet.face.track import bridge, smooth
 from lawdnet.landmarks.base import LandmarkSource
 from lawdnet.landmarks.tracks import MAX_GAP, SMOOTHING, find_tracks
 from lawdnet.types import CLIP_FRAMES, MAX_CLIPS, NUM_LANDMARKS, SAMPLES_PER_FRAME, Float32, Landmarks
@@ -91,7 +91,7 @@ def sync_of(video: Path, landmarks: Landmarks, scorer: SyncScorer) -> dict[str, 
 
 def _runs(video: Path, landmarks: Landmarks) -> Iterator[_Run]:
     """Stretches of at most MAX_FRAMES crops; only JPEGs are held."""
-    matrix_T33 = fit_all(steady(landmarks.points_T68x2, SMOOTHING), CROP_WIDTH)
+    matrix_T33 = fit_all(smooth(landmarks.points_T68x2, SMOOTHING), CROP_WIDTH)
     run: _Run | None = None
     for tick, (_, frame_HW3) in enumerate(decode(video)):
         has_face = tick < len(matrix_T33) and bool(np.isfinite(matrix_T33[tick]).all())

@@ -1,1 +1,1 @@
-"""Face geometry: where a face goes in the crop, how it is cut out and pasted back."""
+"""Face geometry: landmarks, tracks, and how a face is cropped and pasted back."""

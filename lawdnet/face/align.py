@@ -1,4 +1,4 @@
-"""From a frame to an upright face crop and back: fit, cut out, paste. Building and serving share this file.
+"""From a frame to an upright face crop and back: fit, crop, paste. Building and inference share this file.
 
 Shape letters: T video frames, H W height and width, K points; 33 a matrix that takes frame px to crop px,
 as columns (x, y, 1). Pixel centres are at integers (see geometry).
@@ -12,33 +12,34 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lawdnet.face.geometry import ALIGN_POINTS, crop_height, template_px
+from lawdnet.face.geometry import crop_height, template_px
+from lawdnet.face.points import ALIGN_POINTS
 from lawdnet.types import Float32, UInt8
 
 Matrix = NDArray[np.floating[Any]]
 
 MIN_SPREAD_PX = 1e-2
-"""Root mean square distance of the points from their centre below which they say nothing about a pose."""
+"""Smallest root mean square distance of the points from their centre that still determines a pose."""
 MIN_SCALE = 1e-4
-"""Crop px per frame px below which a fit is not a face: the crop would span millions of px."""
+"""Smallest scale (crop px per frame px) of a face; below it, a crop would span millions of frame px."""
 SHRINK_BELOW = 0.6
-"""Linear interpolation reads two px per axis, so from here on it would skip some: area-average first."""
+"""Scale below which images are area-averaged first: linear interpolation reads two px per axis and would skip some."""
 MARGIN_PX = 2
-"""Read around a region, for the interpolation at its edge."""
+"""Width of the border read around a region, for the interpolation at its edge."""
 
 
 def fit_all(points_T68x2: Float32, crop_width: int) -> Float32:
-    """Least-squares similarities (rotation, one scale, shift) that lay each frame's face on the template.
+    """Fit the similarities (rotation, one scale, shift) that best map each frame's face to the template.
 
-    In complex numbers a similarity is w = a z + b, whose least-squares solution over centred points is
-    a = Σ w z̄ / Σ |z|² (Umeyama 1991 in two dimensions, never a reflection).
+    In complex numbers a similarity is w = a z + b. Its least-squares solution over centred points is
+    a = Σ w z̄ / Σ |z|² (Umeyama 1991 in two dimensions; never a reflection).
 
     Args:
         points_T68x2: iBUG points in frame px.
         crop_width: px.
 
     Returns:
-        T×3×3 matrices, frame px → crop px; all NaN where the points are not finite, coincide or fit no scale.
+        T×3×3 matrices, frame px → crop px; all NaN where the points are not finite, coincide or determine no scale.
     """
     points = np.asarray(points_T68x2, np.float64)[:, ALIGN_POINTS]
     template = template_px(crop_width).astype(np.float64) @ (1, 1j)
@@ -55,23 +56,8 @@ def fit_all(points_T68x2: Float32, crop_width: int) -> Float32:
     return matrix_T33.astype(np.float32)
 
 
-def fit_similarity(points_68x2: Float32, crop_width: int) -> Float32:
-    """The 3×3 matrix, frame px → crop px, of one face; see `fit_all`.
-
-    Raises:
-        ValueError: the points have another shape, are not finite, coincide, or fit no scale.
-    """
-    points = np.asarray(points_68x2)
-    if points.shape != (68, 2):
-        raise ValueError(f"points: shape {points.shape}, expected (68, 2)")
-    matrix_33: Float32 = fit_all(points[None], crop_width)[0]
-    if np.isnan(matrix_33).any():
-        raise ValueError("points: not finite or all in one place, so no face pose can be fitted to them")
-    return matrix_33
-
-
 def transform_points(points_K2: NDArray[Any], matrix_33: NDArray[Any]) -> Float32:
-    """Points …×K×2 through a 3×3 matrix, or T×K×2 through T×3×3 (each frame through its own)."""
+    """Transform points …×K×2 by a 3×3 matrix, or T×K×2 by T×3×3 (each frame by its own matrix)."""
     matrix = np.asarray(matrix_33, np.float64)
     shift = matrix[:2, 2] if matrix.ndim == 2 else matrix[..., None, :2, 2]
     moved = np.asarray(points_K2, np.float64) @ matrix[..., :2, :2].swapaxes(-1, -2) + shift
@@ -79,9 +65,9 @@ def transform_points(points_K2: NDArray[Any], matrix_33: NDArray[Any]) -> Float3
 
 
 def scale_matrix(matrix_33: NDArray[Any], from_width: int, to_width: int) -> Float32:
-    """The matrix (or T of them) for the same crop at another width: x' = (x + 0.5) s - 0.5, s = to / from.
+    """Return the matrix (or T matrices) for the same crop at another width: x' = (x + 0.5) s - 0.5, s = to / from.
 
-    Not the same as fitting at `to_width`: the published template is centred on W/2, half a px off the middle.
+    Fitting at `to_width` gives another result: the published template is centred on W/2, half a px off the middle.
     """
     s = to_width / from_width
     resize = np.array([[s, 0, (s - 1) / 2], [0, s, (s - 1) / 2], [0, 0, 1]])
@@ -89,7 +75,7 @@ def scale_matrix(matrix_33: NDArray[Any], from_width: int, to_width: int) -> Flo
 
 
 def crop_face(frame_HW3: UInt8, matrix_33: Float32, crop_width: int) -> UInt8:
-    """Cuts the aligned face out of a frame; where the crop leaves the picture, its edge is repeated.
+    """Crop the aligned face from a frame; where the crop leaves the frame, the edge is repeated.
 
     Args:
         frame_HW3: uint8.
@@ -108,26 +94,26 @@ def crop_face(frame_HW3: UInt8, matrix_33: Float32, crop_width: int) -> UInt8:
 
 
 def paste_face(frame_HW3: UInt8, crop_HW3: UInt8, matrix_33: Float32, alpha_HW: Float32) -> UInt8:
-    """Lays a crop back over the frame it was cut from; each frame px looks up its place in it: no holes.
+    """Paste a crop back into its frame; every frame px looks up its value in the crop, so there are no holes.
 
     Args:
         frame_HW3: uint8; not changed.
         crop_HW3: uint8, the new face.
         matrix_33: frame px → crop px, as given to `crop_face`.
-        alpha_HW: opacity of the crop's px in [0, 1]; outside the crop it is 0.
+        alpha_HW: opacity of the crop's px in [0, 1]; it is 0 outside the crop.
 
     Returns:
-        A new frame, equal to the old one bit for bit wherever the opacity is 0.
+        A new frame, identical to the old one wherever the opacity is 0.
 
     Raises:
         ValueError: the matrix is not finite or cannot be inverted, or alpha and crop differ in size.
     """
     if crop_HW3.shape[:2] != alpha_HW.shape:
-        raise ValueError(f"alpha: {alpha_HW.shape} for a crop of {crop_HW3.shape[:2]}")
+        raise ValueError(f"alpha: shape {alpha_HW.shape}, expected that of the crop, {crop_HW3.shape[:2]}")
     to_frame = np.linalg.inv(_checked(matrix_33))
     pasted = frame_HW3.copy()
     x, y, width, height = cv2.boundingRect((alpha_HW > 0).astype(np.uint8))
-    # one crop px more on each side: interpolated opacity reaches that far
+    # one more crop px on each side, because interpolated opacity reaches that far
     box_to_frame = to_frame @ _shift(x - 1, y - 1)
     x0, y0, x1, y1 = _bounds(box_to_frame, (height + 2, width + 2), frame_HW3.shape[:2])
     if not width or x0 >= x1 or y0 >= y1:
@@ -143,7 +129,7 @@ def paste_face(frame_HW3: UInt8, crop_HW3: UInt8, matrix_33: Float32, alpha_HW: 
 def _checked(matrix_33: Float32) -> Matrix:
     matrix = np.asarray(matrix_33, np.float64)
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < MIN_SCALE**2:
-        raise ValueError("matrix: not a finite, invertible 3×3 matrix; frames without a valid face have none")
+        raise ValueError("matrix: must be a finite, invertible 3×3 matrix; a frame without a valid face has none")
     return matrix
 
 
@@ -152,7 +138,7 @@ def _shift(x: float, y: float) -> Matrix:
 
 
 def _bounds(matrix_33: Matrix, size: tuple[int, ...], inside: tuple[int, ...]) -> NDArray[np.int64]:
-    """Box x0, y0, x1, y1 around a mapped picture, with a margin, inside another; empty if they are apart."""
+    """Return the box x0, y0, x1, y1 of a mapped image plus a margin, clipped to another; empty if they are apart."""
     height, width = size
     corners = np.array([(x, y) for x in (-0.5, width - 0.5) for y in (-0.5, height - 0.5)])
     mapped = transform_points(corners, matrix_33)
@@ -162,8 +148,9 @@ def _bounds(matrix_33: Matrix, size: tuple[int, ...], inside: tuple[int, ...]) -
 
 
 def _warp(image: NDArray[Any], matrix_33: Matrix, size: tuple[int, int], border: int) -> NDArray[Any]:
-    """Draws `image` into a picture of (height, width), image px → its px, without holes or aliasing."""
-    shrink = round(1 / scale) if (scale := np.sqrt(abs(np.linalg.det(matrix_33)))) < SHRINK_BELOW else 1
+    """Warp `image` into a new one of (height, width) without holes or aliasing; the matrix maps old px to new px."""
+    scale = np.sqrt(abs(np.linalg.det(matrix_33)))
+    shrink = round(1 / scale) if scale < SHRINK_BELOW else 1
     height, width = image.shape[:2]
     x0, y0, x1, y1 = _bounds(np.linalg.inv(matrix_33), size, (height, width))
     x0, y0 = min(x0, width - 1), min(y0, height - 1)
@@ -173,6 +160,6 @@ def _warp(image: NDArray[Any], matrix_33: Matrix, size: tuple[int, int], border:
         bottom, right = -part.shape[0] % shrink, -part.shape[1] % shrink
         part = cv2.copyMakeBorder(part, 0, bottom, 0, right, border)
         part = cv2.resize(part, (part.shape[1] // shrink, part.shape[0] // shrink), interpolation=cv2.INTER_AREA)
-        half = (shrink - 1) / 2  # the first small px is centred between the px it averages
+        half = (shrink - 1) / 2  # the first small px lies in the middle of the px that it averages
         matrix = matrix @ np.array([[shrink, 0, half], [0, shrink, half], [0, 0, 1]])
     return cv2.warpAffine(part, matrix[:2], size[::-1], flags=cv2.INTER_LINEAR, borderMode=border)

@@ -1,24 +1,17 @@
-"""The proportions of the aligned face crop: every ratio of the method is written here, once.
+"""The proportions of the aligned face crop, each written here once.
 
-Pixel convention of the whole package: the centre of the first pixel is at (0, 0), so a picture of width W
+Pixel convention of the whole package: the centre of the first pixel is at (0, 0), so an image of width W
 covers [-0.5, W - 0.5]. Points are (x, y); sizes are (height, width).
 
-The crop is 1.25 m wide and 1.625 m high, m being the mouth size a network is trained for (64, 128, 256, 288).
+The crop is 1.25 m wide and 1.625 m high, where m is the mouth size in px that a network is trained for (64, 128, …).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from lawdnet.face.points import CROP_RATIO
 from lawdnet.types import Float32
-
-OUTER_LIP = slice(48, 60)
-"""iBUG points of the outer lip contour, from the left corner of the picture, clockwise."""
-INNER_LIP = slice(60, 68)
-"""iBUG points of the inner lip contour, from the left corner of the picture, clockwise."""
-
-ALIGN_POINTS = np.array([*range(17, 37), 39, 42, 45, 48, 54])
-"""Brows, nose, eye corners, mouth corners: the points that define a face's pose."""
 
 TEMPLATE_25x2: Float32 = np.array(
     [
@@ -33,38 +26,38 @@ TEMPLATE_25x2: Float32 = np.array(
     ],
     dtype=np.float32,
 )
-"""Where ALIGN_POINTS lie in a frontal face, in half crop widths from the crop's centre (LawDNet 2024)."""
+"""Position of the points ALIGN_POINTS in a frontal face, in half crop widths from the crop's centre (LawDNet 2024)."""
 
 MASK_CANVAS = (103, 80)
-"""Canvas (height, width) that the generator's blacked-out rectangle is drawn on."""
+"""Size (height, width) of the canvas on which the generator's mask, a rectangle, is defined."""
 MASK_BOX = (slice(32, 96), slice(8, 72))
 """Rows and columns of the rectangle on MASK_CANVAS."""
 MASK_BLUR_RADIUS = 2
-"""Canvas px; the blur has sigma 1 and no padding, so this much of the canvas is lost on every side."""
+"""Radius of the blur in canvas px. It has sigma 1 and no padding, so the canvas loses this much on every side."""
 
 
 def crop_height(width: int) -> int:
-    """Height of a crop of this width: 1.3 W, rounded."""
-    return round(1.3 * width)
+    """Return the height of a crop of this width: 1.3 W, rounded."""
+    return round(CROP_RATIO * width)
 
 
 def stage_size(mouth_px: int) -> tuple[int, int]:
-    """Crop (height, width) for a mouth size: (13/8 m, 5/4 m).
+    """Return the crop size (height, width) for a mouth size: (13/8 m, 5/4 m).
 
     Raises:
         ValueError: mouth_px is not a positive multiple of 8.
     """
     if mouth_px <= 0 or mouth_px % 8:
-        raise ValueError(f"mouth_px: {mouth_px} is not a positive multiple of 8, such as 64, 128, 256 or 288")
+        raise ValueError(f"mouth_px: {mouth_px} must be a positive multiple of 8, such as 64, 128, 256 or 288")
     return mouth_px * 13 // 8, mouth_px * 5 // 4
 
 
 def mouth_box(mouth_px: int) -> tuple[slice, slice]:
-    """Rows [m/2, 3m/2) and columns [m/8, 9m/8) of a stage crop: the square that the sync network sees."""
+    """Return rows [m/2, 3m/2) and columns [m/8, 9m/8) of a stage's crop: the mouth that the sync network sees."""
     stage_size(mouth_px)
     return slice(mouth_px // 2, mouth_px * 3 // 2), slice(mouth_px // 8, mouth_px * 9 // 8)
 
 
 def template_px(width: int) -> Float32:
-    """The 25×2 template in px of a crop of this width, centred on (W/2, 1.3 W/2) as published."""
-    return (TEMPLATE_25x2 * (width / 2) + (width / 2, 1.3 * width / 2)).astype(np.float32)
+    """Return the 25×2 template in px of a crop of this width, centred on (W/2, 1.3 W/2) as published."""
+    return (TEMPLATE_25x2 * (width / 2) + (width / 2, CROP_RATIO * width / 2)).astype(np.float32)

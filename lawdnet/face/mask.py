@@ -1,4 +1,4 @@
-"""What the generator may not see of a crop, and how opaque its answer is pasted.
+"""The part of a crop that is hidden from the generator, and the opacity with which its output is pasted.
 
 Both masks are a rectangle, so each is the outer product of a row profile and a column profile.
 """
@@ -14,14 +14,14 @@ from lawdnet.face.geometry import MASK_BLUR_RADIUS, MASK_BOX, MASK_CANVAS
 from lawdnet.types import Float32
 
 FEATHER = (14, 12, 11)
-"""Width of the pasted face's soft edge in canvas px: top, bottom (a resting chin ends above it), sides."""
+"""Width of the pasted face's soft edge in canvas px: top, bottom (below a resting chin), sides."""
 
 
 @cache
 def keep_mask(height: int, width: int) -> Float32:
-    """Factor for the crop before the generator sees it: 0 in the soft rectangle over the mouth, 1 around it.
+    """Return the factor that hides the mouth from the generator: 0 in a soft rectangle over the mouth, 1 around it.
 
-    A rectangle on a small canvas, blurred by a Gaussian (radius 2, sigma 1, no padding), resized bilinearly
+    It is a rectangle on a small canvas, blurred by a Gaussian (radius 2, sigma 1, no padding) and resized bilinearly
     with antialiasing (LawDNet 2024). The array is shared and read-only.
 
     Returns:
@@ -33,10 +33,11 @@ def keep_mask(height: int, width: int) -> Float32:
 
 @cache
 def paste_alpha(height: int, width: int) -> Float32:
-    """Opacity of a generated crop for `paste_face`: 1 over the mouth, fading inside the masked rectangle.
+    """Return the opacity of a generated crop for `paste_face`: 1 over the mouth, fading out inside the masked
+    rectangle.
 
-    It is 0 from the rectangle's edge outwards, where the generator saw the original, which the frame has.
-    The array is shared and read-only.
+    Outside the rectangle it is 0: there the generator saw the original, and the frame keeps it. The array is shared and
+    read-only.
 
     Returns:
         height×width in [0, 1].
@@ -47,7 +48,7 @@ def paste_alpha(height: int, width: int) -> Float32:
 
 
 def _profile(axis: int, size: int) -> NDArray[np.float64]:
-    """The rectangle along one axis (0 rows, 1 columns): blurred, then resized to `size`."""
+    """Return the rectangle along one axis (0 rows, 1 columns), blurred and resized to `size`."""
     canvas = np.zeros(MASK_CANVAS[axis])
     canvas[MASK_BOX[axis]] = 1
     offsets = np.arange(-MASK_BLUR_RADIUS, MASK_BLUR_RADIUS + 1)
@@ -56,7 +57,7 @@ def _profile(axis: int, size: int) -> NDArray[np.float64]:
 
 
 def _resize(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Bilinear with antialiasing: weights are a triangle as wide as the larger px, normalised at the ends."""
+    """Resize bilinearly with antialiasing: triangular weights as wide as the larger px, normalised at the ends."""
     step = len(values) / size
     centres = (np.arange(size)[:, None] + 0.5) * step - 0.5
     weights = np.clip(1 - np.abs(np.arange(len(values)) - centres) / max(step, 1), 0, None)
@@ -64,11 +65,11 @@ def _resize(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
 
 
 def _ramps(axis: int, size: int, before: float, after: float) -> NDArray[np.float64]:
-    """0 outside the rectangle, rising by a smoothstep over `before` and `after` canvas px inside its ends."""
+    """Return 0 outside the rectangle, rising as a smoothstep over `before` and `after` canvas px inside its ends."""
     visible = MASK_CANVAS[axis] - 2 * MASK_BLUR_RADIUS
-    place = (np.arange(size) + 0.5) * visible / size + MASK_BLUR_RADIUS
+    position = (np.arange(size) + 0.5) * visible / size + MASK_BLUR_RADIUS
     box = MASK_BOX[axis]
-    rise = np.clip(np.minimum((place - box.start) / before, (box.stop - place) / after), 0, 1)
+    rise = np.clip(np.minimum((position - box.start) / before, (box.stop - position) / after), 0, 1)
     return rise**2 * (3 - 2 * rise)
 
 

@@ -1,4 +1,4 @@
-"""Who is who: faces of single pictures linked to tracks, tracks chosen, gaps bridged, jitter smoothed.
+"""Face tracks: link the faces of single frames to tracks, choose tracks, bridge gaps, smooth jitter.
 
 Shape letters: T ticks of a video, N ticks of one track; boxes are x0 y0 x1 y1 in px.
 """
@@ -15,9 +15,9 @@ import numpy as np
 from lawdnet.types import NUM_LANDMARKS, Bool, Face, Float32, Landmarks
 
 SAME_FACE_IOU = 0.6
-"""Two boxes of one picture that share more than this are one face found twice."""
+"""Two boxes in one frame that overlap more than this (IoU) are the same face, detected twice."""
 KERNEL_SIGMAS = 4
-"""Where the smoothing kernel is cut off; what lies beyond weighs 0.006 %."""
+"""The smoothing kernel is cut off here; the rest has 0.006 % of the weight."""
 
 Box = tuple[float, float, float, float]
 
@@ -29,23 +29,23 @@ class Track:
     start: int
     """First tick."""
     points_N68x2: Float32
-    """In px of the picture; NaN where the face was not found."""
+    """In px of the frame; NaN where the face was not found."""
     valid_N: Bool
-    """False where the face was not found; the first and the last tick always have it."""
+    """False where the face was not found; always true at the first and last tick."""
 
     @property
     def stop(self) -> int:
-        """The tick after the last."""
+        """The tick after the last one."""
         return self.start + len(self.valid_N)
 
     @property
     def area(self) -> float:
-        """Area of the boxes around the points, in px, summed over the ticks that have a face."""
+        """Area of the boxes around the points in px², summed over the ticks that have a face."""
         return float(np.ptp(self.points_N68x2[self.valid_N], axis=1).prod(1, dtype=np.float64).sum())
 
 
-class _Open:
-    """A track that still grows."""
+class _OpenTrack:
+    """A track that may still grow."""
 
     def __init__(self) -> None:
         self.ticks: list[int] = []
@@ -58,38 +58,38 @@ class _Open:
         self.box = box
 
     def close(self) -> Track:
-        place = np.array(self.ticks) - self.ticks[0]
-        points_N68x2 = np.full((place[-1] + 1, NUM_LANDMARKS, 2), np.nan, np.float32)
-        points_N68x2[place] = np.stack(self.points)
+        index = np.array(self.ticks) - self.ticks[0]
+        points_N68x2 = np.full((index[-1] + 1, NUM_LANDMARKS, 2), np.nan, np.float32)
+        points_N68x2[index] = np.stack(self.points)
         valid_N = np.zeros(len(points_N68x2), bool)
-        valid_N[place] = True
+        valid_N[index] = True
         return Track(start=self.ticks[0], points_N68x2=points_N68x2, valid_N=valid_N)
 
 
 def link(
     faces_T: Sequence[Sequence[Face]], shots: Sequence[int] = (0,), *, min_iou: float = 0.3, max_gap: int = 5
 ) -> list[Track]:
-    """Tracks of the faces that overlap from tick to tick; none crosses the border of a shot.
+    """Link faces that overlap from tick to tick to tracks; no track crosses a cut.
 
-    At each tick the pair of track and face that overlap most is joined first. A face that no track claims begins a
-    track of its own, so a false one elsewhere in the picture leaves the others as they are.
+    At each tick the track and the face that overlap most are joined first. A face without a track starts a new one, so
+    a false detection elsewhere in the frame does not disturb the others.
 
     Args:
         faces_T: the faces of every tick.
-        shots: first tick of every shot, rising, the first 0.
-        min_iou: least intersection over union of a face's box with the last box of its track.
+        shots: first tick of every shot, increasing from 0.
+        min_iou: smallest intersection over union of a face's box and the last box of its track.
         max_gap: a track ends after more than this many ticks without its face.
 
     Returns:
-        Tracks by their first tick; those that begin together with the larger first.
+        Tracks sorted by their first tick, the larger face first where they start together.
 
     Raises:
-        ValueError: `shots` does not rise from 0.
+        ValueError: `shots` does not increase from 0.
     """
     if not shots or shots[0] != 0 or any(a >= b for a, b in pairwise(shots)):
-        raise ValueError(f"shots: {list(shots)[:5]}… are not first ticks that rise from 0")
-    done: list[_Open] = []
-    growing: list[_Open] = []
+        raise ValueError(f"shots: first ticks must increase from 0, got {list(shots)[:5]}…")
+    done: list[_OpenTrack] = []
+    growing: list[_OpenTrack] = []
     first_ticks = set(shots)
     for tick, faces in enumerate(faces_T):
         kept = [] if tick in first_ticks else [t for t in growing if tick - t.ticks[-1] <= max_gap + 1]
@@ -98,8 +98,8 @@ def link(
     return sorted((track.close() for track in done + growing), key=lambda track: (track.start, -track.area))
 
 
-def _extend(tracks: list[_Open], tick: int, faces: Sequence[Face], min_iou: float) -> list[_Open]:
-    """Adds one tick's faces, and returns the tracks with those that begin."""
+def _extend(tracks: list[_OpenTrack], tick: int, faces: Sequence[Face], min_iou: float) -> list[_OpenTrack]:
+    """Add the faces of one tick; returns the tracks together with those that start here."""
     found = _distinct(faces)
     overlaps = [(iou(track.box, box), t, f) for t, track in enumerate(tracks) for f, (_, box) in enumerate(found)]
     track_of: dict[int, int] = {}
@@ -110,16 +110,16 @@ def _extend(tracks: list[_Open], tick: int, faces: Sequence[Face], min_iou: floa
     for f, (points_68x2, box) in enumerate(found):
         if f not in track_of:
             track_of[f] = len(tracks)
-            tracks.append(_Open())
+            tracks.append(_OpenTrack())
         tracks[track_of[f]].add(tick, points_68x2, box)
     return tracks
 
 
 def _distinct(faces: Sequence[Face]) -> list[tuple[Float32, Box]]:
-    """Points and boxes of a picture's faces, each face once: finders at times see one twice."""
+    """Return points and box of each face in a frame, without those that a detector found twice."""
     found: list[tuple[Float32, Box]] = []
     for face in sorted(faces, key=lambda face: -face.score):
-        # detectors' boxes wander with the source; those around the points are the same for all
+        # the box around the points, because those of detectors differ from source to source
         (x0, y0), (x1, y1) = face.points_68x2.min(0).tolist(), face.points_68x2.max(0).tolist()
         if all(iou((x0, y0, x1, y1), box) <= SAME_FACE_IOU for _, box in found):
             found.append((face.points_68x2, (x0, y0, x1, y1)))
@@ -127,7 +127,7 @@ def _distinct(faces: Sequence[Face]) -> list[tuple[Float32, Box]]:
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes; 0 where both are empty."""
+    """Return the intersection over union of two boxes; 0 if both are empty."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     shared = max(width, 0) * max(height, 0)
@@ -136,10 +136,10 @@ def iou(a: Box, b: Box) -> float:
 
 
 def face_rank(face: str) -> int | None:
-    """What the option `face` asks for: how many larger people to pass over, or None for everyone.
+    """Return how many larger people the option `face` skips, or None if it keeps everyone.
 
     Raises:
-        ValueError: it is neither `largest`, `all`, `sync` nor a whole number from 0.
+        ValueError: `face` is not `largest`, `all`, `sync` or a whole number from 0.
     """
     if face in ("all", "sync"):
         return None
@@ -151,67 +151,68 @@ def face_rank(face: str) -> int | None:
 
 
 def one_face(face: str) -> None:
-    """The option `face` asks for one person throughout.
+    """Check that the option `face` selects a single person.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it may select several.
     """
     if face != "largest" and not face.isdecimal():
-        raise ValueError(f"face: {face!r}; one person is shown: largest, or a number (0 is the largest face)")
+        raise ValueError(f"face: {face!r}; choose one person: largest, or a number (0 is the largest face)")
 
 
 def choose(tracks: Sequence[Track], face: str) -> list[Track]:
-    """The tracks of the person that is wanted.
+    """Choose the tracks of the person that the option `face` asks for.
 
     Args:
-        tracks: of one video, as `link` gives them.
-        face: `largest`: of tracks that overlap in time the one with the greatest area × time stays; a number k: the
-            same after those of the k larger people are taken away; `all` and `sync` (decided later, by scores): all.
+        tracks: all tracks of one video, as returned by `link`.
+        face: `largest` keeps, of tracks that overlap in time, the one with the greatest area × time; a number k does
+            the same after removing those of the k larger people; `all` and `sync` (decided later, by scores) keep all.
 
     Returns:
-        By first tick.
+        Tracks sorted by their first tick.
 
     Raises:
         ValueError: as `face_rank`.
     """
-    rank, left = face_rank(face), sorted(tracks, key=lambda track: (-track.area, track.start))
+    rank = face_rank(face)
     if rank is None:
         return list(tracks)
+    left = sorted(tracks, key=lambda track: (-track.area, track.start))
     for _ in range(rank):
-        larger = set(_side_by_side(left))
+        larger = set(_without_overlap(left))
         left = [track for track in left if track not in larger]
-    return _side_by_side(left)
+    return _without_overlap(left)
 
 
-def _side_by_side(tracks: Sequence[Track]) -> list[Track]:
-    """Tracks by first tick, without those that overlap an earlier one of the list in time."""
+def _without_overlap(tracks: Sequence[Track]) -> list[Track]:
+    """Drop tracks that overlap, in time, one that comes before them in the list; returns the rest by first tick."""
     chosen: list[Track] = []
     for track in tracks:
-        place = bisect(chosen, track.start, key=lambda other: other.start)
-        # those that are chosen lie one after another: only two of them can overlap it
-        neighbours = chosen[max(place - 1, 0) : place + 1]
+        index = bisect(chosen, track.start, key=lambda other: other.start)
+        # the chosen tracks do not overlap, so only two of them can overlap this one
+        neighbours = chosen[max(index - 1, 0) : index + 1]
         if all(track.stop <= other.start or other.stop <= track.start for other in neighbours):
-            chosen.insert(place, track)
+            chosen.insert(index, track)
     return chosen
 
 
 def bridge(track: Track, max_gap: int = 5) -> Track:
-    """A track with gaps of at most `max_gap` ticks filled by a straight line; longer ones stay invalid."""
+    """Fill gaps of at most `max_gap` ticks by linear interpolation; longer ones stay invalid."""
     points_N68x2, valid_N = _bridged(track.points_N68x2, track.valid_N, max_gap)
     return replace(track, points_N68x2=points_N68x2, valid_N=valid_N)
 
 
-def steady(points_N68x2: Float32, sigma: float) -> Float32:
-    """Points of one track without their jitter: a Gaussian over time that shifts nothing (zero phase).
+def smooth(points_N68x2: Float32, sigma: float) -> Float32:
+    """Remove the jitter of one track's points by a Gaussian over time, without delay (zero phase).
 
-    For what must not tremble, such as the alignment; points that are stored or measured stay as they were found.
+    Use it for what must not tremble, such as the alignment; points that are stored or measured stay as detected.
 
     Args:
-        points_N68x2: px; ticks with NaN are left out, and stay NaN.
+        points_N68x2: px; ticks with NaN are ignored and stay NaN.
         sigma: standard deviation in ticks; 0 changes nothing.
 
     Returns:
-        float32, the same shape. At the ends and beside NaN the weights of what is there add up to 1.
+        float32 of the same shape. At the ends and next to NaN, the weights of the remaining ticks add up to 1.
     """
     known_N = np.asarray(np.isfinite(points_N68x2).all((1, 2)))
     if sigma <= 0 or not known_N.any():
@@ -227,21 +228,21 @@ def steady(points_N68x2: Float32, sigma: float) -> Float32:
         total[here] += weight * filled[there]
         weight_N[here] += weight * known_N[there]
     with np.errstate(invalid="ignore", divide="ignore"):
-        smooth = total / weight_N[:, None, None]
-    return np.where(known_N[:, None, None], smooth, np.nan).astype(np.float32)
+        mean = total / weight_N[:, None, None]
+    return np.where(known_N[:, None, None], mean, np.nan).astype(np.float32)
 
 
 def runs(valid_T: Bool) -> list[tuple[int, int]]:
-    """Maximal stretches of true values as (start, stop), stop exclusive, in order."""
+    """Return the maximal runs of true values as (start, stop), stop exclusive, in order."""
     edges = np.flatnonzero(np.diff(np.asarray(valid_T, np.int8), prepend=0, append=0))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
 
 def fill_gaps(landmarks: Landmarks, max_gap: int = 5) -> Landmarks:
-    """Bridges gaps of at most `max_gap` frames by a straight line between the faces on either side.
+    """Fill gaps of at most `max_gap` frames by linear interpolation between the faces on both sides.
 
-    Rows with a NaN or infinite coordinate count as invalid. Longer gaps, and those at the start or the end,
-    stay invalid and keep their points.
+    Rows with a NaN or infinite coordinate count as invalid. Longer gaps, and those at the start or the end, stay
+    invalid and keep their points.
     """
     points_T68x2, valid_T = _bridged(landmarks.points_T68x2, landmarks.valid_T, max_gap)
     return replace(landmarks, points_T68x2=points_T68x2, valid_T=valid_T)
@@ -259,7 +260,7 @@ def _bridged(points_T68x2: Float32, valid_T: Bool, max_gap: int) -> tuple[Float3
 
 
 def inside(points_T68x2: Float32, height: int, width: int) -> Bool:
-    """Frames whose points all lie in a picture of height × width px; NaN does not."""
+    """Return for each frame whether all its points lie in an image of height × width px; NaN does not."""
     limit = np.array([width - 1, height - 1], np.float32)
     with np.errstate(invalid="ignore"):
         return np.asarray(((points_T68x2 >= 0) & (points_T68x2 <= limit)).all((1, 2)))

@@ -18,17 +18,18 @@ import torch
 from torch import Tensor
 
 from lawdnet.audio import load_audio
-from lawdnet.audio.base import AudioExtractor, Beat, extractor_options, frame_features, make_extractor, no_beat, windows
+from lawdnet.audio.base import AudioExtractor, extractor_options, frame_features, make_extractor, windows
 from lawdnet.face.align import paste_face, scale_matrix
 from lawdnet.face.geometry import stage_size
 from lawdnet.face.mask import keep_mask, paste_alpha
 from lawdnet.inference.stream import ahead, back_and_forth, ping_pong
 from lawdnet.inference.template import Template, network_crop, prepare
 from lawdnet.landmarks.base import LandmarkSource
+from lawdnet.models.device import images_to_tensor, pick_device
 from lawdnet.models.generator import Generator
 from lawdnet.models.legacy import load_legacy_generator
 from lawdnet.models.saved import find_checkpoint, load_generator
-from lawdnet.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Float32, Rejected, UInt8
+from lawdnet.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Beat, Float32, Rejected, UInt8, no_beat
 from lawdnet.video import VideoWriter
 
 OnProgress = Callable[[int, int], None]
@@ -89,7 +90,7 @@ class Engine:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size}, give at least 1")
-        self.device = _device(device)
+        self.device = pick_device(device)
         self.batch_size, self.beat = batch_size, beat
         generator, meta = open_generator(Path(checkpoint), mouth_px=mouth_px, audio_feature=audio_feature)
         self.generator: torch.nn.Module = generator.to(self.device).eval()
@@ -177,7 +178,7 @@ class Engine:
         )
 
     def _draw_all(self, template: Template, audio_TC5: Float32) -> Iterator[UInt8]:
-        reference_15HW = _to_tensor(template.reference_5HW3, self.device).flatten(0, 1)
+        reference_15HW = images_to_tensor(template.reference_5HW3, self.device).flatten(0, 1)
         start = 0
         for batch in ahead(self._batches(template, len(audio_TC5)), 2):
             self.beat()
@@ -220,7 +221,7 @@ class Engine:
         Returns:
             B×H×W×3 uint8.
         """
-        source_B3HW = _to_tensor(np.stack(crops), self.device) * self._keep_HW
+        source_B3HW = images_to_tensor(np.stack(crops), self.device) * self._keep_HW
         reference_B15HW = reference_15HW.expand(len(crops), -1, -1, -1)
         audio = torch.from_numpy(audio_BC5).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
@@ -256,22 +257,6 @@ def _check_out(out: Path, video: Path, audio: Path | Float32) -> None:
 def num_frames(wave: Float32) -> int:
     """Frames that a 16 kHz wave lasts; one that has begun counts."""
     return -(-len(wave) // SAMPLES_PER_FRAME)
-
-
-def _to_tensor(pictures_BHW3: UInt8, device: torch.device) -> Tensor:
-    """B×3×H×W in [0, 1]."""
-    return torch.from_numpy(pictures_BHW3).to(device).permute(0, 3, 1, 2).float() / 255
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by device
-        raise ValueError(f"device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from None
-    return device
 
 
 def _extractor(meta: Mapping[str, Any], weights_dir: Path | None) -> AudioExtractor:

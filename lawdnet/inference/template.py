@@ -5,7 +5,7 @@ Shape letters: T ticks of the 25 fps clock, H W crop, 33 a matrix that takes fra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,21 @@ import numpy as np
 from lawdnet.face.align import crop_face, fit_all
 from lawdnet.face.geometry import stage_size
 from lawdnet.face.lips import lip_gap
-from lawdnet.face.track import Track, bridge, inside, steady
+from lawdnet.face.track import Track, bridge, inside, smooth
 from lawdnet.landmarks.base import LandmarkSource
 from lawdnet.landmarks.tracks import MAX_GAP, SMOOTHING, cut_at, find_tracks
-from lawdnet.types import NUM_LANDMARKS, NUM_REFERENCES, Bool, Float32, Rejected, RejectReason, UInt8, Video
+from lawdnet.types import (
+    NUM_LANDMARKS,
+    NUM_REFERENCES,
+    Beat,
+    Bool,
+    Float32,
+    Rejected,
+    RejectReason,
+    UInt8,
+    Video,
+    no_beat,
+)
 from lawdnet.video import decode, probe
 from lawdnet.video.shots import ShotDetector
 
@@ -92,7 +103,7 @@ def prepare(
     mouth_px: int,
     crop_width: int,
     face: str = "largest",
-    beat: Callable[[], None] = lambda: None,
+    beat: Beat = no_beat,
 ) -> Template:
     """Reads a video once (twice for a source that looks at pictures); memory does not grow with its pictures.
 
@@ -116,7 +127,7 @@ def prepare(
     shown, ticks, candidates, cuts = -1, 0, Candidates(), ShotDetector()
     for tick, (index, frame_HW3) in enumerate(decode(path)):
         beat()
-        cuts.see(frame_HW3)
+        cuts.add(frame_HW3)
         if index != shown and tick < video.num_frames and usable_T[tick]:
             crop = network_crop(frame_HW3, matrix_T33[tick], crop_width, mouth_px)
             candidates.add(Candidate(tick, float(gap_T[tick]), bool(whole_T[tick]), sharpness(crop), crop))
@@ -139,7 +150,7 @@ def _fitted(tracks: Sequence[Track], num_frames: int, crop_width: int) -> tuple[
     for track in tracks:
         filled = bridge(track, MAX_GAP)
         points_T68x2[track.start : track.stop] = filled.points_N68x2
-        matrix_T33[track.start : track.stop] = fit_all(steady(filled.points_N68x2, SMOOTHING), crop_width)
+        matrix_T33[track.start : track.stop] = fit_all(smooth(filled.points_N68x2, SMOOTHING), crop_width)
     return points_T68x2, matrix_T33
 
 

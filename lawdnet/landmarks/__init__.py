@@ -1,4 +1,4 @@
-"""Sources of facial landmarks: 68 points (iBUG order) of every face in every frame of a video.
+"""Sources of facial landmarks: 68 points (iBUG order) for every face in every frame of a video.
 
 A new source is a class in a file of its own (see `base.LandmarkSource`) and one line here.
 """

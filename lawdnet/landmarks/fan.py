@@ -1,9 +1,9 @@
-"""Faces by the package face-alignment: a detector (S3FD or BlazeFace), then the landmark network FAN-4.
+"""Faces from the package face-alignment: a detector (S3FD or BlazeFace), then the landmark network FAN-4.
 
 Bulat & Tzimiropoulos, "How far are we from solving the 2D & 3D face alignment problem?", ICCV 2017. Networks and
-weights are the package's; crops and peaks are ours, so that they go in batches and keep fractions of a px.
+weights are those of the package; crops and peaks are ours, so that they run in batches and keep fractions of a px.
 
-Shape letters: B pictures or crops, H W picture, K faces of all pictures.
+Shape letters: B images or crops, H W image, K faces of all images.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from lawdnet.landmarks.base import Frames, in_batches, sha256_of
+from lawdnet.landmarks.base import Frames, in_batches
+from lawdnet.models.device import images_to_tensor, pick_device
+from lawdnet.storage import files_sha256
 from lawdnet.types import Face, Float32, UInt8, Video
-from lawdnet.weights import find_weights
+from lawdnet.weights import find_weights, need_package
+
+if TYPE_CHECKING:
+    import torch
 
 PUBLISHED = "https://www.adrianbulat.com/downloads/python-fan/"
 BLAZEFACE = "https://github.com/hollance/BlazeFace-PyTorch/raw/master/"
@@ -29,36 +33,37 @@ DETECTORS = {
     "sfd": [("s3fd-619a316812.pth", PUBLISHED)],
     "blazeface": [("blazefaceback.pth", BLAZEFACE), ("anchorsback.npy", BLAZEFACE)],
 }
-"""Files of each detector and where they are published."""
+"""Files of each detector, and where they are published."""
 BLAZEFACE_PX = 256
-"""The network of the back camera sees squares of this size, whole pictures with small faces."""
+"""Side of the square that the back-camera network takes: a whole frame with small faces."""
 CROP_PX, HEATMAP_PX = 256, 64
 FACE_PX = 200
-"""A crop of scale 1 spans this many px of the picture (`face_alignment.utils.crop`)."""
-SMALLEST_HEAT = 1e-6
+"""A crop of scale 1 spans this many px of the image (`face_alignment.utils.crop`)."""
+MIN_HEAT = 1e-6
 RAISED = 0.12
-"""A crop's centre lies above the box's by this share of its height."""
+"""The centre of a crop lies above that of the box by this fraction of the box's height."""
 
 
 class FaceAlignment:
-    """Finds faces in pictures, on the GPU where there is one. Networks load with the first picture.
+    """Detects faces in frames, on the GPU if there is one. The networks load at the first frame.
 
     Args:
-        weights_dir: looked in for the weights before the usual folders and torch's hub cache; nothing is downloaded.
+        weights_dir: searched for the weights before the usual folders and torch's hub cache; nothing is downloaded.
         detector: `sfd` (accurate, slow on CPUs) or `blazeface` (fast, misses small faces).
-        detect_px: pictures are scaled down for the detector to this long side; 0 leaves them. BlazeFace sees 256 px.
-        min_score: least sureness of the detector, 0 … 1.
-        min_px: faces whose box is narrower in the picture are left out.
-        flip: looks at the mirrored crop too and averages, as the package does: steadier points at twice the time.
-        batch: crops that FAN looks at together.
+        detect_px: frames are scaled down so that their longer side has this many px for the detector; 0 leaves them as
+            they are. BlazeFace always gets 256 px.
+        min_score: smallest confidence of the detector, 0 … 1.
+        min_px: faces whose box is narrower than this in the frame are dropped.
+        flip: also process the mirrored crop and average, as the package does: less jitter for twice the time.
+        batch: crops that FAN processes together.
         device: `auto`, `cpu`, `cuda` or `mps`.
 
     Raises:
-        ValueError: the package is not installed, weights are missing, or an option has no such value.
+        ValueError: the package is not installed, weights are missing, or an option has an invalid value.
     """
 
     name = "face-alignment"
-    reads_pictures = True
+    reads_frames = True
 
     def __init__(
         self,
@@ -73,11 +78,10 @@ class FaceAlignment:
         device: str = "auto",
     ) -> None:
         if detector not in DETECTORS:
-            raise ValueError(f"detector: unknown {detector!r}; there are {', '.join(DETECTORS)}")
+            raise ValueError(f"detector: unknown {detector!r}; choose from {', '.join(DETECTORS)}")
         if detect_px < 0 or batch < 1:
-            raise ValueError(f"detect_px, batch: {detect_px}, {batch}; give at least 0 and 1")
-        if find_spec("face_alignment") is None:
-            raise ValueError("landmarks: face-alignment is not installed; pip install 'lawdnet[landmarks]'")
+            raise ValueError(f"detect_px must be at least 0 and batch at least 1, got {detect_px} and {batch}")
+        need_package("face_alignment", "landmarks")
         self.detector, self.detect_px, self.device = detector, detect_px, device
         self.min_score, self.min_px, self.flip, self.batch = min_score, min_px, flip, batch
         self._fan_file = _weights(*FAN, weights_dir)
@@ -85,58 +89,54 @@ class FaceAlignment:
 
     @property
     def model_sha256(self) -> str | None:
-        """Of all files together; they are read once per process."""
-        return sha256_of([self._fan_file, *self._detector_files])
+        """SHA-256 of all files together, which are read once per process."""
+        return files_sha256([self._fan_file, *self._detector_files])
 
     def faces(self, video: Video, frames: Frames) -> Iterator[list[Face]]:
-        """The faces of every tick, the surest first; see `LandmarkSource.faces`."""
+        """Return the faces of every tick, the most confident first; see `LandmarkSource.faces`."""
         return in_batches(video, frames, self.find)
 
-    def find(self, pictures: Sequence[UInt8]) -> list[list[Face]]:
-        """The faces of pictures of one size, the surest first."""
-        boxes_of = [self._good(boxes) for boxes in self._detect(pictures)]
+    def find(self, images: Sequence[UInt8]) -> list[list[Face]]:
+        """Return the faces of each image, the most confident first; all images have the same size."""
+        boxes_of = [self._good(boxes) for boxes in self._detect(images)]
         reference = self._detector.reference_scale
-        places = [(place, crop_place(box, reference)) for place, boxes in enumerate(boxes_of) for box in boxes]
-        points_K68x2 = iter(self._align([cut(pictures[place], crop) for place, crop in places], [c for _, c in places]))
+        squares = [[crop_square(box, reference) for box in boxes] for boxes in boxes_of]
+        crops = [cut(image, square) for image, found in zip(images, squares, strict=True) for square in found]
+        points_K68x2 = self._align(crops, [square for found in squares for square in found])
         return [[Face(next(points_K68x2), float(box[4]), box[:4]) for box in boxes] for boxes in boxes_of]
 
     def _good(self, boxes: Sequence[Float32]) -> list[Float32]:
-        """Those that are sure and large enough, the surest first."""
+        """Return the boxes that are confident and large enough, the most confident first."""
         good = [box for box in boxes if box[4] >= self.min_score and box[2] - box[0] >= max(self.min_px, 1)]
         return sorted((box for box in good if np.isfinite(box).all() and box[3] > box[1]), key=lambda box: -box[4])
 
-    def _detect(self, pictures: Sequence[UInt8]) -> list[list[Float32]]:
-        """x0 y0 x1 y1 in px of the picture, and the score, of every face."""
+    def _detect(self, images: Sequence[UInt8]) -> list[list[Float32]]:
+        """Return x0 y0 x1 y1 in px of the image, and the score, of every face in each image."""
         import torch
 
         square = self.detector == "blazeface"
-        small_BHW3, scale = shrink(pictures, BLAZEFACE_PX if square else self.detect_px, square)
+        small_BHW3, scale = shrink(images, BLAZEFACE_PX if square else self.detect_px, square)
         batch_B3HW = torch.from_numpy(np.ascontiguousarray(small_BHW3.transpose(0, 3, 1, 2)))
         found = self._detector.detect_from_batch(batch_B3HW)
         back = np.array([1 / scale] * 4 + [1], np.float32)
         return [[np.asarray(box, np.float32) * back for box in boxes] for boxes in found]
 
-    def _align(self, crops: Sequence[UInt8], places: Sequence[Crop]) -> Iterator[Float32]:
-        """68 points in px of the picture for every crop."""
+    def _align(self, crops: Sequence[UInt8], squares: Sequence[Square]) -> Iterator[Float32]:
+        """Yield 68 points in px of the image for every crop."""
         import torch
 
         for start in range(0, len(crops), self.batch):
-            crops_BHW3 = torch.from_numpy(np.stack(crops[start : start + self.batch])).to(self._device)
-            crops_B3HW = crops_BHW3.permute(0, 3, 1, 2).float() / 255
+            crops_B3HW = images_to_tensor(np.stack(crops[start : start + self.batch]), self._device)
             with torch.inference_mode():
                 heat_B68HW = self._fan(crops_B3HW)[-1]
                 if self.flip:
                     heat_B68HW = heat_B68HW + self._mirrored(self._fan(crops_B3HW.flip(-1))[-1])
-            for heat_68HW, crop in zip(heat_B68HW.cpu().numpy(), places[start:], strict=False):
-                yield to_picture(peaks(heat_68HW), crop)
+            for heat_68HW, square in zip(heat_B68HW.cpu().numpy(), squares[start:], strict=False):
+                yield to_image(peaks(heat_68HW), square)
 
     @cached_property
-    def _device(self) -> str:
-        import torch
-
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+    def _device(self) -> torch.device:
+        return pick_device(self.device)
 
     @cached_property
     def _detector(self) -> Any:
@@ -144,10 +144,10 @@ class FaceAlignment:
 
         if self.detector == "sfd":
             path = str(self._detector_files[0])
-            return sfd.FaceDetector(self._device, path_to_detector=path, filter_threshold=self.min_score)
+            return sfd.FaceDetector(str(self._device), path_to_detector=path, filter_threshold=self.min_score)
         weights, anchors = map(str, self._detector_files)
         return blazeface.FaceDetector(
-            self._device, True, path_to_detector=weights, path_to_anchor=anchors, min_score_thresh=self.min_score
+            str(self._device), True, path_to_detector=weights, path_to_anchor=anchors, min_score_thresh=self.min_score
         )
 
     @cached_property
@@ -166,7 +166,7 @@ class FaceAlignment:
 
 
 def _weights(name: str, url: str, weights_dir: Path | None) -> Path:
-    """A weights file, from the usual folders or where the package itself would have put it."""
+    """Find a weights file in the usual folders, or where the package itself would have downloaded it."""
     import torch
 
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -178,82 +178,85 @@ def _weights(name: str, url: str, weights_dir: Path | None) -> Path:
         raise
 
 
-def shrink(pictures: Sequence[UInt8], longest: int, square: bool) -> tuple[UInt8, float]:
-    """Pictures for a detector, and their scale.
+def shrink(images: Sequence[UInt8], longest: int, square: bool) -> tuple[UInt8, float]:
+    """Scale images for a detector.
 
     Args:
-        pictures: of one size.
-        longest: at most this many px for the longer side, and exactly this many where `square`; 0: as they are.
-        square: fill up with black at the right or the bottom.
+        images: all of the same size.
+        longest: most px of the longer side, or exactly this many if `square`; 0 leaves the images as they are.
+        square: pad with black at the right or the bottom.
+
+    Returns:
+        The images, B×H×W×3, and their scale.
     """
-    height, width = pictures[0].shape[:2]
+    height, width = images[0].shape[:2]
     scale = longest / max(height, width) if longest else 1.0
-    scale = scale if square else min(1.0, scale)
+    if not square:
+        scale = min(1.0, scale)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    small_BHW3 = np.stack([cv2.resize(picture, size, interpolation=way) for picture in pictures]).astype(np.uint8)
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    small_BHW3 = np.stack([cv2.resize(image, size, interpolation=method) for image in images]).astype(np.uint8)
     if square:
         small_BHW3 = np.pad(small_BHW3, [(0, 0), (0, longest - size[1]), (0, longest - size[0]), (0, 0)])
     return small_BHW3, scale
 
 
 @dataclass(frozen=True)
-class Crop:
-    """The square that FAN sees."""
+class Square:
+    """The part of an image that FAN sees, in px of the image."""
 
     x: float
-    """Of its centre, in px of the picture."""
+    """Centre."""
     y: float
-    span: float
-    """Its side in px of the picture."""
+    side: float
 
 
-def crop_place(box_4: Float32, reference_scale: float) -> Crop:
-    """The square for a detected face, as `face_alignment.FaceAlignment.get_landmarks_from_image` places it."""
+def crop_square(box_4: Float32, reference_scale: float) -> Square:
+    """Return the square for a detected face, placed as by `face_alignment.FaceAlignment.get_landmarks_from_image`."""
     x0, y0, x1, y1 = (float(value) for value in box_4[:4])
-    span = FACE_PX * (x1 - x0 + y1 - y0) / reference_scale
-    return Crop((x0 + x1) / 2, (y0 + y1) / 2 - RAISED * (y1 - y0), span)
+    side = FACE_PX * (x1 - x0 + y1 - y0) / reference_scale
+    return Square((x0 + x1) / 2, (y0 + y1) / 2 - RAISED * (y1 - y0), side)
 
 
-def cut(picture_HW3: UInt8, crop: Crop) -> UInt8:
-    """What `face_alignment.utils.crop` shows the network, 256×256, black outside of the picture.
+def cut(image_HW3: UInt8, square: Square) -> UInt8:
+    """Cut out a square at 256×256 px like `face_alignment.utils.crop`, black outside the image.
 
-    The package rounds its corners to whole pixels, down, which is half a pixel on average; here they stay where they
-    are, so that a still face gives still points. Of `span` it shows the last 255/256.
+    The package rounds the corners down to whole pixels, by half a pixel on average; here they are not rounded, so that
+    a still face gives still points. Like the package, it shows the last 255/256 of the side.
     """
-    step = crop.span / CROP_PX * (CROP_PX - 1) / CROP_PX
-    first = -(CROP_PX / 2 - 1) * crop.span / CROP_PX - 0.5 + step / 2 - 0.5
-    matrix_23 = np.array([[step, 0, crop.x + first], [0, step, crop.y + first]])
+    step = square.side / CROP_PX * (CROP_PX - 1) / CROP_PX
+    first = -(CROP_PX / 2 - 1) * square.side / CROP_PX - 0.5 + step / 2 - 0.5
+    matrix_23 = np.array([[step, 0, square.x + first], [0, step, square.y + first]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(picture_HW3, matrix_23, (CROP_PX, CROP_PX), flags=flags).astype(np.uint8, copy=False)
+    return cv2.warpAffine(image_HW3, matrix_23, (CROP_PX, CROP_PX), flags=flags).astype(np.uint8, copy=False)
 
 
-def to_picture(points_68x2: Float32, crop: Crop) -> Float32:
-    """Points of the heat map, pixel centres at integers, in px of the picture.
+def to_image(points_68x2: Float32, square: Square) -> Float32:
+    """Map points from px of the heat map to px of the image, pixel centres at integers in both.
 
-    As `face_alignment.utils.transform_np`, which rounds down: half a pixel on average.
+    Like `face_alignment.utils.transform_np`, but without its rounding down, which costs half a pixel on average.
     """
-    centre = np.array([crop.x, crop.y])
-    return ((points_68x2 + 0.5 - HEATMAP_PX / 2) * crop.span / HEATMAP_PX + centre - 0.5).astype(np.float32)
+    centre = np.array([square.x, square.y])
+    return ((points_68x2 + 0.5 - HEATMAP_PX / 2) * square.side / HEATMAP_PX + centre - 0.5).astype(np.float32)
 
 
 def peaks(heat_68HW: Float32) -> Float32:
-    """x, y of each heat map's peak, pixel centres at integers, by a parabola through the logarithms beside it.
+    """Return x and y of each heat map's peak, pixel centres at integers, from a parabola through the logarithms.
 
-    That is exact for a Gaussian, which is what FAN is trained to draw.
+    It is exact for a Gaussian, which is what FAN is trained to output.
     """
     channels, _, width = heat_68HW.shape
     flat_68 = heat_68HW.reshape(channels, -1).argmax(1)
     y, x = np.divmod(flat_68, width)
-    every = np.arange(channels)
-    log = np.log(np.maximum(np.pad(heat_68HW, [(0, 0), (1, 1), (1, 1)], mode="edge"), SMALLEST_HEAT))
-    at = log[every, y + 1, x + 1]
-    right = x + _shift(log[every, y + 1, x], at, log[every, y + 1, x + 2])
-    down = y + _shift(log[every, y, x + 1], at, log[every, y + 2, x + 1])
+    channel = np.arange(channels)
+    log = np.log(np.maximum(np.pad(heat_68HW, [(0, 0), (1, 1), (1, 1)], mode="edge"), MIN_HEAT))
+    at = log[channel, y + 1, x + 1]
+    right = x + _shift(log[channel, y + 1, x], at, log[channel, y + 1, x + 2])
+    down = y + _shift(log[channel, y, x + 1], at, log[channel, y + 2, x + 1])
     return np.stack([right, down], 1).astype(np.float32)
 
 
 def _shift(before: Float32, at: Float32, after: Float32) -> Float32:
-    """How far the top of the parabola through three neighbours lies from the middle one, -0.5 … 0.5."""
+    """Return the position of the maximum of the parabola through three neighbours, from the middle one: -0.5 … 0.5."""
     bend = before - 2 * at + after
     return np.where(bend < 0, np.clip(0.5 * (before - after) / np.minimum(bend, -1e-9), -0.5, 0.5), 0)

@@ -1,7 +1,7 @@
-"""Landmark CSV files as OpenFace writes them, beside the videos they belong to.
+"""Landmark CSV files as OpenFace writes them, next to their videos.
 
-Columns are found by name, whatever their order: `frame` (from 1), `x_0 … x_67`, `y_0 … y_67` in px, and where
-present `face_id`, `confidence` and `success`. All others (gaze, pose, 3-D `X_0 …`) are ignored.
+Columns are found by name, in any order: `frame` (from 1), `x_0 … x_67`, `y_0 … y_67` in px, and if present `face_id`,
+`confidence` and `success`. All others (gaze, pose, 3-D `X_0 …`) are ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lawdnet.types import NUM_LANDMARKS, Bool, Face, Float32, Landmarks, Rejecte
 POINTS = [f"{axis}_{i}" for axis in "xy" for i in range(NUM_LANDMARKS)]
 REQUIRED = ["frame", *POINTS]
 OPTIONAL = ["face_id", "confidence", "success"]
-WORDS_FOR_NAN = [
+NAN_WORDS = [
     "",
     "nan",
     "NaN",
@@ -36,34 +36,34 @@ WORDS_FOR_NAN = [
     "-1.#QNAN",
 ]
 MAX_HEADER_CHARS = 1 << 20
-FREE_FRAMES = 100_000
-"""Frame numbers up to this are believed whatever the number of rows: about an hour, 54 MB of points."""
+MAX_SPARSE_FRAME = 100_000
+"""Frame numbers up to this are accepted whatever the number of rows: about an hour, 54 MB of points."""
 FRAMES_PER_ROW = 100
-"""How sparse a longer file may be before a frame number is taken for an error."""
+"""How sparse a longer file may be before a frame number counts as an error."""
 
 
 class OpenFace:
-    """Reads the CSV beside the video: `talk.mp4` has `talk.csv`.
+    """Reads the CSV next to the video: `talk.csv` for `talk.mp4`.
 
     Args:
-        tolerance: rows that may be missing or too many at the end.
+        tolerance: how many rows may be missing or surplus at the end.
     """
 
     name = "openface"
-    reads_pictures = False
+    reads_frames = False
     model_sha256: str | None = None
 
     def __init__(self, *, tolerance: int = ROWS_TOLERANCE) -> None:
         self.tolerance = tolerance
 
     def faces(self, video: Video, frames: Frames) -> Iterator[list[Face]]:
-        """The faces of every tick, the surest first; see `LandmarkSource.faces`.
+        """Return the faces of every tick, the most confident first; see `LandmarkSource.faces`.
 
-        Rows belong to the source's frames; another number of them means another file.
+        Rows belong to the source's frames; another number of rows means that the CSV belongs to another file.
 
         Raises:
-            Rejected: NO_LANDMARKS without a file, BAD_LANDMARKS if it cannot be read, LANDMARK_COUNT if it is another
-                video's; all before a picture is pulled.
+            Rejected: NO_LANDMARKS without a file, BAD_LANDMARKS if it cannot be read, LANDMARK_COUNT if it belongs to
+                another video; all before a frame is pulled.
         """
         rows = _read_rows(_found_csv(video.path))
         count = int(rows.frame_R.max())
@@ -73,7 +73,7 @@ class OpenFace:
         return (list(by_frame.get(index + 1, ())) for index, _ in frames)
 
     def detect(self, video_path: Path) -> Landmarks:
-        """The face of each frame as `read_csv` finds it.
+        """Return the face of each frame, as from `read_csv`.
 
         Raises:
             Rejected: NO_LANDMARKS without a file, BAD_LANDMARKS if it cannot be read.
@@ -83,27 +83,27 @@ class OpenFace:
 
 def _found_csv(video_path: Path) -> Path:
     if not has_csv(video_path):
-        raise Rejected(RejectReason.NO_LANDMARKS, f"no {csv_of(video_path).name} beside {video_path.name}")
+        raise Rejected(RejectReason.NO_LANDMARKS, f"no {csv_of(video_path).name} next to {video_path.name}")
     return csv_of(video_path)
 
 
 def _wrong_count(rows: int, video: Video) -> Rejected:
-    hint = " (the rows fit a 25 fps copy: put that copy beside the CSV)" if rows == video.num_frames else ""
+    hint = " (the rows match a 25 fps copy: put that copy next to the CSV)" if rows == video.num_frames else ""
     return Rejected(RejectReason.LANDMARK_COUNT, f"{rows} landmark rows for {video.num_source_frames} frames{hint}")
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """What a file lists, R rows in its order."""
+    """The R rows of a file, in its order."""
 
     frame_R: NDArray[np.int64]
-    """From 1."""
+    """Counted from 1."""
     face_R: NDArray[np.float64]
     confidence_R: NDArray[np.float64]
-    """0 where it is unknown or the row is not valid."""
+    """0 if unknown or if the row is not valid."""
     points_R68x2: Float32
     valid_R: Bool
-    """Tracked with success, and all coordinates finite."""
+    """Tracked successfully, with all coordinates finite."""
 
 
 def _read_rows(path: Path) -> _Rows:
@@ -122,10 +122,10 @@ def _read_rows(path: Path) -> _Rows:
 
 
 def _faces_by_frame(rows: _Rows) -> dict[int, list[Face]]:
-    """The faces of each frame that has any, the surest first."""
+    """Return the faces of each frame that has any, the most confident first."""
     with np.errstate(invalid="ignore"):
         spread_R = np.ptp(rows.points_R68x2, axis=1).max(1)
-    # trackers write zeros where they have nothing, and call it a success
+    # trackers write zeros where they found nothing, and call it a success
     good_R = rows.valid_R & (spread_R >= MIN_FACE_PX)
     by_frame: dict[int, list[Face]] = {}
     for row in np.lexsort((rows.face_R, -rows.confidence_R)):
@@ -136,11 +136,11 @@ def _faces_by_frame(rows: _Rows) -> dict[int, list[Face]]:
 
 
 def read_csv(path: Path) -> Landmarks:
-    """One face for every frame from 1 to the last that the file lists.
+    """Read one face for every frame from 1 to the last frame in the file.
 
-    Frames it leaves out, with success 0, or with a missing or infinite coordinate are invalid (NaN points).
-    Of several faces in a frame it takes the one with the highest total confidence over the file, so that it
-    does not jump between two people; the others stand in where that one is missing.
+    Frames that are missing, have success 0, or have a missing or infinite coordinate are invalid (NaN points). Of
+    several faces in a frame, the one with the highest total confidence over the file is taken, so that the result does
+    not jump between two people; where it is missing, another is taken.
 
     Raises:
         Rejected: BAD_LANDMARKS, with a detail that says what is wrong and where.
@@ -156,7 +156,7 @@ def read_csv(path: Path) -> Landmarks:
 
 
 def write_csv(path: Path, points_T68x2: Float32, fps: float) -> None:
-    """Writes points as OpenFace would, to 0.001 px; frames with a NaN or infinite point get success 0."""
+    """Write points as OpenFace does, to 0.001 px; frames with a NaN or infinite point get success 0."""
     header = ", ".join(["frame", "face_id", "timestamp", "confidence", "success", *POINTS])
     lines = [header]
     for index, points in enumerate(np.asarray(points_T68x2, np.float64)):
@@ -172,10 +172,10 @@ def _bad(path: Path, detail: str) -> Rejected:
 
 
 def _header(path: Path) -> list[str]:
-    """Column names without the blanks around them.
+    """Read the column names, without the spaces around them.
 
     Raises:
-        Rejected: the file is empty or no text, or a column that is needed is missing.
+        Rejected: the file is empty or not text, or a required column is missing.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -183,7 +183,7 @@ def _header(path: Path) -> list[str]:
     except UnicodeDecodeError:
         raise _bad(path, "not a text file in UTF-8") from None
     if not line.strip():
-        raise _bad(path, "empty, or its first line is")
+        raise _bad(path, "the file or its first line is empty")
     names = [name.strip() for name in line.split(",")]
     missing = next((name for name in REQUIRED if name not in names), None)
     if missing:
@@ -193,20 +193,20 @@ def _header(path: Path) -> list[str]:
 
 
 def _read_columns(path: Path) -> dict[str, NDArray[np.float64]]:
-    """The columns we use as float64, NaN for missing values."""
+    """Read the columns that are used, as float64 with NaN for missing values."""
     names = _header(path)
     index = {name: str(names.index(name)) for name in [*REQUIRED, *OPTIONAL] if name in names}
     try:
         table = csv.read_csv(
-            pa.BufferReader(path.read_bytes()),  # by name it refuses one that is no UTF-8
-            # numbered names, because real headers have blanks and may repeat a name that nobody reads
+            pa.BufferReader(path.read_bytes()),  # not by name: a name must be valid UTF-8
+            # numbered names, because real headers have spaces and may repeat the name of an unused column
             read_options=csv.ReadOptions(
                 column_names=[str(i) for i in range(len(names))], skip_rows=1, use_threads=False
             ),
             convert_options=csv.ConvertOptions(
                 include_columns=list(index.values()),
                 column_types={number: pa.float64() for number in index.values()},
-                null_values=[blank + word for blank in ("", " ") for word in WORDS_FOR_NAN],
+                null_values=[blank + word for blank in ("", " ") for word in NAN_WORDS],
             ),
         )
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
@@ -214,17 +214,17 @@ def _read_columns(path: Path) -> dict[str, NDArray[np.float64]]:
         detail = re.sub(r"CSV column #(\d+)", lambda found: f"column {names[int(found[1])]}", first_line)
         raise _bad(path, detail) from None
     if not table.num_rows:
-        raise _bad(path, "a header and no rows")
+        raise _bad(path, "the file has a header but no rows")
     return {name: table[number].to_numpy() for name, number in index.items()}
 
 
 def _frame_numbers(path: Path, values: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Frame numbers as integers.
+    """Return the frame numbers as integers.
 
     Raises:
-        Rejected: one is not a whole number from 1, or far beyond what the file has rows for.
+        Rejected: a number is not a whole number from 1, or is far larger than the number of rows.
     """
-    limit = FREE_FRAMES + FRAMES_PER_ROW * len(values)
+    limit = MAX_SPARSE_FRAME + FRAMES_PER_ROW * len(values)
     wrong = ~((values >= 1) & (values <= limit) & (values == np.floor(values)))
     if wrong.any():
         row = int(np.argmax(wrong))

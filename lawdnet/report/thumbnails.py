@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from lawdnet.data.sampling import decode_jpeg
 from lawdnet.data.segments import encode_jpeg
+from lawdnet.face.geometry import crop_height
 from lawdnet.report.page import data_uri
 from lawdnet.storage import locate, parquet_file
 from lawdnet.types import Rejected
@@ -33,7 +34,7 @@ def crops(path: str, row_group: int, frames: Sequence[int], stored_width: int) -
         raise ValueError(f"{path}: missing; the dataset has lost a file, or the one that it points to") from None
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: damaged ({error}); make the dataset again") from None
-    size = (round(1.3 * CROP_WIDTH), CROP_WIDTH)
+    size = (crop_height(CROP_WIDTH), CROP_WIDTH)
     small = (decode_jpeg(jpegs[frame].as_py(), *size, stored_width=stored_width) for frame in frames)
     return [data_uri(encode_jpeg(crop, JPEG_QUALITY), "jpeg") for crop in small]
 

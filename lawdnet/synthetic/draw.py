@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lawdnet.face import points as ibug
 from lawdnet.synthetic.identity import Colour, Identity, Pose, mix
 from lawdnet.synthetic.shape import Points, curve, face_shape, lens, project
 from lawdnet.types import Float32, UInt8
@@ -19,14 +20,10 @@ MOUTH_INTERIOR: Colour = (44, 5, 10)
 TONGUE: Colour = (88, 18, 27)
 TEETH: Colour = (184, 178, 166)
 EYE_WHITE: Colour = (236, 232, 228)
-HALF_CROP_RATIO = 1.3
-OUTER_UPPER, OUTER_LOWER = list(range(48, 55)), [48, 59, 58, 57, 56, 55, 54]
-INNER_UPPER, INNER_LOWER = list(range(60, 65)), [60, 67, 66, 65, 64]
 HAIRLINE_PX = 0.3
 """Gaps narrower than this show no mouth interior."""
 BARED_GAP = 0.06
 """Gap from which teeth and tongue begin to show; at twice it they show in full."""
-EYES = (([36, 37, 38, 39], [36, 41, 40, 39]), ([42, 43, 44, 45], [42, 47, 46, 45]))
 
 
 def _darker(colour: Colour, share: float) -> Colour:
@@ -153,8 +150,8 @@ class TalkingHead:
         height, width = self.size
         cos, sin = abs(np.cos(pose.roll)), abs(np.sin(pose.roll))
         reach = self.unit * pose.scale
-        free_x = max(0.0, width / 2 - reach * (cos + HALF_CROP_RATIO * sin))
-        free_y = max(0.0, 0.45 * height - reach * (HALF_CROP_RATIO * cos + sin))
+        free_x = max(0.0, width / 2 - reach * (cos + ibug.CROP_RATIO * sin))
+        free_y = max(0.0, 0.45 * height - reach * (ibug.CROP_RATIO * cos + sin))
         return (
             (width - 1) / 2 + pose.shift[0] * min(free_x, 0.08 * width),
             0.55 * height - 0.5 + pose.shift[1] * min(free_y, 0.04 * height),
@@ -220,13 +217,14 @@ class TalkingHead:
             pen.fill(self._project(_ellipse(side * ear, -0.42, -0.5, 0.07, 0.16), pose), _darker(who.skin, 0.22))
         pen.fill(self._face_outline(pose, points), who.skin)
         self._draw_beard(pen, pose, points)
-        for brow, sign in ((points[17:22], 1), (points[26:21:-1], -1)):
+        for brow, sign in ((points[ibug.LEFT_BROW], 1), (points[ibug.RIGHT_BROW][::-1], -1)):
             self._draw_brow(pen, brow, sign)
         shadow = _darker(who.skin, 0.3)
-        pen.line(curve(points[31:36]), _darker(who.skin, 0.2), 0.02 * self.unit)
-        for k, outer in ((32, 31), (34, 35)):
-            middle = 0.6 * points[k] + 0.4 * points[outer]
-            nostril = middle + (points[33] - points[30]) * 0.02 + self._oval(0.05, 0.026, pose)
+        nostrils = points[ibug.NOSTRILS]
+        pen.line(curve(nostrils), _darker(who.skin, 0.2), 0.02 * self.unit)
+        for inner, outer in ((1, 0), (3, 4)):
+            middle = 0.6 * nostrils[inner] + 0.4 * nostrils[outer]
+            nostril = middle + (points[ibug.NOSE_BASE] - points[ibug.NOSE_TIP]) * 0.02 + self._oval(0.05, 0.026, pose)
             pen.fill(nostril, _darker(shadow, 0.35))
 
     def _oval(self, rx: float, ry: float, pose: Pose) -> Points:
@@ -238,7 +236,7 @@ class TalkingHead:
         half = [(-0.95, -0.75), (-0.88, -1.1), (-0.68, -1.42), (-0.35, -1.58)]
         top = [(x * self.identity.jaw_width, y) for x, y in half]
         forehead = self._project(_flat([*top, (0.0, -1.62)] + [(-x, y) for x, y in top[::-1]], -0.15), pose)
-        return curve(np.concatenate([points[:17], forehead[::-1]]), closed=True)
+        return curve(np.concatenate([points[ibug.JAW], forehead[::-1]]), closed=True)
 
     def _draw_brow(self, pen: Pen, brow_5x2: Points, sign: int) -> None:
         """A tapering stroke through the five points, thickest near the nose."""
@@ -253,22 +251,23 @@ class TalkingHead:
         if who.beard == "none":
             return
         colour = mix(who.hair, who.skin, {"stubble": 0.75, "full": 0.35, "moustache": 0.3}[who.beard])
-        lip = points[OUTER_UPPER]
-        under_nose = points[33] + 0.45 * (points[51] - points[33])
+        lip = points[ibug.OUTER_LIP_UPPER]
+        under_nose = points[ibug.NOSE_BASE] + 0.45 * (points[ibug.UPPER_LIP_TOP] - points[ibug.NOSE_BASE])
         top = [lip[0], 0.5 * (lip[1] + under_nose) + 0.2 * (lip[0] - under_nose), under_nose]
         top += [0.5 * (lip[5] + under_nose) + 0.2 * (lip[6] - under_nose), lip[6]]
         arc = curve(np.array(top))
         if who.beard == "moustache":
             pen.fill(np.concatenate([arc, curve(lip)[::-1]]), colour)
             return
-        left = 0.35 * points[3] + 0.65 * lip[0], 0.8 * points[2] + 0.2 * lip[0]
-        right = 0.8 * points[14] + 0.2 * lip[6], 0.35 * points[13] + 0.65 * lip[6]
-        inner = curve(np.array([points[1], left[1], left[0], *top, right[1], right[0], points[15]]))
-        pen.fill(np.concatenate([inner, curve(points[15:0:-1])]), colour)
+        jaw = points[ibug.JAW]
+        left = 0.8 * jaw[2] + 0.2 * lip[0], 0.35 * jaw[3] + 0.65 * lip[0]
+        right = 0.35 * jaw[13] + 0.65 * lip[6], 0.8 * jaw[14] + 0.2 * lip[6]
+        inner = curve(np.array([jaw[1], *left, *top, *right, jaw[15]]))
+        pen.fill(np.concatenate([inner, curve(jaw[15:0:-1])]), colour)
 
     def _draw_eyes(self, pen: Pen, pose: Pose, points: Points) -> None:
         who = self.identity
-        for upper, lower in EYES:
+        for upper, lower in ((ibug.LEFT_EYE_UPPER, ibug.LEFT_EYE_LOWER), (ibug.RIGHT_EYE_UPPER, ibug.RIGHT_EYE_LOWER)):
             upper_arc, lower_arc = lens(points, upper, lower)
             lids = np.concatenate([upper_arc, lower_arc[::-1]])
             pen.fill(lids, EYE_WHITE)
@@ -282,14 +281,14 @@ class TalkingHead:
                 pen.fill_inside(spark, lids, (250, 250, 250))
             pen.line(lower_arc, _darker(who.skin, 0.2), 0.012 * self.unit)
             pen.line(upper_arc, _darker(who.skin, 0.7), 0.028 * self.unit)
-            fold = upper_arc - (points[30] - points[27]) * 0.12
+            fold = upper_arc - (points[ibug.NOSE_TIP] - points[ibug.NOSE_ROOT]) * 0.12
             pen.line(fold, _darker(who.skin, 0.18), 0.014 * self.unit)
 
     def _draw_mouth(self, pen: Pen, pose: Pose, points: Points) -> None:
         """Lips, then what is between them: upper teeth and tongue keep their share of the gap."""
         who = self.identity
-        outer_up, outer_low = lens(points, OUTER_UPPER, OUTER_LOWER)
-        up, low = lens(points, INNER_UPPER, INNER_LOWER)
+        outer_up, outer_low = lens(points, ibug.OUTER_LIP_UPPER, ibug.OUTER_LIP_LOWER)
+        up, low = lens(points, ibug.INNER_LIP_UPPER, ibug.INNER_LIP_LOWER)
         middle = (up + low) / 2
         pen.fill(np.concatenate([outer_up, middle[::-1]]), who.lip if self.flat else _darker(who.lip, 0.1))
         pen.fill(np.concatenate([middle, outer_low[::-1]]), who.lip)
@@ -354,5 +353,6 @@ class TalkingHead:
             blob(side * 0.14, -0.35, 0.2, 0.06, 0.26, -0.1 if side * lamp[0] < 0 else -0.04)
         blob(0, -0.36, 0.4, 0.05, 0.28, 0.14)
         blob(0, -0.0, 0.25, 0.14, 0.05, -0.14)
-        pen.fill(points[57] + self._oval(0.2, 0.05, pose) + (points[8] - points[57]) * 0.25, -0.14)
+        lip = points[ibug.LOWER_LIP_BOTTOM]
+        pen.fill(lip + self._oval(0.2, 0.05, pose) + (points[ibug.CHIN] - lip) * 0.25, -0.14)
         return cv2.GaussianBlur(pen.canvas, (0, 0), 0.045 * self.unit)

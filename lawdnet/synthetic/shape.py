@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lawdnet.face import points as ibug
 from lawdnet.synthetic.identity import Identity, Pose
 
 Points = NDArray[np.floating[Any]]
@@ -74,8 +75,8 @@ def mouth_shape(identity: Identity, opening: float, spread: float) -> Points:
 def _depth(points_68x2: Points) -> Points:
     """Height of the 68 points above the plane of the eyes: a head is round, and the nose sticks out."""
     z = 0.25 - 0.75 * points_68x2[:, 0] ** 2
-    z[27:31] = (0.25, 0.36, 0.46, 0.55)
-    z[31:36] = (0.3, 0.36, 0.4, 0.36, 0.3)
+    z[ibug.NOSE_BRIDGE] = (0.25, 0.36, 0.46, 0.55)
+    z[ibug.NOSTRILS] = (0.3, 0.36, 0.4, 0.36, 0.3)
     return z
 
 

@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lawdnet.storage import REQUESTS, Beat, Location, fingerprints, is_remote, local_copy, locate, scan
-from lawdnet.types import Rejected, RejectReason
+from lawdnet.storage import REQUESTS, Location, fingerprints, is_remote, local_copy, locate, scan
+from lawdnet.types import Beat, Rejected, RejectReason
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp"}
 AUDIO_SUFFIXES = {".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus", ".wma"} | VIDEO_SUFFIXES

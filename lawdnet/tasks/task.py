@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from uuid import uuid4
 
-from lawdnet.storage import Beat, Location
+from lawdnet.storage import Location
 from lawdnet.tasks.attempts import MAX_ATTEMPTS, Attempt, Attempts
 from lawdnet.tasks.records import RecordStore, Refusal, TaskRecord
 from lawdnet.tasks.watchdog import Watchdog
-from lawdnet.types import Rejected, RejectReason
+from lawdnet.types import Beat, Rejected, RejectReason
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from lawdnet.install import install_hint
 from lawdnet.training.trackers import StepCount, TensorBoardLogger, Tracker, WandbLogger
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def check_loggers(names: Sequence[str]) -> None:
             raise ValueError(f"logger: unknown {name!r}; there are {', '.join(LOGGERS)}")
         package = LOGGERS[name]
         if package and not _is_installed(package):
-            raise ValueError(f"logger {name}: is not installed; pip install 'lawdnet[{package}]'")
+            raise ValueError(f"logger {name}: is not installed; {install_hint(package)}")
 
 
 def _is_installed(package: str) -> bool:

@@ -1,6 +1,6 @@
-"""Opening media files safely, for the modules that read pictures and sound.
+"""Open media files safely, for the modules that read video and audio.
 
-FFmpeg reads opened file objects and never sees names, so a name may hold anything ('%d', 'file:', a dash).
+FFmpeg gets opened file objects and never sees names, so a name may contain anything ('%d', 'file:', a dash).
 """
 
 from __future__ import annotations
@@ -22,55 +22,63 @@ from av.video.stream import VideoStream
 from lawdnet.types import Rejected, RejectReason
 
 MAX_PIXELS = 1 << 26
-"""Largest picture that is decoded (8192 × 8192): a few kB can claim any size, and three times as many bytes."""
+"""Largest frame that is decoded (8192 × 8192): a file of a few kB can claim any size, and 3 bytes per px for it."""
 
 StreamT = TypeVar("StreamT", bound=Stream)
 
 
 class _Nameless(io.BufferedReader):
-    """A file whose name FFmpeg cannot see: contents alone decide what it is."""
+    """A file whose name FFmpeg cannot see: only the content decides which format it has."""
 
     name = "media"
 
 
 @contextlib.contextmanager
 def open_media(path: Path, **options: str) -> Iterator[InputContainer]:
-    """Open any media file for demuxing; the options are FFmpeg's for its format.
+    """Open any media file for demuxing.
+
+    Args:
+        path: the file.
+        options: FFmpeg's options for the file's format.
 
     Raises:
         Rejected: UNREADABLE (a folder, pipe, socket or device), EMPTY_FILE, NOT_A_VIDEO (no known format) or DAMAGED
             (an MP4 without its index).
-        OSError: the file cannot be read at all.
+        OSError: the file cannot be opened or read.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its writer, maybe for ever
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer, maybe forever
         raise Rejected(RejectReason.UNREADABLE, "this is a folder, pipe, socket or device, not a file")
     with _Nameless(io.FileIO(path)) as file:
         head = file.peek(16)[:16]
         if not head:
-            raise Rejected(RejectReason.EMPTY_FILE, "the file has no bytes")
-        # Without protocols a playlist cannot open other files or addresses.
+            raise Rejected(RejectReason.EMPTY_FILE, "the file is empty")
+        # Without protocols, a playlist cannot open other files or URLs.
         options |= {"protocol_whitelist": "none", "max_pixels": str(MAX_PIXELS)}
         try:
             container: Any = av.open(file, options=options, metadata_errors="replace")
         except FFmpegError as error:
             if head[4:8] == b"ftyp":
-                detail = "the index (moov) is missing or broken: the MP4 looks cut off, copy it again"
+                detail = "the index (moov) is missing or broken: the MP4 looks truncated, copy it again"
                 raise Rejected(RejectReason.DAMAGED, detail) from error
-            raise Rejected(RejectReason.NOT_A_VIDEO, "no known video or audio format") from error
+            raise Rejected(RejectReason.NOT_A_VIDEO, "not a known video or audio format") from error
         with container:
             yield container
 
 
 def demux(container: InputContainer, stream: StreamT) -> Iterator[Packet[StreamT]]:
-    """The packets of a stream and the empty one that flushes its decoder; Rejected DAMAGED where reading fails."""
+    """Yield the packets of a stream, then the empty packet that flushes its decoder.
+
+    Raises:
+        Rejected: DAMAGED where reading fails.
+    """
     packets: Iterator[Any] = container.demux(stream)
     try:
         yield from packets
     except FFmpegError as error:
-        raise Rejected(RejectReason.DAMAGED, f"the file cannot be read to its end: {error.strerror}") from error
+        raise Rejected(RejectReason.DAMAGED, f"the file cannot be read to the end: {error.strerror}") from error
 
 
 def find_video(container: InputContainer) -> VideoStream | None:
-    """The first video stream that is not cover art."""
+    """Return the first video stream that is not cover art, or None."""
     cover = Disposition.attached_pic
     return next((stream for stream in container.streams.video if not stream.disposition & cover), None)

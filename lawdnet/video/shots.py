@@ -1,4 +1,4 @@
-"""Where one shot ends and the next begins."""
+"""Find the cuts between the shots of a video."""
 
 from __future__ import annotations
 
@@ -9,54 +9,57 @@ from scenedetect import AdaptiveDetector, FrameTimecode
 
 from lawdnet.types import FPS, UInt8
 
-LOOK_PX = 160
-"""Pictures are thinned out to about this many px a side: a cut changes all of them."""
-SHORTEST_TICKS = 3
-SEEN_AFTER = 2
-"""Ticks that a detector must have seen from a cut on before it notes it."""
+DETECT_PX = 160
+"""Frames are subsampled to about this many px per side: a cut changes all px."""
+MIN_SHOT_TICKS = 3
+DELAY_TICKS = 2
+"""Ticks that a detector must see after a cut before it reports the cut."""
 
 
 class ShotDetector:
-    """Watches a video go by, one picture per tick, and notes its cuts.
+    """Collects the cuts of a video from its frames, one per tick.
 
-    A cut is a change of colour and brightness that stands out among those of the ticks around it (PySceneDetect's
-    adaptive detector), so that a moving camera is none. One in the last two ticks cannot stand out, and is not seen.
+    A cut is a change of colour and brightness that stands out from the changes at the ticks around it (PySceneDetect's
+    adaptive detector), so a moving camera is not a cut. A cut at the last two ticks cannot stand out and is missed.
     """
 
     def __init__(self, threshold: float = 3.0) -> None:
-        """`threshold`: how many times larger than around it a change must be; 0 finds no cuts at all."""
+        """Args:
+        threshold: how many times larger than the changes around it a cut must be; 0 finds no cuts at all.
+        """
         self.shots = [0]
-        """First tick of every shot so far."""
-        self._detector = AdaptiveDetector(threshold, min_scene_len=SHORTEST_TICKS) if threshold else None
+        """First tick of every shot found so far."""
+        self._detector = AdaptiveDetector(threshold, min_scene_len=MIN_SHOT_TICKS) if threshold else None
         self._tick = 0
 
-    def see(self, picture_HW3: UInt8) -> None:
-        """Takes the next tick's RGB picture; the same size every time."""
+    def add(self, frame_HW3: UInt8) -> None:
+        """Take the RGB frame of the next tick; all frames have the same size."""
         if self._detector:
-            step = max(1, min(picture_HW3.shape[:2]) // LOOK_PX)
-            small_HW3 = picture_HW3[::step, ::step, ::-1].copy()
+            step = max(1, min(frame_HW3.shape[:2]) // DETECT_PX)
+            small_HW3 = frame_HW3[::step, ::step, ::-1].copy()
             cuts = self._detector.process_frame(FrameTimecode(self._tick, float(FPS)), small_HW3)
             self.shots += [cut.frame_num for cut in cuts]
         self._tick += 1
 
 
-def with_cuts(pictures: Iterable[UInt8], threshold: float, ahead: int) -> Iterator[tuple[int, UInt8, list[int]]]:
-    """The pictures of all ticks some way behind their decoder, so that a cut is known before it comes.
+def with_cuts(frames: Iterable[UInt8], threshold: float, ahead: int) -> Iterator[tuple[int, UInt8, list[int]]]:
+    """Yield all frames some ticks after they are decoded, so that every cut is known in advance.
 
     Args:
-        pictures: RGB, one per tick.
+        frames: RGB, one per tick.
         threshold: see `ShotDetector`.
-        ahead: ticks before a cut from which on it is known, at least; so many pictures wait in memory.
+        ahead: how many ticks in advance a cut is known, at least; as many frames wait in memory.
 
     Yields:
-        (tick, picture, first ticks of shots that were found since the last).
+        (tick, frame, first ticks of the shots found since the last frame).
     """
-    detector, waiting = ShotDetector(threshold), deque[tuple[int, UInt8]]()
+    detector = ShotDetector(threshold)
+    waiting = deque[tuple[int, UInt8]]()
     known = 1
-    for tick, picture_HW3 in enumerate(pictures):
-        detector.see(picture_HW3)
-        waiting.append((tick, picture_HW3))
-        if len(waiting) > (ahead + SEEN_AFTER if threshold else 0):
+    for tick, frame_HW3 in enumerate(frames):
+        detector.add(frame_HW3)
+        waiting.append((tick, frame_HW3))
+        if len(waiting) > (ahead + DELAY_TICKS if threshold else 0):
             yield *waiting.popleft(), detector.shots[known:]
             known = len(detector.shots)
     while waiting:

@@ -32,10 +32,10 @@ from lawdnet.data.schema import (
 from lawdnet.data.segments import Tally, split_draw, video_id, video_segments
 from lawdnet.landmarks.base import LandmarkSource, make_source, resolve_auto, source_options
 from lawdnet.landmarks.openface import csv_of
-from lawdnet.storage import Beat, locate
+from lawdnet.storage import locate
 from lawdnet.tasks.inputs import CSV_SUFFIXES, InputFile, opened
 from lawdnet.tasks.task import Job, Task
-from lawdnet.types import SAMPLES_PER_FRAME, Float32, Segment
+from lawdnet.types import SAMPLES_PER_FRAME, Beat, Float32, Segment
 from lawdnet.video import probe
 from pipelines.cluster import metrics
 
@@ -179,7 +179,7 @@ class VideoTask(Task[VideoItem, VideoRecord]):
             video = probe(path)
             source = self._source(path)
             record.landmarks = source.name
-            if source.reads_pictures:
+            if source.reads_frames:
                 record.landmarks_sha256 = source.model_sha256 or ""
         # duplicates of one name may have other landmarks, and need a file each until one of them is chosen
         name = video_id(path, digest([record.sha256, record.landmarks_sha256]))

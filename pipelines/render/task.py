@@ -12,10 +12,11 @@ import cv2
 
 from lawdnet import storage
 from lawdnet.landmarks import source_for
-from lawdnet.storage import Beat, Location, locate
+from lawdnet.storage import Location, locate
 from lawdnet.tasks.inputs import CSV_SUFFIXES, opened
 from lawdnet.tasks.task import Job, Task
 from lawdnet.training.checkpoint_store import local_folder
+from lawdnet.types import Beat
 from pipelines.cluster import metrics
 from pipelines.render.pairs import PairRecord, RenderPair, pair_records
 

@@ -77,7 +77,7 @@ def test_infer_as_json(infer: list[str], tmp_path: Path) -> None:
 def test_infer_lists_the_landmark_sources(infer: list[str]) -> None:
     answer = runner.invoke(app, [*infer, "--landmarks", "guess"])
     assert answer.exit_code == 2
-    assert "unknown source 'guess'; there are" in answer.stderr
+    assert "unknown source 'guess'; choose from" in answer.stderr
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from lawdnet.models.generator import Generator, GeneratorConfig
 from lawdnet.models.legacy import load_legacy_generator
 from lawdnet.models.saved import STATE
 from lawdnet.models.syncnet import SyncNet, SyncNetConfig
+from lawdnet.storage import sha256
 from lawdnet.synthetic import write_talking_head
 from lawdnet.video import decode, write_video
-from lawdnet.weights import file_sha256
 from tests.support.drawn_datasets import drawn_dataset, drawn_segment
 from tests.support.tiny_checkpoints import checkpoint
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     syncnet = SyncNet(SyncNetConfig(audio_dim=320, base_channels=2, face_px=32, head="cosine"))
     meta = {"mouth_px": 32, "crop_width": 80, "features": {"mel": {"dim": 320}}, "dataset_hash": "drawn"}
     judge = checkpoint(root / "run" / "syncnet" / "epoch_0003", "syncnet", syncnet=syncnet, meta=meta)
-    meta["syncnet_hash"] = file_sha256(judge / STATE)
+    meta["syncnet_hash"] = sha256(judge / STATE)
     checkpoint(root / "run" / "clip_256" / "epoch_0012", generator=generator, meta=meta)
     return root
 

@@ -52,7 +52,7 @@ def test_the_whole_command(given: Path, tmp_path: Path, ray_session: None) -> No
         "  frames  20 (0.8 s)",
         "not rendered: 1 rejected, 0 failed",
         "  1 × empty_file",
-        f"      empty--hello.mp4: {given}/v/empty.mp4: the file has no bytes",
+        f"      empty--hello.mp4: {given}/v/empty.mp4: the file is empty",
     ]
     assert "render 2/2 pairs: " in answer.stderr
     assert "ann--hello.mp4: 20 frames" in answer.stderr
@@ -75,7 +75,7 @@ def test_a_list_and_no_result(given: Path, tmp_path: Path, ray_session: None) ->
         ([], "give --videos and --speeches, or --pairs"),
         (["--videos", "v"], "give --videos and --speeches, or --pairs"),
         (["--videos", "v", "--speeches", "s", "--pairs", "p"], "give --videos and --speeches, or --pairs"),
-        (["--videos", "ftp://v", "--speeches", "s"], "ftp:// cannot be read"),
+        (["--videos", "ftp://v", "--speeches", "s"], "ftp:// is not supported"),
         (["--videos", "v", "--speeches", "s", "--gpu", "-1"], "--gpu"),
     ],
 )

@@ -189,7 +189,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_may_lie_in_an_object_store(run: Path) -> None:
-    pytest.importorskip("upath", reason="needs universal-pathlib: pip install 'lawdnet[s3]'")
+    pytest.importorskip("upath", reason="needs universal-pathlib: pip install -e '.[s3]'")
     remote = locate("memory://reports/run")
     for path in run.rglob("*"):
         if path.is_file():

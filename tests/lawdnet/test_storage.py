@@ -18,6 +18,7 @@ import pytest
 from lawdnet.storage import (
     Location,
     atomic,
+    files_sha256,
     fingerprint,
     fingerprints,
     is_remote,
@@ -74,7 +75,7 @@ def test_an_address_is_remote_and_travels(s3: S3Server) -> None:
 
 def test_other_addresses_are_refused() -> None:
     for address in ("http://host/a.mp4", "HTTPS://host/a.mp4", "file:///a.mp4", "nonsense://a"):
-        with pytest.raises(ValueError, match="cannot be read; give a local path, s3:// or gs://"):
+        with pytest.raises(ValueError, match="is not supported; give a local path, s3:// or gs://"):
             locate(address)
 
 
@@ -86,7 +87,7 @@ def test_a_missing_package_names_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(import_module("fsspec.registry")._registry, address[:2], raising=False)
-    with pytest.raises(ValueError, match=rf"{address}: .* pip install 'lawdnet\[{extra}\]'"):
+    with pytest.raises(ValueError, match=rf"{address}: .* pip install -c constraints\.txt -e '\.\[{extra}\]'"):
         locate(address)
 
 
@@ -231,6 +232,22 @@ def test_sha256(root: Location) -> None:
     with atomic(path) as temporary:
         temporary.write_bytes(b"abc")
     assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_changed_file_has_another_digest(tmp_path: Path) -> None:
+    path = tmp_path / "net.pb"
+    path.write_bytes(b"one")
+    assert files_sha256([path]) == hashlib.sha256(b"one").hexdigest()
+    path.write_bytes(b"three")
+    assert files_sha256([path]) == hashlib.sha256(b"three").hexdigest()
+
+
+def test_a_model_of_several_files_has_one_digest(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_bytes(b"1")
+    b.write_bytes(b"2")
+    assert files_sha256([a]) == "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
+    assert len({files_sha256([a]), files_sha256([b]), files_sha256([a, b]), files_sha256([b, a])}) == 4
 
 
 def test_long_transfers_say_that_they_get_on(s3: S3Server, scratch: Path) -> None:

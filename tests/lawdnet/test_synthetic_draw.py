@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lawdnet.face.align import fit_similarity
+from lawdnet.face.align import fit_all
 from lawdnet.face.geometry import crop_height
 from lawdnet.synthetic import Identity, Pose, TalkingHead, make_identity, make_motion
 from lawdnet.synthetic.draw import EYE_WHITE, MOUTH_INTERIOR
@@ -113,7 +113,7 @@ def test_the_aligned_crop_stays_in_the_picture(size: tuple[int, int]) -> None:
         head = TalkingHead(make_identity(seed), size)
         for pose in make_motion(seed, 250)[::25]:
             points = head.draw(pose, 0.5, 0.0)[1]
-            in_frame = corners @ np.linalg.inv(fit_similarity(points, 80)).T
+            in_frame = corners @ np.linalg.inv(fit_all(points[None], 80)[0]).T
             assert (in_frame[:, :2] > -0.03 * height).all()
             assert (in_frame[:, :2] < np.array([width, height]) + 0.03 * height).all()
 

@@ -12,7 +12,7 @@ from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset, index_schema, manifest, write_index, write_videos
 from lawdnet.data.schema import write_segments
 from lawdnet.data.segments import encode_jpeg
-from lawdnet.face.align import crop_face, fit_similarity, transform_points
+from lawdnet.face.align import crop_face, fit_all, transform_points
 from lawdnet.storage import write_json
 from lawdnet.synthetic import TalkingHead, make_identity, make_motion, make_speech
 from lawdnet.types import FPS, Segment
@@ -26,7 +26,7 @@ def drawn_segment(video_id: str, seed: int, *, index: int = 0, frames: int = 63)
     crops, points, matrices = [], [], []
     for pose, opening, spread in zip(make_motion(seed, frames), spoken.opening_T, spoken.spread_T, strict=True):
         frame, points_68x2 = head.draw(pose, float(opening), float(spread))
-        matrices.append(fit_similarity(points_68x2, WIDTH))
+        matrices.append(fit_all(points_68x2[None], WIDTH)[0])
         crops.append(encode_jpeg(crop_face(frame, matrices[-1], WIDTH), 95))
         points.append(transform_points(points_68x2, matrices[-1]))
     return Segment(

@@ -119,9 +119,9 @@ def film(
     Media(to.parent).write(
         to.name,
         times=[start + Fraction(index, 25) for index in range(frames)],
-        pictures=[np.ascontiguousarray(change(picture)) for picture in pictures[:frames]],
-        sound=sound[None],
-        sound_start=options.pop("sound_start", start),
+        frames=[np.ascontiguousarray(change(picture)) for picture in pictures[:frames]],
+        audio=sound[None],
+        audio_start=options.pop("sound_start", start),
         **options,
     )
     write_csv(to.with_suffix(".csv"), points[:frames], 25)
@@ -214,7 +214,7 @@ def no_packets(drawn: Path, to: Path) -> None:
 
 
 def sound_alone(drawn: Path, to: Path) -> None:
-    Media(to.parent).write(to.name, sound=content(drawn)[1][None], sound_codec="aac")
+    Media(to.parent).write(to.name, audio=content(drawn)[1][None], audio_codec="aac")
     with_csv(drawn, to)
 
 
@@ -337,7 +337,7 @@ PICTURES: dict[str, tuple[str, Maker]] = {
     "alpha png.mov": ("accepted", partial(film, codec="png", pix_fmt="rgba", setup=clock_of_25)),
     "alpha vp9.webm": (
         "accepted",
-        partial(film, codec="libvpx-vp9", pix_fmt="yuva420p", sound_codec="libopus", sound_rate=48_000),
+        partial(film, codec="libvpx-vp9", pix_fmt="yuva420p", audio_codec="libopus", audio_rate=48_000),
     ),
     "size changes.ts": ("damaged", joined({"frames": 40}, {"frames": 35, "start": 1.6, "size": (80, 64)})),
 }
@@ -347,8 +347,8 @@ TIMES: dict[str, tuple[str, Maker]] = {
     "starts after a day.ts": ("accepted", stored("real.mpegts", start=86_400.0)),
     "starts again.ts": ("damaged", joined({"frames": 40}, {"frames": 35})),
     "hole of an hour.ts": ("damaged", joined({"frames": 40}, {"frames": 35, "start": 3600.0})),
-    "sound a day late.mkv": ("no_audio|audio_too_short", partial(film, sound_start=86_400.0)),
-    "pictures a day late.mkv": ("no_audio|audio_too_short", partial(film, start=86_400.0, sound_start=0.0)),
+    "sound a day late.mkv": ("no_audio|audio_too_short", partial(film, audio_start=86_400.0)),
+    "pictures a day late.mkv": ("no_audio|audio_too_short", partial(film, start=86_400.0, audio_start=0.0)),
     "fragments.mp4": ("accepted", partial(film, **FRAGMENTS)),
     "fragments cut.mp4": ("damaged|landmark_count", broken_after(0.6, partial(film, **FRAGMENTS))),
     "mkv cut.mkv": ("damaged|landmark_count", broken_after(0.6, film)),
@@ -359,10 +359,10 @@ TIMES: dict[str, tuple[str, Maker]] = {
 SOUNDS: dict[str, tuple[str, Maker]] = {
     "sound nan.mkv": ("accepted", partial(film, scale=spoilt(np.nan), **PCM)),
     "sound inf.mkv": ("accepted", partial(film, scale=spoilt(np.inf), **PCM)),
-    "sound nan 44100.mkv": ("accepted", partial(film, scale=spoilt(np.nan), sound_rate=44_100, **PCM)),
+    "sound nan 44100.mkv": ("accepted", partial(film, scale=spoilt(np.nan), audio_rate=44_100, **PCM)),
     "sound clips.mkv": ("accepted", partial(film, scale=lambda wave: wave * 1000, **PCM)),
     "sound all nan.mkv": ("accepted", partial(film, scale=lambda wave: wave * np.float32(np.nan), **PCM)),
-    "sound 192 kHz.mkv": ("accepted", partial(film, sound_rate=192_000, sound_codec="pcm_s24le")),
+    "sound 192 kHz.mkv": ("accepted", partial(film, audio_rate=192_000, audio_codec="pcm_s24le")),
     "one sample.mkv": ("audio_too_short", partial(film, scale=lambda wave: wave[:1], **PCM)),
     "rate changes.ts": (
         "any",

@@ -1,4 +1,4 @@
-"""Small media files whose pictures tell their own index and whose sound is known sample by sample."""
+"""Small media files whose frames show their own index and whose audio is known sample by sample."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ TIME_BASE = Fraction(1, 120_000)
 
 
 def barcode(index: int, *, bright: bool = False) -> np.ndarray:
-    """A picture whose upper half spells index in 8 bars, and whose lower half is white when bright."""
-    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    """Draw a frame whose upper half encodes the index in 8 bars, and whose lower half is white if bright."""
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     bars = [255 * (index >> bit & 1) for bit in range(BITS)]
-    picture[: HEIGHT // 2] = np.repeat(bars, WIDTH // BITS)[None, :, None]
-    picture[HEIGHT // 2 :] = 255 if bright else 0
-    return picture
+    image[: HEIGHT // 2] = np.repeat(bars, WIDTH // BITS)[None, :, None]
+    image[HEIGHT // 2 :] = 255 if bright else 0
+    return image
 
 
-def read_barcode(picture: np.ndarray) -> int:
-    bars = picture[HEIGHT // 4, WIDTH // BITS // 2 :: WIDTH // BITS, 1] > 127
+def read_barcode(image: np.ndarray) -> int:
+    bars = image[HEIGHT // 4, WIDTH // BITS // 2 :: WIDTH // BITS, 1] > 127
     return int(sum(1 << bit for bit, on in enumerate(bars) if on))
 
 
@@ -43,22 +43,22 @@ class Media:
         name: str = "clip.mkv",
         *,
         times: Sequence[Fraction | float] = (),
-        pictures: Sequence[np.ndarray] | None = None,
+        frames: Sequence[np.ndarray] | None = None,
         codec: str = "libx264rgb",
         pix_fmt: str = "rgb24",
         setup: Callable[[Any], None] | None = None,
         convert: dict[str, Any] | None = None,
-        sound: np.ndarray | None = None,
-        sound_codec: str = "pcm_s16le",
-        sound_rate: int = 16_000,
-        sound_start: float = 0.0,
-        sound_gap: float = 0.0,
+        audio: np.ndarray | None = None,
+        audio_codec: str = "pcm_s16le",
+        audio_rate: int = 16_000,
+        audio_start: float = 0.0,
+        audio_gap: float = 0.0,
         layout: str = "mono",
         options: dict[str, str] | None = None,
     ) -> Path:
-        """Pictures at the given times (s), and planar sound (channels × samples) from sound_start (s) on.
+        """Write frames at the given times (s), and planar audio (channels × samples) that starts at audio_start (s).
 
-        After its first 1024 samples the sound pauses for sound_gap (s), by its time stamps alone.
+        After its first 1024 samples the audio pauses for audio_gap (s); only the time stamps show the pause.
         """
         path = self.folder / name
         kind = path.suffix[1:].replace("mkv", "matroska")
@@ -69,36 +69,34 @@ class Media:
             packets = []
             if len(times):
                 video = container.add_stream(codec, rate=25, options={"crf": "0"} if "264" in codec else {})
-                video.height, video.width = (HEIGHT, WIDTH) if pictures is None else pictures[0].shape[:2]
+                video.height, video.width = (HEIGHT, WIDTH) if frames is None else frames[0].shape[:2]
                 video.pix_fmt = pix_fmt
                 video.codec_context.time_base = TIME_BASE
                 if setup:
                     setup(video)
-            if sound is not None:
-                audio = container.add_stream(sound_codec, rate=sound_rate, layout=layout)
+            if audio is not None:
+                audio_stream = container.add_stream(audio_codec, rate=audio_rate, layout=layout)
             for index, time in enumerate(times):
-                picture = barcode(index) if pictures is None else pictures[index % len(pictures)]
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                image = barcode(index) if frames is None else frames[index % len(frames)]
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
                 frame = VideoReformatter().reformat(frame, format=pix_fmt, **(convert or {}))
                 frame.pts, frame.time_base = round(Fraction(time) / TIME_BASE), TIME_BASE
                 packets += video.encode(frame)
             packets += video.encode() if len(times) else []
-            if sound is not None:
-                packets += _encode_sound(audio, sound, sound_rate, sound_start, sound_gap, layout)
+            if audio is not None:
+                packets += _encode_audio(audio_stream, audio, audio_rate, audio_start, audio_gap, layout)
             for packet in packets:
                 container.mux(packet)
         return path
 
 
-def _encode_sound(audio: Any, sound: np.ndarray, rate: int, start: float, gap: float, layout: str) -> list[Any]:
+def _encode_audio(stream: Any, audio: np.ndarray, rate: int, start: float, gap: float, layout: str) -> list[Any]:
     packets = []
-    for at in range(0, sound.shape[1], 1024):
-        part = np.ascontiguousarray(sound[:, at : at + 1024], dtype=np.float32)
+    for at in range(0, audio.shape[1], 1024):
+        part = np.ascontiguousarray(audio[:, at : at + 1024], dtype=np.float32)
         frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
-        frame.sample_rate, frame.time_base, frame.pts = (
-            rate,
-            Fraction(1, rate),
-            at + round((start + gap * (at > 0)) * rate),
-        )
-        packets += audio.encode(frame)
-    return [*packets, *audio.encode()]
+        frame.sample_rate = rate
+        frame.time_base = Fraction(1, rate)
+        frame.pts = at + round((start + gap * (at > 0)) * rate)
+        packets += stream.encode(frame)
+    return [*packets, *stream.encode()]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lawdnet.audio import EXTRACTORS, Mel, extractor_options, fit_to_video, frame_features, make_extractor, windows
-from lawdnet.audio.base import Pieces, in_pieces
+from lawdnet.audio.base import Chunking, in_chunks
 from lawdnet.types import Rejected, RejectReason
 
 
@@ -66,7 +66,7 @@ def test_extractors_are_made_by_name() -> None:
     extractor = make_extractor("mel", hops="mean")
     assert isinstance(extractor, Mel)
     assert extractor.feature_dim == 80
-    with pytest.raises(ValueError, match=r"unknown audio features 'mell': choose from .*mel"):
+    with pytest.raises(ValueError, match=r"unknown audio features 'mell'; choose from .*mel"):
         make_extractor("mell")
 
 
@@ -76,7 +76,7 @@ def test_options_are_checked_by_name() -> None:
     for name in set(EXTRACTORS) - {"mel"}:
         assert {"weights_dir": None, "device": "auto"}.items() <= extractor_options(name).items()
     assert extractor_options("hubert")["layer"] is None
-    with pytest.raises(ValueError, match="hubert has no option 'layers': choose from model, layer, batch, weights_dir"):
+    with pytest.raises(ValueError, match="hubert has no option 'layers'; choose from model, layer, batch, weights_dir"):
         make_extractor("hubert", layers=9)
     with pytest.raises(ValueError, match="unknown audio features 'mell'"):
         extractor_options("mell")
@@ -98,25 +98,25 @@ def test_rows_on_the_clock_are_not_copied() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 16, 17, 22, 23, 100])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_pieces_are_put_together_without_their_ends(count: int, batch: int) -> None:
-    pieces = Pieces(rows=10, context=2, batch=batch)
+def test_chunks_are_put_together_without_their_ends(count: int, batch: int) -> None:
+    chunking = Chunking(rows=10, context=2, batch=batch)
     calls: list[int] = []
 
     def run(starts: list[int], length: int) -> np.ndarray:
         calls.append(len(starts))
-        piece = np.array(starts)[:, None] + np.arange(length)
-        at_start, at_end = piece[:, :1] > 0, piece[:, -1:] < count - 1
-        piece[:, :2] = np.where(at_start, -1, piece[:, :2])
-        piece[:, -2:] = np.where(at_end, -1, piece[:, -2:])
-        return piece[..., None].astype(np.float32)
+        chunk = np.array(starts)[:, None] + np.arange(length)
+        at_start, at_end = chunk[:, :1] > 0, chunk[:, -1:] < count - 1
+        chunk[:, :2] = np.where(at_start, -1, chunk[:, :2])
+        chunk[:, -2:] = np.where(at_end, -1, chunk[:, -2:])
+        return chunk[..., None].astype(np.float32)
 
     beats: list[None] = []
-    out = in_pieces(run, count, 1, pieces, lambda: beats.append(None))
+    out = in_chunks(run, count, 1, chunking, lambda: beats.append(None))
     np.testing.assert_array_equal(out[:, 0], np.arange(count))
     assert len(beats) == len(calls)
     assert max(calls, default=0) <= batch
 
 
-def test_pieces_must_have_a_middle() -> None:
-    with pytest.raises(ValueError, match="pieces of 20 rows with a context of 10"):
-        Pieces(rows=20, context=10)
+def test_chunks_must_have_a_middle() -> None:
+    with pytest.raises(ValueError, match="chunks of 20 rows with a context of 10"):
+        Chunking(rows=20, context=10)

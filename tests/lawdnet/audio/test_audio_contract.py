@@ -1,4 +1,4 @@
-"""What every audio extractor promises: a row per frame, on its time, finite, in bounded pieces."""
+"""What every audio extractor promises: a row per frame, on its time, finite, in bounded chunks."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from lawdnet.audio import AudioExtractor, frame_features, mel
-from lawdnet.audio.base import Pieces
+from lawdnet.audio.base import Chunking
 from lawdnet.types import FPS, SAMPLES_PER_FRAME, Rejected, RejectReason
 from tests.support.tiny_networks import NAMES, tiny
 
 CENTRE = {"mel": 0.0, "deepspeech": 0.3125, "deepspeech2": 0.0, "hubert": 0.0}
 """Video frames by which a row's centre lies behind its frame's time."""
 TOLERANCE = {"mel": 0.0, "deepspeech": 1e-3, "deepspeech2": 1e-3, "hubert": 0.02}
-"""Pieces against the whole: root of the mean squared difference, in deviations of the feature over time."""
-PIECES = {
-    "deepspeech": Pieces(rows=90, context=25, batch=3),
-    "deepspeech2": Pieces(rows=90, context=30, batch=3),
-    "hubert": Pieces(rows=60, context=15),
+"""Chunks against the whole: root of the mean squared difference, in deviations of the feature over time."""
+CHUNKINGS = {
+    "deepspeech": Chunking(rows=90, context=25, batch=3),
+    "deepspeech2": Chunking(rows=90, context=30, batch=3),
+    "hubert": Chunking(rows=60, context=15),
 }
 
 
@@ -85,26 +85,26 @@ def test_a_click_lands_on_its_frame(extractor: AudioExtractor) -> None:
     assert np.abs(offsets).max() < 1
 
 
-def test_pieces_give_what_the_whole_gives(extractor: AudioExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_give_what_the_whole_gives(extractor: AudioExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
     wave = noise(300)
     whole = extractor.extract(wave)
     if extractor.name == "mel":
         monkeypatch.setattr(mel, "BLOCK", 45)
     else:
-        monkeypatch.setattr(extractor, "pieces", PIECES[extractor.name])
+        monkeypatch.setattr(extractor, "chunking", CHUNKINGS[extractor.name])
     beats: list[None] = []
-    pieces = extractor.extract(wave, lambda: beats.append(None))
-    difference = np.sqrt(((pieces - whole) ** 2).mean() / whole.var(axis=0).mean())
+    chunks = extractor.extract(wave, lambda: beats.append(None))
+    difference = np.sqrt(((chunks - whole) ** 2).mean() / whole.var(axis=0).mean())
     assert difference <= TOLERANCE[extractor.name]
     assert len(beats) >= 5
 
 
-def test_pieces_have_equal_length_and_are_few_at_a_time(
+def test_chunks_have_equal_length_and_are_few_at_a_time(
     extractor: AudioExtractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if extractor.name == "mel":
         return  # a block is a slice of the wave; there is no network
-    monkeypatch.setattr(extractor, "pieces", PIECES[extractor.name])
+    monkeypatch.setattr(extractor, "chunking", CHUNKINGS[extractor.name])
     where = type(extractor._graph) if extractor.name == "deepspeech" else type(extractor._network)
     method = "__call__" if extractor.name == "deepspeech" else "run"
     original = getattr(where, method)
@@ -112,7 +112,7 @@ def test_pieces_have_equal_length_and_are_few_at_a_time(
     monkeypatch.setattr(where, method, lambda self, x: (shapes.append(x.shape), original(self, x))[1])
     extractor.extract(noise(300))
     assert len({shape[1] for shape in shapes}) == 1
-    assert max(shape[0] for shape in shapes) == PIECES[extractor.name].batch
+    assert max(shape[0] for shape in shapes) == CHUNKINGS[extractor.name].batch
     assert len(shapes) > 2
 
 

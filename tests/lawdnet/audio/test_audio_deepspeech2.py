@@ -156,7 +156,7 @@ def test_what_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"{FILE}: not a checkpoint of the bidirectional LSTMs"):
             load_deepspeech2(path, CPU)
     torch.save(deepspeech2_state(classes=30), path)
-    with pytest.raises(ValueError, match="knows 30 characters, expected 29"):
+    with pytest.raises(ValueError, match="has 30 characters, expected 29"):
         DeepSpeech2(weights_dir=tmp_path, device="cpu").extract(noise(640))
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lawdnet.audio import Hubert, make_extractor
-from lawdnet.audio.base import Pieces
-from lawdnet.weights import file_sha256
+from lawdnet.audio.base import Chunking
+from lawdnet.storage import sha256
 from tests.support.tiny_networks import need, write_hubert
 
 STABLE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
@@ -52,12 +52,12 @@ def test_rows_are_every_second_hidden_state(tmp_path: Path, kind: str, more: dic
 
 
 def test_the_first_layers_statistics_are_the_whole_files(tmp_path: Path) -> None:
-    # Loud at the end only: with statistics of its own the quiet piece would be blown up.
+    # Loud at the end only: with statistics of its own, the quiet chunk would be amplified.
     write_hubert(tmp_path)
     wave = sound(200) * np.where(np.arange(640 * 200) < 640 * 150, 0.02, 1).astype(np.float32)
-    whole, pieces = Hubert(model=str(tmp_path), layer=1), Hubert(model=str(tmp_path), layer=1)
-    pieces.pieces = Pieces(rows=60, context=15)
-    difference = pieces.extract(wave) - whole.extract(wave)
+    whole, chunks = Hubert(model=str(tmp_path), layer=1), Hubert(model=str(tmp_path), layer=1)
+    chunks.chunking = Chunking(rows=60, context=15)
+    difference = chunks.extract(wave) - whole.extract(wave)
     assert np.sqrt((difference**2).mean() / whole.extract(wave).var(axis=0).mean()) < 0.02
 
 
@@ -74,7 +74,7 @@ def test_a_folder_is_found_by_its_name_or_the_hubs(tmp_path: Path) -> None:
     write_hubert(tmp_path / "hubert-base-ls960")
     for options in ({"weights_dir": tmp_path}, {"weights_dir": str(tmp_path), "model": "hubert-base-ls960"}):
         extractor = make_extractor("hubert", **options)
-        assert extractor.model_sha256 == file_sha256(tmp_path / "hubert-base-ls960" / "model.safetensors")
+        assert extractor.model_sha256 == sha256(tmp_path / "hubert-base-ls960" / "model.safetensors")
         assert extractor.feature_dim == 32
 
 
@@ -102,14 +102,14 @@ class Trap:
 
 def test_what_is_missing_or_wrong_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ValueError, match=r"facebook/hubert-none: .*none of .*published at https://huggingface.co/facebook"
+        ValueError, match=r"facebook/hubert-none: .*not found in .*published at https://huggingface.co/facebook"
     ):
         Hubert(model="facebook/hubert-none", weights_dir=tmp_path)
     model = write_hubert(tmp_path)
     with pytest.raises(ValueError, match="layer: 4, expected 1 … 3"):
         Hubert(model=str(tmp_path), layer=4)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"no weights beside config\.json"):
+    with pytest.raises(ValueError, match=r"no weights next to config\.json"):
         Hubert(model=str(tmp_path))
     state = model.state_dict()
     state.pop("encoder.layers.1.attention.k_proj.weight")
@@ -126,5 +126,5 @@ def test_what_is_missing_or_wrong_is_named(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ValueError, match=r"config.json: damaged"):
         Hubert(model=str(tmp_path / "other"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"transformers is not installed: pip install 'lawdnet\[hubert\]'"):
+    with pytest.raises(ValueError, match=r"transformers is not installed; .*-e '\.\[hubert\]'"):
         Hubert()

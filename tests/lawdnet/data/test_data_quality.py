@@ -17,7 +17,7 @@ from lawdnet.data.quality import (
     segment_scores,
     sound_scores,
 )
-from lawdnet.face.align import crop_face, fit_similarity, transform_points
+from lawdnet.face.align import crop_face, fit_all, transform_points
 from lawdnet.synthetic import Pose, TalkingHead, make_identity, make_speech
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared"
@@ -30,7 +30,7 @@ MOUTH_CANONICAL = [(-2.456, 4.343, 4.284), (2.456, 4.343, 4.284)]
 
 def measure(pose: Pose, seed: int = 3, width: int = 320) -> PictureScores:
     frame, points = TalkingHead(make_identity(seed), (480, 400)).draw(pose, 0.3, 0.0)
-    matrix = fit_similarity(points, width)
+    matrix = fit_all(points[None], width)[0]
     return picture_scores(crop_face(frame, matrix, width), transform_points(points, matrix), matrix)
 
 
@@ -70,7 +70,7 @@ def test_roll_is_clockwise_in_the_frame_and_gone_from_the_crop() -> None:
     clockwise = cv2.getRotationMatrix2D((200, 240), -20, 1)  # cv2's own sign is the other way round
     leaning = np.asarray(points @ clockwise[:, :2].T + clockwise[:, 2], np.float32)
     assert leaning[27, 0] > points[27, 0]  # the top of the nose moves to the picture's right
-    matrix = fit_similarity(leaning, 320)
+    matrix = fit_all(leaning[None], 320)[0]
     turned_frame = cv2.warpAffine(frame, clockwise, (400, 480))
     scores = picture_scores(crop_face(turned_frame, matrix, 320), transform_points(leaning, matrix), matrix)
     assert scores.roll == pytest.approx(20, abs=2)
@@ -82,7 +82,7 @@ def test_sharpness_falls_with_blur_and_compares_across_widths() -> None:
     found = {}
     for blur in (0, 3, 8):
         for width in (160, 320, 480):
-            matrix = fit_similarity(points, width)
+            matrix = fit_all(points[None], width)[0]
             picture = cv2.GaussianBlur(frame, (0, 0), blur) if blur else frame
             crop = crop_face(picture, matrix, width)
             found[blur, width] = picture_scores(crop, transform_points(points, matrix), matrix).sharpness

@@ -69,7 +69,7 @@ def test_a_cut_costs_no_more_in_a_long_track(monkeypatch: pytest.MonkeyPatch) ->
 class StillFace:
     """Finds one face in every picture that it is shown."""
 
-    name, reads_pictures = "still", True
+    name, reads_frames = "still", True
     model_sha256: str | None = None
 
     def faces(self, video: Video, frames: Frames) -> Iterator[list[Face]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lawdnet.evaluation.mouth import mouth_opening_from_pixels
-from lawdnet.face.align import crop_face, fit_similarity
+from lawdnet.face.align import crop_face, fit_all
 from lawdnet.synthetic import Identity, TalkingHead, make_identity, make_motion, make_speech
 from lawdnet.types import Float32, UInt8
 
@@ -27,7 +27,7 @@ def drawn(who: Identity) -> tuple[Float32, dict[int, list[UInt8]]]:
     for t in range(0, 125, 3):
         frame, points = head.draw(poses[t], float(speech.opening_T[t]), float(speech.spread_T[t]))
         for width in WIDTHS:
-            crops[width].append(crop_face(frame, fit_similarity(points, width), width))
+            crops[width].append(crop_face(frame, fit_all(points[None], width)[0], width))
     return speech.opening_T[::3], crops
 
 
@@ -66,7 +66,7 @@ def test_changes_smoothly() -> None:
     seen = []
     for opening in np.linspace(0, 1, 101):
         frame, points = head.draw(pose, float(opening), 0.0)
-        seen.append(mouth_opening_from_pixels(crop_face(frame, fit_similarity(points, 80), 80)))
+        seen.append(mouth_opening_from_pixels(crop_face(frame, fit_all(points[None], 80)[0], 80)))
     assert np.abs(np.diff(seen)).max() < 0.06 * (seen[-1] - seen[0])
 
 

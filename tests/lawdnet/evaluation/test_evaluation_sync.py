@@ -18,7 +18,7 @@ from lawdnet.audio.mel import Mel
 from lawdnet.data.sampling import decode_jpeg
 from lawdnet.evaluation import sync
 from lawdnet.evaluation.sync import SyncScorer, distance_curve, offset_histogram, read_curve, v2_box
-from lawdnet.face.align import crop_face, fit_similarity, transform_points
+from lawdnet.face.align import crop_face, fit_all, transform_points
 from lawdnet.face.geometry import stage_size
 from lawdnet.models.legacy import syncnet_to_legacy
 from lawdnet.models.saved import load_syncnet
@@ -66,7 +66,7 @@ def draw(opening: np.ndarray, spread: np.ndarray, wave: np.ndarray, seed: int, *
     pictures, points = [], []
     for t in inner:
         frame, points_68x2 = head.draw(poses[t], float(opening[t]), float(spread[t]))
-        matrix = fit_similarity(points_68x2, WIDTH)
+        matrix = fit_all(points_68x2[None], WIDTH)[0]
         bgr = cv2.cvtColor(crop_face(frame, matrix, WIDTH), cv2.COLOR_RGB2BGR)
         pictures.append(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes())
         points.append(transform_points(points_68x2, matrix))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from lawdnet.face import geometry
+from lawdnet.face.points import ALIGN_POINTS
 
 
 @pytest.mark.parametrize(("mouth", "size"), [(64, (104, 80)), (128, (208, 160)), (256, (416, 320)), (288, (468, 360))])
@@ -25,7 +26,7 @@ def test_sizes_that_give_no_whole_crop_are_refused(mouth: int) -> None:
 
 def test_template_is_mirror_symmetric_about_the_middle_of_the_crop() -> None:
     template = geometry.template_px(320)
-    assert template.shape == (len(geometry.ALIGN_POINTS), 2)
+    assert template.shape == (len(ALIGN_POINTS), 2)
     np.testing.assert_allclose(template[:5, 0] - 160, 160 - template[9:4:-1, 0], atol=1e-3)
     assert (template >= 0).all()
     assert (template < (320, 416)).all()

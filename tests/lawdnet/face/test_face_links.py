@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter1d
 
-from lawdnet.face.track import Track, bridge, choose, face_rank, iou, link, steady
+from lawdnet.face.track import Track, bridge, choose, face_rank, iou, link, smooth
 from lawdnet.types import Face
 
 SHAPE = np.stack([np.arange(68) % 9 / 8, np.arange(68) % 11 / 10], 1).astype(np.float32)
@@ -135,28 +135,28 @@ def test_smoothing_is_a_gaussian_with_zero_phase() -> None:
     points = np.random.default_rng(0).normal(100, 5, (60, 68, 2)).astype(np.float32)
     expected = gaussian_filter1d(points.astype(np.float64), 2, axis=0, mode="constant", truncate=4)
     expected /= gaussian_filter1d(np.ones(60), 2, mode="constant", truncate=4)[:, None, None]
-    np.testing.assert_allclose(steady(points, 2), expected, rtol=1e-5)
-    np.testing.assert_allclose(steady(points, 2)[::-1], steady(points[::-1], 2), rtol=1e-6)
-    assert steady(points, 2).dtype == np.float32
+    np.testing.assert_allclose(smooth(points, 2), expected, rtol=1e-5)
+    np.testing.assert_allclose(smooth(points, 2)[::-1], smooth(points[::-1], 2), rtol=1e-6)
+    assert smooth(points, 2).dtype == np.float32
 
 
 def test_smoothing_keeps_a_still_face_a_steady_move_and_missing_ticks() -> None:
     still = np.broadcast_to(face(100).points_68x2, (30, 68, 2)).copy()
-    np.testing.assert_allclose(steady(still, 3), still, rtol=1e-6)
+    np.testing.assert_allclose(smooth(still, 3), still, rtol=1e-6)
     moving = still + np.arange(30, dtype=np.float32)[:, None, None]
-    np.testing.assert_allclose(steady(moving, 1.5)[6:-6], moving[6:-6], rtol=1e-5)
+    np.testing.assert_allclose(smooth(moving, 1.5)[6:-6], moving[6:-6], rtol=1e-5)
     still[4:9] = np.nan
-    smooth = steady(still, 3)
-    assert np.isnan(smooth[4:9]).all()
-    np.testing.assert_allclose(smooth[[3, 9]], still[[3, 9]], rtol=1e-6)
+    smoothed = smooth(still, 3)
+    assert np.isnan(smoothed[4:9]).all()
+    np.testing.assert_allclose(smoothed[[3, 9]], still[[3, 9]], rtol=1e-6)
 
 
 def test_smoothing_is_off_at_zero_and_takes_the_shortest_tracks() -> None:
     points = np.random.default_rng(1).normal(size=(3, 68, 2)).astype(np.float32)
-    assert steady(points, 0) is points
-    assert steady(points[:1], 5).shape == (1, 68, 2)
-    np.testing.assert_allclose(steady(points, 50), np.broadcast_to(points.mean(0), points.shape), atol=2e-3)
-    assert np.isnan(steady(np.full((4, 68, 2), np.nan, np.float32), 1)).all()
+    assert smooth(points, 0) is points
+    assert smooth(points[:1], 5).shape == (1, 68, 2)
+    np.testing.assert_allclose(smooth(points, 50), np.broadcast_to(points.mean(0), points.shape), atol=2e-3)
+    assert np.isnan(smooth(np.full((4, 68, 2), np.nan, np.float32), 1)).all()
 
 
 def test_bridging_leaves_long_gaps_and_the_track_itself() -> None:

@@ -12,8 +12,9 @@ from lawdnet.data.sampling import decode_jpeg
 from lawdnet.data.segments import encode_jpeg
 from lawdnet.evaluation.image import psnr
 from lawdnet.face.align import crop_face, fit_all, scale_matrix
-from lawdnet.face.geometry import ALIGN_POINTS, stage_size, template_px
+from lawdnet.face.geometry import stage_size, template_px
 from lawdnet.face.mask import paste_alpha
+from lawdnet.face.points import ALIGN_POINTS
 from lawdnet.inference import engine as engine_module
 from lawdnet.inference import stream
 from lawdnet.inference.engine import Engine, num_frames

@@ -1,5 +1,6 @@
 """The package's real code on weights made here: detectors that fire at red, and a FAN that points at colours."""
 
+import importlib.util
 import math
 from pathlib import Path
 
@@ -7,12 +8,11 @@ import numpy as np
 import pytest
 
 from lawdnet.landmarks import FaceAlignment, make_source
-from lawdnet.landmarks import fan as fan_module
-from lawdnet.landmarks.fan import Crop, crop_place, cut, peaks, to_picture
+from lawdnet.landmarks.fan import Square, crop_square, cut, peaks, to_image
 from lawdnet.types import UInt8, Video
 
 torch = pytest.importorskip("torch")
-needs_package = pytest.mark.skipif(fan_module.find_spec("face_alignment") is None, reason="no face-alignment")
+needs_package = pytest.mark.skipif(importlib.util.find_spec("face_alignment") is None, reason="no face-alignment")
 BOX = 80
 """Side in px of the detector's picture of every face that the made S3FD finds."""
 RED, GREEN, BLUE = range(27), range(27, 36), range(36, 68)
@@ -178,12 +178,12 @@ def test_crops_and_points_are_those_of_the_package_but_for_its_rounding() -> Non
     crop_differences, point_differences = [], []
     for _ in range(60):
         x, y, side = *rng.uniform(180, 220, 2), rng.uniform(120, 140)
-        crop = crop_place(np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2], np.float32), 195)
-        centre, scale = (crop.x, crop.y), crop.span / 200
+        crop = crop_square(np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2], np.float32), 195)
+        centre, scale = (crop.x, crop.y), crop.side / 200
         crop_differences.append(middle(cut(picture, crop)) - middle(utils.crop(picture, centre, scale)))
         at = rng.uniform(10, 50, 2)
         theirs = utils.transform(at, centre, scale, 64, invert=True).numpy()
-        point_differences.append(to_picture(at[None].astype(np.float32) - 0.5, crop)[0] - theirs)
+        point_differences.append(to_image(at[None].astype(np.float32) - 0.5, crop)[0] - theirs)
     for differences, most in [(crop_differences, 1.5), (point_differences, 0.51)]:
         assert np.abs(differences).max() < most
         assert np.abs(np.mean(differences, 0)).max() < 0.15
@@ -258,8 +258,8 @@ def test_weights_are_looked_for_and_never_fetched(
 
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fan_module, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r"lawdnet\[landmarks\]"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"-e '\.\[landmarks\]'"):
         FaceAlignment()
 
 
@@ -285,19 +285,19 @@ def test_flat_and_dark_heat_maps_and_peaks_at_the_border_give_points() -> None:
     np.testing.assert_allclose(points[[1, 2]], [(0, 0), (63, 63)], atol=0.5)
 
 
-def test_the_crop_shows_what_to_picture_points_at() -> None:
+def test_the_crop_shows_what_to_image_points_at() -> None:
     """A dot in the picture goes into the crop, and from the crop's px through the heat map's back to the dot."""
     picture = np.zeros((300, 400, 3), np.uint8)
     blob(picture, 210.3, 130.6, 0, 4, 255)
-    crop = crop_place(np.array([130, 60, 270, 200, 1], np.float32), 195)
+    crop = crop_square(np.array([130, 60, 270, 200, 1], np.float32), 195)
     centre = middle(cut(picture, crop))
-    back = to_picture(((centre + 0.5) / 4 - 0.5)[None].astype(np.float32), crop)[0]
+    back = to_image(((centre + 0.5) / 4 - 0.5)[None].astype(np.float32), crop)[0]
     np.testing.assert_allclose(back, (210.3, 130.6), atol=1)
-    assert crop == Crop(200, pytest.approx(130 - 0.12 * 140), pytest.approx(200 * 280 / 195))
+    assert crop == Square(200, pytest.approx(130 - 0.12 * 140), pytest.approx(200 * 280 / 195))
 
 
 def test_a_crop_beyond_the_picture_is_black_there() -> None:
     picture = np.full((100, 100, 3), 200, np.uint8)
-    crop = cut(picture, Crop(0, 0, 128))
+    crop = cut(picture, Square(0, 0, 128))
     assert crop[:120, :120].max() == 0
     assert crop[140:, 140:].min() == 200

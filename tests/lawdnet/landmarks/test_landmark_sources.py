@@ -9,7 +9,7 @@ import pytest
 from lawdnet.face.track import choose, link
 from lawdnet.landmarks import SOURCES, OpenFace, has_csv, make_source, resolve_auto, source_options
 from lawdnet.landmarks import base as landmarks_base
-from lawdnet.landmarks.base import in_batches, sha256_of
+from lawdnet.landmarks.base import in_batches
 from lawdnet.synthetic import TalkingHead, make_identity, make_motion
 from lawdnet.types import Face, Float32, Rejected, RejectReason, UInt8, Video
 
@@ -165,7 +165,7 @@ def test_the_registry_knows_every_source_and_checks_options() -> None:
     assert source_options("face-alignment")["detector"] == "sfd"
     for name, source in SOURCES.items():
         assert source.name == name
-    with pytest.raises(ValueError, match=r"openface has no option 'batch'; there are tolerance"):
+    with pytest.raises(ValueError, match=r"openface has no option 'batch'; choose from tolerance"):
         make_source("openface", batch=3)
     with pytest.raises(ValueError, match=r"'facemesh'.*face-alignment.*openface"):
         source_options("facemesh")
@@ -191,14 +191,6 @@ def test_auto_takes_the_csv_else_a_source_that_is_ready(tmp_path: Path, monkeypa
     (tmp_path / "talk.csv").unlink()
     for name in ("face-alignment", "mediapipe"):
         monkeypatch.setitem(SOURCES, name, Missing)
-    with pytest.raises(Rejected, match=r"no talk\.csv beside it, and neither face-align") as caught:
+    with pytest.raises(Rejected, match=r"no talk\.csv next to it, and neither face-align") as caught:
         resolve_auto(talk, tmp_path)
     assert caught.value.reason is RejectReason.NO_LANDMARKS
-
-
-def test_a_model_of_several_files_has_one_digest(tmp_path: Path) -> None:
-    a, b = tmp_path / "a", tmp_path / "b"
-    a.write_bytes(b"1")
-    b.write_bytes(b"2")
-    assert sha256_of([a]) == "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
-    assert len({sha256_of([a]), sha256_of([b]), sha256_of([a, b]), sha256_of([b, a])}) == 4

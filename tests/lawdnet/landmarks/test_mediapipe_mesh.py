@@ -1,19 +1,20 @@
 """MediaPipe as a source: the real package up to where weights are needed, then a landmarker that sees a bright dot."""
 
+import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from lawdnet.landmarks import MediaPipe, OpenFace, make_source, mediapipe_mesh
-from lawdnet.landmarks.mediapipe_mesh import MESH_POINTS, look, to_68
+from lawdnet.landmarks import MediaPipe, OpenFace, make_source
+from lawdnet.landmarks.mediapipe_mesh import MESH_POINTS, find_faces, to_68
 from lawdnet.types import UInt8, Video
 from lawdnet.video import decode, probe
 from lawdnet.weights import find_weights
 
 MEDIA = Path(__file__).resolve().parents[3].parent / "shared" / "media"
-needs_package = pytest.mark.skipif(mediapipe_mesh.find_spec("mediapipe") is None, reason="no mediapipe")
+needs_package = pytest.mark.skipif(importlib.util.find_spec("mediapipe") is None, reason="no mediapipe")
 MIRROR = [
     *range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31, 45, 44, 43, 42, 47, 46, 39, 38, 37, 36,
     41, 40, 54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65,
@@ -90,7 +91,7 @@ def picture(*places: tuple[int, int], size: tuple[int, int] = (160, 240)) -> UIn
 @pytest.mark.parametrize("place", [(120, 80), (1, 2), (238, 158), (30, 159)])
 def test_a_face_is_looked_at_again_from_close(place: tuple[int, int]) -> None:
     landmarker = Dots()
-    (face,) = look(landmarker, picture(place))
+    (face,) = find_faces(landmarker, picture(place))
     spread = np.linspace(-10, 10, 478)
     np.testing.assert_allclose(face.points_68x2[51], (place[0] + spread[0], place[1] + spread[0]), atol=1e-3)
     np.testing.assert_allclose(face.points_68x2[27], np.array(place) + spread[168], atol=1e-3)
@@ -100,7 +101,7 @@ def test_a_face_is_looked_at_again_from_close(place: tuple[int, int]) -> None:
 
 @needs_package
 def test_of_two_faces_near_each_other_each_stays_itself() -> None:
-    faces = look(Dots(), picture((100, 80), (112, 84)))
+    faces = find_faces(Dots(), picture((100, 80), (112, 84)))
     np.testing.assert_allclose([face.points_68x2[51] for face in faces], [(90, 70), (102, 74)], atol=1e-3)
 
 
@@ -111,7 +112,7 @@ def test_a_face_that_is_not_found_again_stays_where_it_was() -> None:
             found = super().detect(image)
             return found if len(self.shapes) == 1 else SimpleNamespace(face_landmarks=[])
 
-    (face,) = look(Once(), picture((120, 80)))
+    (face,) = find_faces(Once(), picture((120, 80)))
     np.testing.assert_allclose(face.points_68x2[51], (113, 70), atol=1e-3)
 
 
@@ -132,14 +133,14 @@ def test_every_tick_gets_its_faces_and_the_landmarker_is_closed(
 
 
 def test_the_model_is_looked_for_and_the_error_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mediapipe_mesh, "find_spec", lambda _: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
     monkeypatch.setenv("LAWDNET_WEIGHTS", str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"face_landmarker\.task") as caught:
         MediaPipe(weights_dir=tmp_path)
     for words in (str(tmp_path), str(tmp_path / "other"), "https://"):
         assert words in str(caught.value)
-    monkeypatch.setattr(mediapipe_mesh, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r"lawdnet\[mediapipe\]"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"-e '\.\[mediapipe\]'"):
         MediaPipe(weights_dir=tmp_path)
 
 
@@ -148,7 +149,7 @@ def test_the_model_is_looked_for_and_the_error_says_where(tmp_path: Path, monkey
 def test_a_file_that_is_no_model_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "face_landmarker.task").write_bytes(content)
     source = MediaPipe(weights_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"face_landmarker\.task: MediaPipe cannot use it") as caught:
+    with pytest.raises(ValueError, match=r"face_landmarker\.task: MediaPipe cannot use this file") as caught:
         next(source.faces(video(48, 64), [(0, np.zeros((48, 64, 3), np.uint8))]))
     assert "\n" not in str(caught.value)
 

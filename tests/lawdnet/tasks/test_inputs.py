@@ -19,7 +19,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     if request.param == "local":
         return tmp_path / "source"
     if request.param == "memory":
-        pytest.importorskip("upath", reason="needs universal-pathlib: pip install 'lawdnet[s3]'")
+        pytest.importorskip("upath", reason="needs universal-pathlib: pip install -e '.[s3]'")
         return locate(f"memory://{tmp_path.name}/source")
     return request.getfixturevalue("s3").root / "source"
 
@@ -166,7 +166,7 @@ def test_a_list_names_files_above_it(source: Location) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"a.mp4\nhttp://host/b.mp4\n", "list.txt: line 2: http://host/b.mp4: .* cannot be read"),
+        (b"a.mp4\nhttp://host/b.mp4\n", "list.txt: line 2: http://host/b.mp4: .* is not supported"),
         ("a.mp4\n".encode("utf-16"), "list.txt: a list is UTF-8 text"),
     ],
 )

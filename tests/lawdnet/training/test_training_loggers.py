@@ -130,7 +130,9 @@ def test_an_unknown_name_lists_the_choices(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
 def test_a_missing_package_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda package: None)
-    with pytest.raises(ValueError, match=rf"logger {name}: is not installed; pip install 'lawdnet\[{name}\]'"):
+    with pytest.raises(
+        ValueError, match=rf"logger {name}: is not installed; .* pip install -c constraints\.txt -e '\.\[{name}\]'"
+    ):
         check_loggers(["jsonl", name])
     check_loggers(["jsonl"])
 
@@ -221,7 +223,7 @@ class FakeRun:
 @pytest.fixture
 def wandb_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[FakeRun]:
     """What `wandb.init` was asked for; online it fails where the test says so."""
-    wandb = pytest.importorskip("wandb", reason="needs wandb: pip install 'lawdnet[wandb]'")
+    wandb = pytest.importorskip("wandb", reason="needs wandb: pip install -e '.[wandb]'")
     runs: list[FakeRun] = []
 
     def init(**options: Any) -> FakeRun:
@@ -296,7 +298,7 @@ def test_wandb_is_online_only_with_a_key(
 
 @pytest.mark.slow
 def test_wandb_itself_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb", reason="needs wandb: pip install 'lawdnet[wandb]'")
+    pytest.importorskip("wandb", reason="needs wandb: pip install -e '.[wandb]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
     for epochs in ([0], [1]):
         train(tmp_path, epochs, ["wandb"])

@@ -93,7 +93,7 @@ def test_one_picture_is_one_tick(media: Any) -> None:
 
 
 def test_the_clock_refuses_broken_time_stamps() -> None:
-    with pytest.raises(Rejected, match=r"no picture between 0\.04 s and 4000\.00 s"):
+    with pytest.raises(Rejected, match=r"no frame between 0\.04 s and 4000\.00 s"):
         list(on_clock([(Fraction(0), 0), (Fraction(1, 25), 1), (Fraction(4000), 2)]))
 
 
@@ -133,7 +133,7 @@ def test_pictures_come_upright(media: Any, angle: int) -> None:
     path = media.write(
         "clip.mp4",
         times=[0, 0.04],
-        pictures=[corner_picture()],
+        frames=[corner_picture()],
         setup=lambda s: s.set_display_rotation(angle),
     )
     expected = np.rot90(corner_picture(), angle // 90)  # both count counterclockwise
@@ -189,7 +189,7 @@ def test_colours_follow_the_tagged_matrix_and_range(
     path = media.write(
         "clip.mkv",
         times=[0],
-        pictures=[patches],
+        frames=[patches],
         codec="libx264",
         pix_fmt=pix_fmt,
         setup=tags,
@@ -220,7 +220,7 @@ def test_a_playlist_cannot_open_other_files(media: Any) -> None:
 
 def test_sound_alone_and_cover_art_are_no_video(media: Any) -> None:
     sound = np.zeros((1, 16_000), np.float32)
-    assert reason_of(media.write("sound.wav", sound=sound))[0] is RejectReason.NO_VIDEO_STREAM
+    assert reason_of(media.write("sound.wav", audio=sound))[0] is RejectReason.NO_VIDEO_STREAM
     path = media.folder / "cover.mp3"
     cover = media.write("cover.mov", times=[0], codec="png")
     with av.open(str(path), "w") as output, av.open(str(cover)) as source:
@@ -242,9 +242,9 @@ def test_sound_alone_and_cover_art_are_no_video(media: Any) -> None:
 def test_a_file_cut_off_is_damaged(media: Any) -> None:
     times = [Fraction(index, 25) for index in range(100)]
     noise = np.random.default_rng(0).integers(0, 255, (100, 48, 64, 3), dtype=np.uint8)
-    cases = [({}, "looks cut off"), ({"movflags": "+faststart"}, "of 100 pictures are there")]
+    cases = [({}, "looks truncated"), ({"movflags": "+faststart"}, "of 100 frames")]
     for options, expected in cases:
-        whole = media.write("whole.mp4", times=times, pictures=list(noise), options=options)
+        whole = media.write("whole.mp4", times=times, frames=list(noise), options=options)
         assert probe(whole).num_source_frames == 100
         cut = media.folder / "cut.mp4"
         cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
@@ -257,7 +257,7 @@ def test_a_file_cut_off_is_damaged(media: Any) -> None:
 def test_rubbish_in_the_middle_is_damage_that_tells_where(media: Any, codec: str, length: int) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (60, 48, 64, 3), dtype=np.uint8)
     times = [Fraction(index, 25) for index in range(60)]
-    path = media.write("clip.mp4", times=times, pictures=list(noise), codec=codec, pix_fmt="yuv420p")
+    path = media.write("clip.mp4", times=times, frames=list(noise), codec=codec, pix_fmt="yuv420p")
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle : middle + length] = np.random.default_rng(1).bytes(length)
@@ -284,12 +284,12 @@ def fake_pictures(packets: list[FakePacket]) -> Iterator[tuple[Fraction, Any]]:
         time_base=Fraction(1, 25), average_rate=Fraction(25), frames=len(packets), index_entries=[]
     )
     container: Any = SimpleNamespace(demux=lambda _: packets)
-    return video._pictures(container, stream)
+    return video._frames(container, stream)
 
 
 @pytest.mark.parametrize(
     ("hidden", "message"),
-    [({4}, "frame 4 of about 10: a picture"), ({8, 9}, "frame 8 of about 10: the last"), ({0, 1}, None)],
+    [({4}, "frame 4 of about 10: a frame"), ({8, 9}, "frame 8 of about 10: the last"), ({0, 1}, None)],
 )
 def test_a_picture_that_the_decoder_leaves_out_is_damage(hidden: set[int], message: str | None) -> None:
     packets = [FakePacket(pts, shown=pts not in hidden) for pts in range(10)]
@@ -375,7 +375,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 
     with pytest.raises(RuntimeError, match="the renderer failed"):
         write_video(path, pictures())
-    with pytest.raises(ValueError, match="no picture was written"), VideoWriter(path, height=16, width=16):
+    with pytest.raises(ValueError, match="no frame was written"), VideoWriter(path, height=16, width=16):
         pass
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.mp4"]
     assert path.read_bytes() == b"old"
@@ -383,7 +383,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 
 def test_the_writer_names_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
-    with pytest.raises(ValueError, match="no picture to write"):
+    with pytest.raises(ValueError, match="no frame to write"):
         write_video(path, [])
     with pytest.raises(ValueError, match="1×16 px"):
         VideoWriter(path, height=1, width=16)
@@ -398,8 +398,8 @@ def test_the_writer_names_what_is_wrong(tmp_path: Path) -> None:
 
 def test_a_picture_that_changes_size_is_damage(media: Any) -> None:
     small = media.write("small.h264", times=[0, 0.04], codec="libx264", pix_fmt="yuv420p")
-    large = media.write("large.h264", times=[0, 0.04], codec="libx264", pix_fmt="yuv420p", pictures=[corner_picture()])
+    large = media.write("large.h264", times=[0, 0.04], codec="libx264", pix_fmt="yuv420p", frames=[corner_picture()])
     path = media.folder / "both.h264"
     path.write_bytes(small.read_bytes() + large.read_bytes())
-    with pytest.raises(Rejected, match="picture size changes at frame 2"):
+    with pytest.raises(Rejected, match="frame size changes at frame 2"):
         list(decode(path))

@@ -49,7 +49,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     detail, kilobytes = done.stdout.splitlines()
-    assert detail == "no picture could be decoded: broken, or of more than 67108864 px"
+    assert detail == "no frame could be decoded: they are broken, or larger than 67108864 px"
     assert int(kilobytes) < 50_000
 
 
@@ -69,16 +69,16 @@ def _clock_of_25(stream: object) -> None:
 
 def test_silence_that_only_time_stamps_claim_takes_no_memory(media: Media) -> None:
     """Ten hours between two packets: 2.3 GB of zeros."""
-    path = media.write("late.mkv", sound=np.full((1, 2048), 0.5, np.float32), sound_gap=36_000.0)
+    path = media.write("late.mkv", audio=np.full((1, 2048), 0.5, np.float32), audio_gap=36_000.0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(Rejected, match=r"hardly any sound before 36000 s") as caught:
+    with pytest.raises(Rejected, match=r"hardly any audio before 36000 s") as caught:
         load_audio(path)
     assert caught.value.reason is RejectReason.DAMAGED
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
 def test_half_an_hour_of_muted_microphone_is_silent(media: Media) -> None:
-    path = media.write("muted.mkv", sound=np.full((1, 2048), 0.5, np.float32), sound_gap=1800.0)
+    path = media.write("muted.mkv", audio=np.full((1, 2048), 0.5, np.float32), audio_gap=1800.0)
     wave = load_audio(path)
     assert len(wave) == 1800 * 16_000 + 2048
     assert not wave[1024:-1024].any()
@@ -87,8 +87,8 @@ def test_half_an_hour_of_muted_microphone_is_silent(media: Media) -> None:
 
 def test_sound_that_ends_before_the_pictures_begin_is_named(media: Media) -> None:
     times = [5 + Fraction(index, 25) for index in range(30)]
-    path = media.write(times=times, sound=np.full((1, 16_000), 0.5, np.float32))
-    with pytest.raises(Rejected, match="no sound while there are pictures") as caught:
+    path = media.write(times=times, audio=np.full((1, 16_000), 0.5, np.float32))
+    with pytest.raises(Rejected, match="no samples during the video") as caught:
         load_audio(path, num_frames=30)
     assert caught.value.reason is RejectReason.NO_AUDIO
 
@@ -98,7 +98,7 @@ def test_sound_that_ends_before_the_pictures_begin_is_named(media: Media) -> Non
 def test_sound_that_is_no_number_becomes_sound(media: Media, value: float, rate: int) -> None:
     sound = np.full((1, rate), 0.5, np.float32)
     sound[:, rate // 4 : rate // 2] = value
-    wave = load_audio(media.write("odd.mkv", sound=sound, sound_codec="pcm_f32le", sound_rate=rate))
+    wave = load_audio(media.write("odd.mkv", audio=sound, audio_codec="pcm_f32le", audio_rate=rate))
     assert np.isfinite(wave).all()
     assert np.abs(wave).max() <= 1
     np.testing.assert_allclose(wave[9_000:15_900], 0.5, atol=0.01)

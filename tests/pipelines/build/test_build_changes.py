@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lawdnet.audio.base import EXTRACTORS, no_beat
+from lawdnet.audio.base import EXTRACTORS
 from lawdnet.audio.mel import Mel
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
@@ -22,7 +22,7 @@ from lawdnet.data.schema import read_segment, table_to_segment
 from lawdnet.data.selection import check_files
 from lawdnet.landmarks.openface import read_csv, write_csv
 from lawdnet.storage import local_copy
-from lawdnet.types import FPS, Rejected, RejectReason
+from lawdnet.types import FPS, Rejected, RejectReason, no_beat
 from lawdnet.video import decode
 from pipelines.build.build import build
 from pipelines.build.task import VideoItem
@@ -248,7 +248,7 @@ def test_a_single_video_is_there_to_train_on(builds: Builds, drawn: Path) -> Non
 def test_weights_that_are_missing_are_said_before_the_build(
     builds: Builds, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("face_alignment", reason="needs lawdnet[landmarks]")
+    pytest.importorskip("face_alignment", reason="needs face-alignment: pip install -e '.[landmarks]'")
     for name in ("LAWDNET_WEIGHTS", "TORCH_HOME", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "nothing"))
     copy(drawn, builds.source / "a.mp4")

@@ -43,13 +43,13 @@ def test_a_clap_is_one_row_of_the_segment(drawn: Path, tmp_path: Path, rate: Fra
     path = Media(tmp_path).write(
         "clap.mp4",
         times=[time + Fraction(max(0.0, -late)) for time in times],
-        pictures=film,
+        frames=film,
         codec="libx264",
         pix_fmt="yuv420p",
-        sound=(0.8 * np.cos(6283 * (seconds - clap)) * np.exp(-(((seconds - clap) / 0.004) ** 2)))[None],
-        sound_codec="aac",
-        sound_rate=48_000,
-        sound_start=max(0.0, late),
+        audio=(0.8 * np.cos(6283 * (seconds - clap)) * np.exp(-(((seconds - clap) / 0.004) ** 2)))[None],
+        audio_codec="aac",
+        audio_rate=48_000,
+        audio_start=max(0.0, late),
     )
     write_csv(path.with_suffix(".csv"), points[shown], float(rate))
     config = BuildConfig(crop_width=80, val_fraction=0.0, landmarks="openface")
