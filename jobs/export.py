@@ -37,12 +37,12 @@ def export(
             raise ValueError(f"{out}: name a file that ends in .pth")
     import torch
 
-    from lawdnet.models.export import departures, options, to_legacy
+    from lawdnet.models.export import incompatibilities, options, to_legacy
     from lawdnet.models.saved import read_meta
     from lawdnet.storage import atomic
 
     folder = find_network(run)
-    problems, meta = departures(folder), read_meta(folder)
+    problems, meta = incompatibilities(folder), read_meta(folder)
     if problems and not force:
         reasons = "; ".join(problems)
         raise ValueError(f"{folder}: the published code cannot use this network: {reasons}; --force writes it anyway")
