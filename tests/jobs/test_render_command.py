@@ -31,7 +31,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "v" / "empty.mp4").touch()
     shutil.copy(root / "v" / "ann.csv", root / "v" / "empty.csv")
     (root / "s").mkdir()
-    write_wav(root / "s" / "hello.wav", make_speech(0.8, 1).wave_S)
+    write_wav(root / "s" / "hello.wav", make_speech(0.8, 1).audio_S)
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(audio_dim=320, base_channels=4, warp_grid=8))
     meta = {"mouth_px": 32, "crop_width": 80, "features": {"mel": {"dim": 320}}}

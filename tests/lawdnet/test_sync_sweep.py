@@ -40,8 +40,8 @@ class Case:
     name: str = "clip.mp4"
     rate: Fraction = Fraction(25)
     codec: str = "libx264"
-    sound_codec: str = "aac"
-    sound_rate: int = 48_000
+    audio_codec: str = "aac"
+    audio_rate: int = 48_000
     layout: str = "mono"
     late: float = 0.0
     """Seconds from the first picture to the first sample."""
@@ -82,7 +82,7 @@ def write(media: Media, case: Case) -> Clip:
     claps = [float(sum(times[index] for index in frames) / len(frames)) for frames in lit]
     bright = {index for frames in lit for index in frames}
     length = float(times[-1] + times[-1] / (len(times) - 1)) + case.surplus - case.late
-    seconds = np.arange(round(length * case.sound_rate)) / case.sound_rate + case.late
+    seconds = np.arange(round(length * case.audio_rate)) / case.audio_rate + case.late
     clicks = sum(0.8 * np.cos(6283 * (seconds - at)) * np.exp(-(((seconds - at) / WIDTH) ** 2)) for at in claps)
     channels = {"mono": 1, "stereo": 2, "5.1": 6}[case.layout]
 
@@ -98,8 +98,8 @@ def write(media: Media, case: Case) -> Clip:
         pix_fmt="yuvj420p" if case.codec == "mjpeg" else "yuv420p",
         setup=count_pictures,
         audio=np.repeat(np.asarray(clicks)[None], channels, 0),
-        audio_codec=case.sound_codec,
-        audio_rate=case.sound_rate,
+        audio_codec=case.audio_codec,
+        audio_rate=case.audio_rate,
         audio_start=max(0.0, case.late),
         layout=case.layout,
     )
@@ -181,9 +181,9 @@ def test_a_clap_lands_on_one_frame(media: Media, case: Case) -> None:
     ("case", "reason"),
     [
         (Case(late=0.3), "the audio begins 0.28 s"),  # AAC begins with one packet of silence
-        (Case(late=0.25, name="clip.mkv", audio_codec="pcm_s16le"), "the sound begins 0.25 s after the first picture"),
-        (Case(surplus=-0.4), "the sound ends 0."),
-        (Case(surplus=-0.25, name="clip.mkv", audio_codec="pcm_s16le"), "the sound ends 0.25 s early"),
+        (Case(late=0.25, name="clip.mkv", audio_codec="pcm_s16le"), "the audio begins 0.25 s after the first frame"),
+        (Case(surplus=-0.4), "the audio ends 0."),
+        (Case(surplus=-0.25, name="clip.mkv", audio_codec="pcm_s16le"), "the audio ends 0.25 s early"),
     ],
     ids=str,
 )

@@ -37,7 +37,7 @@ def test_the_files_hold_what_was_drawn(clip: Path) -> None:
         np.testing.assert_allclose(written[t], points, atol=2e-3)
         assert np.abs(decoded.astype(float) - frame).mean() < 4
     sound = load_audio(clip, num_frames=25)
-    assert np.corrcoef(sound, speech.wave_S)[0, 1] > 0.95
+    assert np.corrcoef(sound, speech.audio_S)[0, 1] > 0.95
 
 
 def test_other_speech_is_the_same_clip_dubbed(clip: Path, tmp_path: Path) -> None:

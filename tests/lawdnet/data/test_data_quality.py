@@ -143,7 +143,7 @@ def test_what_is_no_voice_is_no_speech(wave: np.ndarray) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_drawn_speech_is_speech(seed: int) -> None:
-    wave = make_speech(5, seed).wave_S
+    wave = make_speech(5, seed).audio_S
     assert sound_scores(wave)["speech_ratio"] > 0.6
     assert sound_scores(wave * 0.3)["speech_ratio"] == pytest.approx(sound_scores(wave)["speech_ratio"], abs=0.1)
     noisy = wave + noise(0, float(wave.std()) * 0.1).astype(np.float32)

@@ -324,7 +324,7 @@ def test_the_histogram_says_what_to_do() -> None:
 def speaker(seed: int, seconds: float) -> Clip:
     """A drawn person who moves and talks."""
     speech = make_speech(seconds, seed)
-    return draw(speech.opening_T, speech.spread_T, speech.wave_S, seed)
+    return draw(speech.opening_T, speech.spread_T, speech.audio_S, seed)
 
 
 def batches(clips: list[Clip], side: int, steps: int) -> Iterator[TrainBatch]:

@@ -93,7 +93,7 @@ def test_renders(drawn: Path, tmp_path: Path) -> None:
     copy(drawn, tmp_path / "videos" / "a.mp4")
     (tmp_path / "videos" / "text.mp4").write_text("no video")
     (tmp_path / "speeches").mkdir()
-    write_wav(tmp_path / "speeches" / "bye.wav", make_speech(0.4, 1).wave_S)
+    write_wav(tmp_path / "speeches" / "bye.wav", make_speech(0.4, 1).audio_S)
     torch.manual_seed(0)
     generator = GeneratorNetwork(GeneratorConfig(audio_dim=320, base_channels=4, warp_grid=8))
     meta = {"mouth_px": 32, "crop_width": 80, "features": {"mel": {"dim": 320}}}
