@@ -18,20 +18,20 @@ from typing import Any
 
 from lawdnet.audio.base import AudioExtractor
 from lawdnet.data.config import FORMAT_VERSION, BuildConfig, digest
+from lawdnet.data.finalize import finish
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset
 from lawdnet.data.rules import parse_rule
 from lawdnet.data.transfer import refuse_inside
 from lawdnet.landmarks.base import ready_network
 from lawdnet.storage import Location, read_json, write_json
-from lawdnet.types import RejectReason
 from lawdnet.tasks import lock
-from pipelines.cluster import metrics
-from pipelines import executor
-from pipelines.build.task import STALL_SECONDS, Order, VideoBuilder, extractors_of, feature_marks, source_of
-from lawdnet.data.finalize import finish
 from lawdnet.tasks.inputs import list_inputs
 from lawdnet.tasks.records import DRIVER, EMPTY_ROW, STATE, Outcome, read_outcomes, write_outcome
+from lawdnet.types import RejectReason
+from pipelines import executor
 from pipelines.build.plan import check_gone, remaining
+from pipelines.build.task import STALL_SECONDS, Order, VideoBuilder, extractors_of, feature_marks, source_of
+from pipelines.cluster import metrics
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lawdnet.storage import Location
+from lawdnet.tasks.records import Outcome
 from lawdnet.types import RejectReason
 from pipelines.build.task import lacking
-from lawdnet.tasks.records import Outcome
 
 Row = dict[str, Any]
 

@@ -35,13 +35,13 @@ from lawdnet.data.segments import Tally, split_draw, video_id, video_segments
 from lawdnet.landmarks.base import LandmarkSource, make_source, resolve_auto, source_options
 from lawdnet.landmarks.openface import csv_of
 from lawdnet.storage import locate
+from lawdnet.tasks.inputs import CSV_SUFFIXES, opened
+from lawdnet.tasks.records import EMPTY_ROW, MAX_ATTEMPTS, Attempts, Outcome, read_outcome, write_outcome
+from lawdnet.tasks.watchdog import Watchdog
 from lawdnet.types import SAMPLES_PER_FRAME, Float32, Rejected, RejectReason, Segment
 from lawdnet.video import probe
 from pipelines.cluster import metrics
-from lawdnet.tasks.inputs import CSV_SUFFIXES, opened
-from lawdnet.tasks.records import EMPTY_ROW, MAX_ATTEMPTS, Attempts, Outcome, read_outcome, write_outcome
 from pipelines.executor import full_disk, is_full_disk
-from lawdnet.tasks.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from lawdnet.evaluation.sync import SyncScorer

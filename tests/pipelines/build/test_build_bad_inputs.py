@@ -16,10 +16,10 @@ from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
 from lawdnet.data.selection import check_files
 from lawdnet.landmarks.openface import read_csv, write_csv
+from lawdnet.tasks.inputs import list_inputs
 from lawdnet.types import FPS
 from lawdnet.video import decode, write_video
 from pipelines.build.build import build
-from lawdnet.tasks.inputs import list_inputs
 from tests.pipelines.conftest import copy
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)

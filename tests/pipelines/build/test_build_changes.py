@@ -19,11 +19,11 @@ from lawdnet.data.schema import read_segment, table_to_segment
 from lawdnet.data.selection import check_files
 from lawdnet.landmarks.openface import read_csv, write_csv
 from lawdnet.storage import local_copy, read_json
+from lawdnet.tasks.records import Outcome, read_outcomes, read_segments, write_outcome
 from lawdnet.types import FPS, Rejected, RejectReason
 from lawdnet.video import decode
-from pipelines.build.task import Order, VideoBuilder
 from pipelines.build.build import build
-from lawdnet.tasks.records import Outcome, read_outcomes, read_segments, write_outcome
+from pipelines.build.task import Order, VideoBuilder
 from tests.pipelines.conftest import copy
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)

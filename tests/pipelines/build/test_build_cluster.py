@@ -15,8 +15,8 @@ import pytest
 
 from lawdnet.data.manifest import Dataset
 from pipelines.build.build import build
-from tests.pipelines.conftest import copy
 from tests.pipelines.build.test_build_resume import CONFIG, content
+from tests.pipelines.conftest import copy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

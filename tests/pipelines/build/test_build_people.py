@@ -21,8 +21,8 @@ from lawdnet.models.syncnet import SyncNet, SyncNetConfig
 from lawdnet.storage import write_json
 from lawdnet.types import FPS
 from lawdnet.video import decode, write_video
-from pipelines.build.task import Order, VideoBuilder
 from pipelines.build.build import build
+from pipelines.build.task import Order, VideoBuilder
 from tests.pipelines.conftest import copy
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)

@@ -18,12 +18,12 @@ import pytest
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
-from pipelines.build.task import Order, VideoBuilder
-from pipelines.build.build import build
 from lawdnet.tasks.inputs import list_inputs
 from lawdnet.tasks.records import MAX_ATTEMPTS, Attempts, read_outcomes
-from tests.support.fragile import Fragile
+from pipelines.build.build import build
+from pipelines.build.task import Order, VideoBuilder
 from tests.pipelines.conftest import copy
+from tests.support.fragile import Fragile
 
 CONFIG = BuildConfig(crop_width=80)
 NAMES = [f"{letter}.mp4" for letter in "abcdef"]

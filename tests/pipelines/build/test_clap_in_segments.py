@@ -13,8 +13,8 @@ import pytest
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.landmarks.openface import write_csv
-from pipelines.build.task import Order, VideoBuilder
 from lawdnet.tasks.inputs import list_inputs
+from pipelines.build.task import Order, VideoBuilder
 from tests.support.malformed import content
 from tests.support.media import Media
 

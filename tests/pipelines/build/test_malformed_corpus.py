@@ -16,10 +16,10 @@ import pytest
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.types import RejectReason
-from pipelines.build.task import Order, VideoBuilder
 from pipelines.build.build import build
-from tests.support.malformed import CORPUS
+from pipelines.build.task import Order, VideoBuilder
 from tests.pipelines.conftest import copy
+from tests.support.malformed import CORPUS
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0, landmarks="openface")
 SECONDS = 30
