@@ -107,7 +107,7 @@ def _measure_generator(
     from lawdnet.evaluation.sync import SyncScorer
     from lawdnet.evaluation.validation import metrics, validate
     from lawdnet.inference.engine import open_generator
-    from lawdnet.training.gates import MEASURES
+    from lawdnet.training.gates import VALIDATION_METRICS
 
     chosen = pick_device(device)
     generator, meta = open_generator(checkpoint)
@@ -122,8 +122,8 @@ def _measure_generator(
     if scorer and scorer.sha256 == meta.get("syncnet_hash"):
         notes.append("judged by the sync network that it was trained against, which flatters it")
     missing: dict[str, list[str]] = {}
-    for name in (n for n, m in MEASURES.items() if m.kind == "gan" and n not in figures):
-        missing.setdefault(MEASURES[name].needs, []).append(name)
+    for name in (n for n, m in VALIDATION_METRICS.items() if m.kind == "gan" and n not in figures):
+        missing.setdefault(VALIDATION_METRICS[name].needs, []).append(name)
     notes += [f"not measured: {', '.join(names)}, which needs {needs}" for needs, names in missing.items()]
     return {"stage": meta.get("stage", "generator"), "kind": "gan", "figures": figures, "notes": notes}
 
@@ -168,18 +168,21 @@ def _notes(meta: Mapping[str, Any], dataset: Dataset, refs: list[SegmentRef]) ->
 
 def table(content: Mapping[str, Any]) -> list[str]:
     """A line per figure, a column per row of ROWS; for a sync network its figures and the offsets found."""
-    from lawdnet.training.gates import MEASURES
+    from lawdnet.training.gates import VALIDATION_METRICS
 
     figures = content["figures"]
     if content["kind"] == "syncnet":
-        rows = [(name, f"{figures[name]:8.4g}  {MEASURES[name].text}") for name in ("accuracy", "offset_within_one")]
+        rows = [
+            (name, f"{figures[name]:8.4g}  {VALIDATION_METRICS[name].text}")
+            for name in ("accuracy", "offset_within_one")
+        ]
         found = ", ".join(f"{offset:+d}: {number}" for offset, number in content["offsets"].items() if number)
         return console.columns([*rows, ("offsets", f"{found}  frames: segments; positive = the sound is late")])
     head = "".join(f"{name:>11}" for name in ROWS)
     rows = [("", head)]
-    for name in (name for name in MEASURES if name in figures):
+    for name in (name for name in VALIDATION_METRICS if name in figures):
         cells = (f"{figures[row + name]:11.4g}" if row + name in figures else f"{'–':>11}" for row in ROWS.values())
-        rows.append((name, f"{''.join(cells)}  {MEASURES[name].text}"))
+        rows.append((name, f"{''.join(cells)}  {VALIDATION_METRICS[name].text}"))
     return console.columns(rows)
 
 

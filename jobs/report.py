@@ -35,14 +35,14 @@ def report(
 
 def _line(stage: dict[str, Any]) -> str:
     """Its state, and those of its best figures that a mouth which ignores the sound could not have."""
-    from lawdnet.training.gates import MEASURES
+    from lawdnet.training.gates import VALIDATION_METRICS
 
     of = f"{stage['epochs']} of " if stage["of"] else ""
     parts = [stage["state"], of + console.count(stage["of"] or stage["epochs"], "epoch")]
     if stage["seconds"]:
         parts.append(console.duration(stage["seconds"]))
     parts += [f"best {name} {best['value']:.4g} (epoch {best['epoch']})" for name, best in stage["best"].items()
-              if MEASURES[name].needs_sound]  # fmt: skip
+              if VALIDATION_METRICS[name].needs_audio]  # fmt: skip
     parts += [console.count(len(stage["alarms"]), "alarm")] if stage["alarms"] else []
     return ", ".join(parts)
 

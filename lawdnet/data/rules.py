@@ -5,8 +5,6 @@ Shape letter: R rows of an index.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lawdnet.conditions import Condition, parse_conditions
 from lawdnet.data.schema import SCORE
 from lawdnet.types import Bool
 
@@ -36,7 +35,7 @@ SCORES = {
 """What the scores of a build mean. The sync_ ones need a sync network."""
 NUMBERS = ("num_frames", "start_frame", "track")
 TEXTS = ("split", "video_id")
-OPERATORS: dict[str, Callable[..., pa.ChunkedArray]] = {
+COMPARISONS: dict[str, Callable[..., pa.ChunkedArray]] = {
     ">=": pc.greater_equal,
     "<=": pc.less_equal,
     "==": pc.equal,
@@ -44,34 +43,7 @@ OPERATORS: dict[str, Callable[..., pa.ChunkedArray]] = {
     ">": pc.greater,
     "<": pc.less,
 }
-_CONDITION = re.compile(
-    r"""\s* (?P<abs>abs\s*\()? \s* (?P<name>\w+) \s* (?(abs)\)) \s* (?P<op>>=|<=|==|!=|>|<) \s*
-    (?: '(?P<single>[^']*)' | "(?P<double>[^"]*)" | (?P<plain>[^\s<>=!'"]+) ) \s*""",
-    re.VERBOSE,
-)
-_AND = re.compile(r"and\b")
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One comparison; `name` is a score without its prefix, or another column of the index."""
-
-    name: str
-    operator: str
-    value: float | str
-    is_absolute: bool = False
-
-    @property
-    def column(self) -> str:
-        """The index's column."""
-        return self.name if self.name in (*NUMBERS, *TEXTS) else SCORE + self.name
-
-    def __str__(self) -> str:
-        name = f"abs({self.name})" if self.is_absolute else self.name
-        if isinstance(self.value, float):
-            return f"{name}{self.operator}{self.value:.10g}"
-        quote = '"' if "'" in self.value else "'" if re.search(r'[\s<>=!"]|^$', self.value) else ""
-        return f"{name}{self.operator}{quote}{self.value}{quote}"
+"""Operator of a condition → its function on a column of the index."""
 
 
 @dataclass(frozen=True)
@@ -106,17 +78,12 @@ def parse_rule(text: str, scores: Collection[str] = tuple(SCORES)) -> Rule:
         ValueError: not of this form, an unknown name (the message lists the valid ones), or a value that does not
             fit the name.
     """
-    conditions, place = [], 0
-    while match := _CONDITION.match(text, place):
-        conditions.append(_condition(text, match, scores))
-        if match.end() == len(text):
-            return Rule(tuple(conditions))
-        joint = _AND.match(text, match.end())
-        if not joint:
-            break
-        place = joint.end()
-    example = "write NAME OP VALUE, as in 'face_px>=100' or 'abs(sync_offset)<=6 and split==train'"
-    raise ValueError(f"rule {text!r}: {example}; OP is one of {' '.join(OPERATORS)}")
+    known = [*scores, *NUMBERS, *TEXTS]
+    conditions = parse_conditions(text, "rule", "abs(sync_offset)<=6 and split==train", TEXTS)
+    for condition in conditions:
+        if condition.name not in known:
+            raise ValueError(f"rule {text!r}: unknown name {condition.name!r}; choose from {', '.join(known)}")
+    return Rule(conditions)
 
 
 def parse_rules(texts: Iterable[str], scores: Collection[str] = tuple(SCORES)) -> list[Rule]:
@@ -124,22 +91,9 @@ def parse_rules(texts: Iterable[str], scores: Collection[str] = tuple(SCORES)) -
     return [parse_rule(text, scores) for text in texts]
 
 
-def _condition(text: str, match: re.Match[str], scores: Collection[str]) -> Condition:
-    name, operator = match["name"], match["op"]
-    value = next(match[group] for group in ("single", "double", "plain") if match[group] is not None)
-    if name in TEXTS:
-        if operator not in ("==", "!=") or match["abs"]:
-            raise ValueError(f"rule {text!r}: {name} is text; compare it with == or !=")
-        return Condition(name, operator, value)
-    if name not in (*scores, *NUMBERS):
-        raise ValueError(f"rule {text!r}: unknown name {name!r}; there are {', '.join([*scores, *NUMBERS, *TEXTS])}")
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"rule {text!r}: {value!r} is no number")
-    return Condition(name, operator, number, bool(match["abs"]))
+def column_of(condition: Condition) -> str:
+    """Return the column of the index that a condition compares."""
+    return condition.name if condition.name in (*NUMBERS, *TEXTS) else SCORE + condition.name
 
 
 def score_names(index: pa.Table) -> list[str]:
@@ -187,16 +141,17 @@ def _judge(index: pa.Table, rule: Rule) -> tuple[Bool, Bool]:
     keep_R = np.ones(len(index), np.bool_)
     measured_R = keep_R.copy()
     for condition in rule.conditions:
-        if condition.column not in index.column_names:
-            there = ", ".join([*score_names(index), *NUMBERS, *TEXTS])
-            raise ValueError(f"rule {str(rule)!r}: {condition.name} was not measured; there are {there}")
-        column = index[condition.column]
+        name = column_of(condition)
+        if name not in index.column_names:
+            measured = ", ".join([*score_names(index), *NUMBERS, *TEXTS])
+            raise ValueError(f"rule {str(rule)!r}: {condition.name} was not measured; choose from {measured}")
+        column = index[name]
         values = pc.abs(column) if condition.is_absolute else column
         # a score is a float32: 0.7 has to be the same number on both sides
         wanted = pa.scalar(condition.value, pa.float32() if pa.types.is_float32(column.type) else None)
         there_R = ~_to_bool(pc.is_null(column, nan_is_null=True))
         measured_R &= there_R
-        keep_R &= there_R & _to_bool(OPERATORS[condition.operator](values, wanted))
+        keep_R &= there_R & _to_bool(COMPARISONS[condition.operator](values, wanted))
     return keep_R, measured_R
 
 

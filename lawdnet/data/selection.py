@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lawdnet import __version__
+from lawdnet.conditions import Condition
 from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset, write_index, write_videos
-from lawdnet.data.rules import Condition, Rule, Step, apply_rules, mark
+from lawdnet.data.rules import Rule, Step, apply_rules, column_of, mark
 from lawdnet.data.transfer import claim, refuse_inside
 from lawdnet.storage import Location, atomic, is_remote, locate, parquet_file, write_json
 from lawdnet.types import RejectReason
@@ -124,7 +125,7 @@ def advice(selection: Selection, rules: Sequence[Rule]) -> dict[str, dict[str, f
 
 
 def _quantiles(index: pa.Table, condition: Condition) -> dict[str, float]:
-    values = index[condition.column].to_numpy().astype(np.float64)
+    values = index[column_of(condition)].to_numpy().astype(np.float64)
     values = np.abs(values) if condition.is_absolute else values
     return quantiles(values)
 

@@ -219,7 +219,7 @@ def _sync_sums(shown_THW3: UInt8, window: _Window, scorer: SyncScorer) -> Sums:
 
 
 def metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """The figures behind merged sums, in the units of `lawdnet.training.gates.MEASURES`; those not measured lack.
+    """Return the metrics behind merged sums (`lawdnet.training.gates.VALIDATION_METRICS`), without those not measured.
 
     A correlation is over all frames of all segments about each segment's own means: people's mouths differ in size.
     The truth's is that of pixels and landmarks, the most that this measurement can show.

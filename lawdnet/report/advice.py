@@ -8,7 +8,7 @@ import numpy as np
 
 from lawdnet.report.stage_log import SHARE, StageLog, numbers
 from lawdnet.storage import Location
-from lawdnet.training.gates import MEASURES
+from lawdnet.training.gates import VALIDATION_METRICS
 
 WAIT_SHARE = 0.05
 """Of the time, above which waiting for data is worth mending."""
@@ -88,7 +88,7 @@ def _late_mean(values: np.ndarray) -> float:
 def _trend(log: StageLog, best: Best) -> Iterator[str]:
     """Speaks of the first measure that a mouth which ignores the sound would do badly in."""
     rows = log.of_kind("validation")
-    telling = [name for name, epoch in best.items() if epoch and MEASURES[name].needs_sound]
+    telling = [name for name, epoch in best.items() if epoch and VALIDATION_METRICS[name].needs_audio]
     if len(rows) < MIN_EPOCHS or log.state == "at work" or not telling or _is_at_chance(log):
         return
     name, epoch = telling[0], best[telling[0]]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lawdnet.report.page import link, write_page
 from lawdnet.storage import Location
-from lawdnet.training.gates import MEASURES
+from lawdnet.training.gates import VALIDATION_METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class CurriculumContent:
     stage: str
     """That was measured."""
     figures: Mapping[str, float]
-    """Of its validation on held-out videos: names of `MEASURES`, and the same with `baseline_` and `truth_`."""
+    """Metrics on held-out videos: names of `VALIDATION_METRICS`, also with `baseline_` and `truth_` before them."""
     people: Mapping[str, Mapping[str, Location]]
     """Held-out video → caption → file, shown side by side."""
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -39,7 +39,7 @@ def curriculum_report(out: Location, content: CurriculumContent) -> None:
     """
     rows = [
         (name, measure.text, *(_figure(content.figures.get(f"{row}{name}")) for row in ("", "baseline_", "truth_")))
-        for name, measure in MEASURES.items()
+        for name, measure in VALIDATION_METRICS.items()
         if name in content.figures
     ]
     write_page(

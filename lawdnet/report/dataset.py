@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lawdnet.conditions import Condition
 from lawdnet.data.manifest import Dataset
-from lawdnet.data.rules import SCORES, Condition, parse_rule, score_names
+from lawdnet.data.rules import SCORES, column_of, parse_rule, score_names
 from lawdnet.data.schema import BUILD_STAGES, SCORE
 from lawdnet.evaluation.sync import offset_histogram
 from lawdnet.report.charts import Histogram, histogram
@@ -229,7 +230,7 @@ def _fell(rules: Sequence[str], index: pa.Table, sheets: Sheets) -> list[tuple[s
         if not len(fallen):
             continue
         if parts := conditions([text], score_names(index)):
-            fallen = fallen.sort_by(parts[0][1].column)
+            fallen = fallen.sort_by(column_of(parts[0][1]))
         rows = fallen.take(pa.array(_even(range(len(fallen)), FELL_PER_RULE), pa.int64())).to_pylist()
         found.append((text, len(fallen), [sheets.segment(row, [row["num_frames"] // 2]) for row in rows]))
     return found

@@ -11,7 +11,7 @@ import numpy as np
 from lawdnet.evaluation.sync_validation import OFFSET
 from lawdnet.report.charts import Chart, Histogram, chart, histogram, smooth
 from lawdnet.report.stage_log import SHARE, StageLog, numbers, place_in_epochs
-from lawdnet.training.gates import MEASURES, is_better
+from lawdnet.training.gates import VALIDATION_METRICS, is_better
 
 SMALL, WIDE = (360, 170), (1000, 230)
 """Sizes of a chart among others and of one alone."""
@@ -99,8 +99,8 @@ def shares(log: StageLog) -> Chart | None:
 
 def measured(log: StageLog) -> list[Measured]:
     rows = log.of_kind("validation")
-    names = [name for name in _number_names(rows) if name in MEASURES]
-    return [_figure(rows, name) for name in sorted(names, key=list(MEASURES).index)]
+    names = [name for name in _number_names(rows) if name in VALIDATION_METRICS]
+    return [_figure(rows, name) for name in sorted(names, key=list(VALIDATION_METRICS).index)]
 
 
 def _figure(rows: list[dict[str, Any]], name: str) -> Measured:
@@ -114,14 +114,14 @@ def _figure(rows: list[dict[str, Any]], name: str) -> Measured:
     marks = [] if best is None else [(float(epochs[best]), f"best: epoch {epochs[best]:g}")]
     return Measured(
         name=name,
-        text=MEASURES[name].text,
+        text=VALIDATION_METRICS[name].text,
         curve=chart(curves, epochs, x_label="epochs", floor=None, marks=marks, size=SMALL),
         best=float("nan") if best is None else float(values[best]),
         best_epoch=0 if best is None else int(epochs[best]),
         last=_last(values),
         baseline=_last(baseline),
         truth=_last(truth),
-        is_telling=MEASURES[name].needs_sound,
+        is_telling=VALIDATION_METRICS[name].needs_audio,
     )
 
 

@@ -107,11 +107,11 @@ def test_an_index_without_rows_and_no_rules() -> None:
         ("yaw>=3 and", "write NAME OP VALUE"),
         ("yaw>=3 4", "write NAME OP VALUE"),
         ("yaw=>3", "write NAME OP VALUE"),
-        ("size>=3", "unknown name 'size'; there are face_px, "),
-        ("score_yaw>=3", "unknown name 'score_yaw'; there are "),
-        ("yaw>=wide", "'wide' is no number"),
-        ("yaw>=nan", "'nan' is no number"),
-        ("yaw>=inf", "'inf' is no number"),
+        ("size>=3", "unknown name 'size'; choose from face_px, "),
+        ("score_yaw>=3", "unknown name 'score_yaw'; choose from "),
+        ("yaw>=wide", "'wide' is not a number"),
+        ("yaw>=nan", "'nan' is not a number"),
+        ("yaw>=inf", "'inf' is not a number"),
         ("split>val", "compare it with == or !="),
         ("abs(split)==val", "compare it with == or !="),
     ],
@@ -126,5 +126,5 @@ def test_a_rule_that_cannot_be_meant_is_one_clear_line(text: str, words: str) ->
 def test_scores_of_the_caller_are_names_and_a_score_that_is_not_there_is_named() -> None:
     index = make_index(score_smile=[1.0])
     assert str(parse_rule("smile>0", ["smile"])) == "smile>0"
-    with pytest.raises(ValueError, match=r"'yaw>0': yaw was not measured; there are smile, num_frames"):
+    with pytest.raises(ValueError, match=r"'yaw>0': yaw was not measured; choose from smile, num_frames"):
         apply_rules(index, [parse_rule("yaw>0")])
