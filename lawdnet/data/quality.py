@@ -1,6 +1,4 @@
-"""Which frames of a video can be used, why the others cannot, and the scores that a stored segment is chosen by.
-
-Scores are plain measurements: nothing here accepts or refuses a segment.
+"""The scores of a segment that need no network. They are plain measurements: nothing here accepts or rejects a segment.
 
 Shape letters: T video frames, H W crop height and width, K short windows of sound, N samples of one, F frequencies.
 """
@@ -8,7 +6,6 @@ Shape letters: T video frames, H W crop height and width, K short windows of sou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lawdnet.face.lips import EYE_CORNERS
-from lawdnet.face.track import inside
-from lawdnet.types import SAMPLE_RATE, Bool, Float32, Landmarks, RejectReason, UInt8
+from lawdnet.types import SAMPLE_RATE, Bool, Float32, UInt8
 
 FACE_ROWS, FACE_COLUMNS = (0.15, 0.95), (0.2, 0.8)
 """Brows to below the lips, and cheek to cheek, of an aligned crop, in crop widths: skin in every pose."""
@@ -51,29 +47,6 @@ SPEECH_DB = 30.0
 """A voice is at most this far below the loudest window; reverberation is further."""
 REACH = 15
 """Windows (150 ms) around a voiced one that belong to the same speech: its unvoiced consonants."""
-
-
-@dataclass(frozen=True)
-class Usable:
-    """The verdict on each of T frames."""
-
-    usable_T: Bool
-    no_face: int
-    """Frames without a face."""
-    outside: int
-    """Frames whose face is partly outside the picture."""
-
-    def main_reason(self) -> RejectReason:
-        """What to name when too few frames are usable."""
-        if not self.no_face and not self.outside:
-            return RejectReason.TOO_SHORT
-        return RejectReason.NO_FACE if self.no_face >= self.outside else RejectReason.FACE_LEAVES_PICTURE
-
-
-def usable_frames(landmarks: Landmarks, height: int, width: int) -> Usable:
-    """Frames that have a face with all 68 points inside the picture of height × width px."""
-    valid_T, inside_T = landmarks.valid_T, inside(landmarks.points_T68x2, height, width)
-    return Usable(valid_T & inside_T, int((~valid_T).sum()), int((valid_T & ~inside_T).sum()))
 
 
 def face_scale(matrix_T33: Float32) -> Float32:
