@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from lawdnet.data.config import BuildConfig, digest
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset, index_schema, manifest, write_index, write_videos
-from lawdnet.data.rules import SCORES, Step, apply_rules, parse_rule
+from lawdnet.data.rules import SCORES, FunnelStep, apply_rules, parse_rule
 from lawdnet.data.schema import SCORE, rewrite_segments, with_columns
-from lawdnet.data.segments import split_draw
+from lawdnet.data.segments import split_videos
 from lawdnet.data.speakers import keep_speakers
 from lawdnet.storage import Location, atomic, is_remote, local_copy, write_json
 from lawdnet.tasks.records import Outcome, read_outcomes, read_segments, write_outcome
@@ -94,10 +94,10 @@ def _index_rows(row: Mapping[str, Any], segments: Iterable[Mapping[str, Any]]) -
         yield {**video, **segment, **{SCORE + name: value for name, value in segment["scores"].items()}}
 
 
-def choose(index: pa.Table, config: BuildConfig) -> tuple[pa.Table, list[Step]]:
+def choose(index: pa.Table, config: BuildConfig) -> tuple[pa.Table, list[FunnelStep]]:
     """The index with `dropped` filled by the configuration's rules, and the funnel."""
     if not len(index):
-        return index, [Step("", 0, 0)]
+        return index, [FunnelStep("", 0, 0)]
     index, funnel = apply_rules(index, [parse_rule(rule) for rule in config.where])
     if config.face == "sync":
         index, step = keep_speakers(index)
@@ -144,18 +144,8 @@ def _reject_twins(root: Location, outcomes: Mapping[str, Outcome]) -> None:
 
 
 def _split(root: Location, accepted: Mapping[str, Outcome], val_fraction: float) -> None:
-    """Puts every video on its side; segment files that say otherwise are written anew.
-
-    Of a handful of videos chance may hold out none, or all: then the one with the smallest draw changes sides. A single
-    video is there to train on.
-    """
-    draws = {key: split_draw(outcome.row["sha256"]) for key, outcome in accepted.items()}
-    sides = {key: "val" if draw < val_fraction else "train" for key, draw in draws.items()}
-    if val_fraction and len(sides) > 1 and len(set(sides.values())) == 1:
-        smallest = min(draws, key=lambda key: draws[key])
-        sides[smallest] = "train" if sides[smallest] == "val" else "val"
-    if len(sides) == 1:
-        sides = dict.fromkeys(sides, "train")
+    """Puts every video on its side; segment files that say otherwise are written anew."""
+    sides = split_videos({key: outcome.row["sha256"] for key, outcome in accepted.items()}, val_fraction)
     for key, outcome in accepted.items():
         if outcome.row["split"] == sides[key]:
             continue

@@ -1,4 +1,4 @@
-"""Rules over a dataset's index: which measured segments belong to it, and how many fell at which rule.
+"""Rules on a dataset's index: which measured segments are in the dataset, and how many each rule dropped.
 
 Shape letter: R rows of an index.
 """
@@ -25,14 +25,14 @@ SCORES = {
     "pitch": "head turned up or down, degrees",
     "roll": "head tilted, degrees",
     "brightness": "mean brightness of the face, 0 … 255",
-    "loudness": "loudness of the sound, dBFS",
-    "speech_ratio": "share of the sound that is speech",
-    "silence": "share of the sound that is silent",
-    "sync_offset": "sound later than picture, frames",
-    "sync_confidence": "how sure the offset is",
-    "sync_distance": "distance of sound and picture at the offset",
+    "loudness": "loudness of the audio, dBFS",
+    "speech_ratio": "share of the audio that is speech",
+    "silence": "share of the audio that is silent",
+    "sync_offset": "frames by which the audio is late",
+    "sync_confidence": "confidence of the offset",
+    "sync_distance": "distance of audio and face at the offset",
 }
-"""What the scores of a build mean. The sync_ ones need a sync network."""
+"""Score → its meaning. A build measures the sync_ scores only if it has a sync network."""
 NUMBERS = ("num_frames", "start_frame", "track")
 TEXTS = ("split", "video_id")
 COMPARISONS: dict[str, Callable[..., pa.ChunkedArray]] = {
@@ -48,7 +48,7 @@ COMPARISONS: dict[str, Callable[..., pa.ChunkedArray]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """A segment stays where all conditions hold; `str` gives the text that parses to the same rule."""
+    """A segment is kept if all conditions hold. `str` gives the text that parses to the same rule."""
 
     conditions: tuple[Condition, ...]
 
@@ -57,26 +57,26 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one rule did to the rows that the rules before it had left."""
+class FunnelStep:
+    """What one rule did to the segments that the rules before it had left."""
 
     rule: str
-    """Its text; empty for the first step, which counts the rows that there were."""
+    """Text of the rule; empty for the first step, which counts all segments."""
     dropped: int
     left: int
     not_measured: int = 0
-    """Of the dropped: rows without a value for this rule."""
+    """How many of the dropped segments have no value for this rule."""
 
 
 def parse_rule(text: str, scores: Collection[str] = tuple(SCORES)) -> Rule:
-    """`NAME OP VALUE`, several joined by `and`: "face_px>=100 and abs(yaw)<30", "split==val", "video_id!='a b'".
+    """Parse a rule such as "face_px>=100 and abs(yaw)<30", "split==val" or "video_id!='a b'".
 
     Args:
-        scores: names of scores that may be used, besides num_frames, start_frame, track, split and video_id.
+        scores: scores that may be used besides num_frames, start_frame, track, split and video_id.
 
     Raises:
-        ValueError: not of this form, an unknown name (the message lists the valid ones), or a value that does not
-            fit the name.
+        ValueError: `text` is not a list of conditions, a name is unknown (the message lists the valid ones), or a value
+            does not fit its name.
     """
     known = [*scores, *NUMBERS, *TEXTS]
     conditions = parse_conditions(text, "rule", "abs(sync_offset)<=6 and split==train", TEXTS)
@@ -87,7 +87,7 @@ def parse_rule(text: str, scores: Collection[str] = tuple(SCORES)) -> Rule:
 
 
 def parse_rules(texts: Iterable[str], scores: Collection[str] = tuple(SCORES)) -> list[Rule]:
-    """Each text as `parse_rule` reads it."""
+    """Parse several rules; see `parse_rule`."""
     return [parse_rule(text, scores) for text in texts]
 
 
@@ -97,47 +97,46 @@ def column_of(condition: Condition) -> str:
 
 
 def score_names(index: pa.Table) -> list[str]:
-    """Scores that an index has, without their prefix."""
+    """Return the scores in an index, without their prefix."""
     return [name.removeprefix(SCORE) for name in index.column_names if name.startswith(SCORE)]
 
 
-def apply_rules(index: pa.Table, rules: Sequence[Rule]) -> tuple[pa.Table, list[Step]]:
-    """Marks each row in column `dropped` with the first rule that it falls at.
+def apply_rules(index: pa.Table, rules: Sequence[Rule]) -> tuple[pa.Table, list[FunnelStep]]:
+    """Mark each row in column `dropped` with the first rule that it does not meet.
 
-    A row falls where a condition does not hold, or where its value was not measured (null or NaN). Rows that are
-    marked already stay so and are not counted.
+    A row does not meet a rule if a condition does not hold or its value was not measured (null or NaN). Rows that are
+    already marked stay so and are not counted.
 
     Args:
-        index: R rows in the columns of a dataset's index.
+        index: R rows in the columns of `lawdnet.data.manifest.index_schema`.
 
     Returns:
-        The index with its column `dropped` filled, and the funnel: a first step with all rows that were not yet
-        marked, and one per rule.
+        The marked index, and the funnel: a first step with all rows that were not marked before, then one per rule.
 
     Raises:
-        ValueError: a rule names a score that the index does not have.
+        ValueError: a rule uses a score that the index does not have.
     """
     fell_R = np.zeros(len(index), np.int32)
     left_R = _to_bool(pc.equal(index["dropped"], ""))
-    steps = [Step("", 0, int(left_R.sum()))]
+    steps = [FunnelStep("", 0, int(left_R.sum()))]
     for number, rule in enumerate(rules, 1):
-        keep_R, measured_R = _judge(index, rule)
+        keep_R, measured_R = _meets(index, rule)
         out_R = left_R & ~keep_R
         fell_R[out_R] = number
         left_R &= keep_R
-        steps.append(Step(str(rule), int(out_R.sum()), int(left_R.sum()), int((out_R & ~measured_R).sum())))
+        steps.append(FunnelStep(str(rule), int(out_R.sum()), int(left_R.sum()), int((out_R & ~measured_R).sum())))
     return mark(index, fell_R, [str(rule) for rule in rules]), steps
 
 
 def mark(index: pa.Table, fell_R: np.ndarray, texts: Sequence[str]) -> pa.Table:
-    """The index whose rows with fell_R = k > 0 carry `texts[k - 1]` in column `dropped`; the others stay."""
+    """Return the index with `texts[k - 1]` in column `dropped` of the rows whose fell_R is k > 0; the others stay."""
     new = pa.array(["", *texts], pa.string()).take(pa.array(fell_R))
     marks = pc.if_else(pa.array(fell_R > 0), new, index["dropped"])
     return index.set_column(index.column_names.index("dropped"), "dropped", marks)
 
 
-def _judge(index: pa.Table, rule: Rule) -> tuple[Bool, Bool]:
-    """(every condition holds, every value was measured) of R rows."""
+def _meets(index: pa.Table, rule: Rule) -> tuple[Bool, Bool]:
+    """Return, for R rows, whether every condition holds and whether every value was measured."""
     keep_R = np.ones(len(index), np.bool_)
     measured_R = keep_R.copy()
     for condition in rule.conditions:
@@ -147,14 +146,14 @@ def _judge(index: pa.Table, rule: Rule) -> tuple[Bool, Bool]:
             raise ValueError(f"rule {str(rule)!r}: {condition.name} was not measured; choose from {measured}")
         column = index[name]
         values = pc.abs(column) if condition.is_absolute else column
-        # a score is a float32: 0.7 has to be the same number on both sides
+        # scores are float32, so 0.7 must be rounded to float32 as well
         wanted = pa.scalar(condition.value, pa.float32() if pa.types.is_float32(column.type) else None)
-        there_R = ~_to_bool(pc.is_null(column, nan_is_null=True))
-        measured_R &= there_R
-        keep_R &= there_R & _to_bool(COMPARISONS[condition.operator](values, wanted))
+        known_R = ~_to_bool(pc.is_null(column, nan_is_null=True))
+        measured_R &= known_R
+        keep_R &= known_R & _to_bool(COMPARISONS[condition.operator](values, wanted))
     return keep_R, measured_R
 
 
 def _to_bool(column: pa.ChunkedArray) -> Bool:
-    """R truth values; null is False."""
+    """Return R truth values; null becomes False."""
     return np.asarray(pc.fill_null(column, False).to_numpy(), np.bool_)
