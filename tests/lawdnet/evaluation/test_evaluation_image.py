@@ -41,9 +41,9 @@ def test_ssim_of_opposite_pictures_is_low() -> None:
 @pytest.mark.parametrize("measure", [psnr, ssim])
 def test_pictures_must_match(measure: object) -> None:
     first, second = pair()
-    with pytest.raises(ValueError, match="expected uint8 of one size"):
+    with pytest.raises(ValueError, match="expected uint8 of equal size"):
         measure(first, second[:-1])  # type: ignore[operator]
-    with pytest.raises(ValueError, match="expected uint8 of one size"):
+    with pytest.raises(ValueError, match="expected uint8 of equal size"):
         measure(first, second.astype(np.float32))  # type: ignore[operator]
 
 
@@ -76,5 +76,5 @@ def test_lmd_leaves_out_frames_without_a_face() -> None:
     real[1], moved[2] = np.nan, np.nan
     assert lmd(real, moved) == pytest.approx(np.hypot(4, 4) / 40)
     assert np.isnan(lmd(real[1:2], moved[1:2]))
-    with pytest.raises(ValueError, match="same T×68×2"):
+    with pytest.raises(ValueError, match="expected equal shapes T×68×2"):
         lmd(real, moved[:2])

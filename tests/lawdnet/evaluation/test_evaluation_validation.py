@@ -182,7 +182,7 @@ def test_nothing_measured_gives_no_figures() -> None:
 
 
 class FakeScorer:
-    """A judge that only sees how bright the mouths are."""
+    """A sync encoder that only sees how bright the mouths are."""
 
     name, feature = "fake", "mel"
 
@@ -198,11 +198,11 @@ def test_the_judge_sees_generated_copied_and_true_mouths_alike(refs: list[Segmen
     assert found["sync_distance"] == found["truth_sync_distance"] != found["baseline_sync_distance"]
     assert (found["sync_confidence"], found["truth_sync_in_time"]) == (0.5, 1)
     scorer.feature = None
-    with pytest.raises(ValueError, match=r"fake hears the wave.*lawdnet compare"):
+    with pytest.raises(ValueError, match=r"fake needs the waveform.*lawdnet compare"):
         validate(Deaf(), refs, **SEEN, scorer=scorer)
 
 
-class FakeJudge:
+class FakeEncoder:
     """Knows which frame a picture and a sound belong to; its sound is `late` frames off."""
 
     lead = 2
@@ -211,10 +211,10 @@ class FakeJudge:
         self.begin, self.late = begin, late
         self.asked: list[Tensor] = []
 
-    def faces(self, pictures: Sequence[bytes], landmarks: Any, stride: int) -> Tensor:
+    def encode_frames(self, pictures: Sequence[bytes], landmarks: Any, stride: int) -> Tensor:
         return torch.arange(len(pictures) - 4)[:, None] + 0.0
 
-    def sounds(self, features: Mapping[str, Any], wave: None, frames: int) -> Tensor:
+    def encode_audio(self, features: Mapping[str, Any], wave: None, frames: int) -> Tensor:
         return torch.arange(frames - 8)[:, None] + 2.0 - self.late - self.begin
 
     def distance(self, faces: Tensor, sounds: Tensor) -> Tensor:
@@ -226,10 +226,10 @@ def judged(monkeypatch: pytest.MonkeyPatch, refs: list[SegmentRef], late: int) -
     network = SyncNet(SyncNetConfig(audio_dim=320, base_channels=1, face_px=32, head="cosine")).train()
     parts = []
     for ref in refs:
-        judge = FakeJudge(choose(ref, 0)[0], late)
-        monkeypatch.setattr(sync_validation, "judge_of", lambda *given, judge=judge: judge)
+        encoder = FakeEncoder(choose(ref, 0)[0], late)
+        monkeypatch.setattr(sync_validation, "encoder_of", lambda *given, encoder=encoder: encoder)
         parts.append(validate_sync(network, [ref], feature="mel"))
-        own, other, *_ = judge.asked
+        own, other, *_ = encoder.asked
         assert (len(own), len(other)) == (37, 37)
         assert other.min() >= MIN_SHIFT - late, "one or two frames off still look in sync"
     assert network.training

@@ -257,7 +257,7 @@ def test_a_failing_render_leaves_nothing(engine: Engine, tmp_path: Path, monkeyp
 @pytest.mark.parametrize("wave", [np.zeros(0, np.float32), np.zeros((2, 640), np.float32)])
 def test_no_sound_is_an_error(engine: Engine, tmp_path: Path, wave: Float32) -> None:
     template = engine.prepare(make_template(tmp_path, 12), OpenFace())
-    with pytest.raises(ValueError, match="sound"):
+    with pytest.raises(ValueError, match="the audio has shape"):
         engine.frames(template, wave)
 
 
@@ -289,7 +289,7 @@ def test_bad_checkpoints_and_devices_are_clear(run: Path, tmp_path: Path) -> Non
 
 def test_another_feature_size_than_the_network_hears_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "make_extractor", lambda name: engine_module_extractor())
-    with pytest.raises(ValueError, match=r"hears 320 mel values a frame, not 80"):
+    with pytest.raises(ValueError, match=r"needs 320 mel values per frame, not 80"):
         Engine(run, device="cpu")
 
 
