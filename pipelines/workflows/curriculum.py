@@ -159,7 +159,7 @@ def _report_curriculum(out: Location, dataset: Dataset, summary: Row, held_out: 
         out / "report.html",
         CurriculumContent(
             stage=summary["stage"],
-            figures=summary["figures"],
+            metrics=summary["figures"],
             people=people,
             seconds=summary["seconds"],
             refused={row["out"]: row["detail"] for row in summary["renders"] if row["status"] != "rendered"},
