@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -27,7 +28,7 @@ def report(
 
     folder = locate(run)
     page = locate(out) if out else folder / "report.html"
-    content = {"run": run, **run_report(folder, page), "report": str(page)}
+    content = {"run": run, **asdict(run_report(folder, page)), "report": str(page)}
     lines = [run, *console.columns([(name, _line(stage)) for name, stage in content["stages"].items()])]
     lines += [f"next: {text}" for text in content["advice"]]
     console.result(content, [*lines, f"report: {page}"], as_json)

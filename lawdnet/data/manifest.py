@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,28 +172,41 @@ def manifest(
         "extractors": extractors,
         "rules": list(config.where),
         "funnel": list(funnel),
-        "counts": counts(rows),
+        "counts": asdict(Counts.of(rows)),
         "config": config.to_dict(),
         "config_hash": config.hash(),
         "hash": dataset_hash,
     }
 
 
-def counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the `counts` of dataset.json.
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """The `counts` of dataset.json."""
 
-    Args:
-        rows: the rows of videos.parquet.
-    """
-    rows = list(rows)
-    reasons = Counter(row["reason"] for row in rows if row["reason"])
-    return {
-        "videos": len(rows),
-        **{status: sum(row["status"] == status for row in rows) for status in ("accepted", "rejected", "failed")},
-        "segments": sum(row["segments"] for row in rows),
-        "frames": sum(row["frames_used"] for row in rows),
-        "reasons": dict(sorted(reasons.items())),
-    }
+    videos: int
+    accepted: int
+    rejected: int
+    failed: int
+    segments: int
+    frames: int
+    """Number of frames in the segments of the dataset."""
+    reasons: Mapping[str, int]
+    """Reason → number of videos."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]]) -> Counts:
+        """Count the rows of videos.parquet."""
+        statuses = Counter(row["status"] for row in rows)
+        reasons = Counter(row["reason"] for row in rows if row["reason"])
+        return cls(
+            videos=len(rows),
+            accepted=statuses["accepted"],
+            rejected=statuses["rejected"],
+            failed=statuses["failed"],
+            segments=sum(row["segments"] for row in rows),
+            frames=sum(row["frames_used"] for row in rows),
+            reasons=dict(sorted(reasons.items())),
+        )
 
 
 def write_videos(root: Location, rows: Sequence[Mapping[str, Any]]) -> None:

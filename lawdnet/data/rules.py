@@ -116,22 +116,22 @@ def apply_rules(index: pa.Table, rules: Sequence[Rule]) -> tuple[pa.Table, list[
     Raises:
         ValueError: a rule uses a score that the index does not have.
     """
-    fell_R = np.zeros(len(index), np.int32)
+    dropped_R = np.zeros(len(index), np.int32)
     left_R = _to_bool(pc.equal(index["dropped"], ""))
     steps = [FunnelStep("", 0, int(left_R.sum()))]
     for number, rule in enumerate(rules, 1):
         keep_R, measured_R = _meets(index, rule)
         out_R = left_R & ~keep_R
-        fell_R[out_R] = number
+        dropped_R[out_R] = number
         left_R &= keep_R
         steps.append(FunnelStep(str(rule), int(out_R.sum()), int(left_R.sum()), int((out_R & ~measured_R).sum())))
-    return mark(index, fell_R, [str(rule) for rule in rules]), steps
+    return mark(index, dropped_R, [str(rule) for rule in rules]), steps
 
 
-def mark(index: pa.Table, fell_R: np.ndarray, texts: Sequence[str]) -> pa.Table:
-    """Return the index with `texts[k - 1]` in column `dropped` of the rows whose fell_R is k > 0; the others stay."""
-    new = pa.array(["", *texts], pa.string()).take(pa.array(fell_R))
-    marks = pc.if_else(pa.array(fell_R > 0), new, index["dropped"])
+def mark(index: pa.Table, dropped_R: np.ndarray, texts: Sequence[str]) -> pa.Table:
+    """Return the index with `texts[k - 1]` in column `dropped` where dropped_R is k > 0; the other rows stay."""
+    new = pa.array(["", *texts], pa.string()).take(pa.array(dropped_R))
+    marks = pc.if_else(pa.array(dropped_R > 0), new, index["dropped"])
     return index.set_column(index.column_names.index("dropped"), "dropped", marks)
 
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from lawdnet import __version__
 from lawdnet.conditions import Condition
-from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset, counts, write_index, write_videos
+from lawdnet.data.manifest import MANIFEST, SEGMENTS, Counts, Dataset, write_index, write_videos
 from lawdnet.data.rules import FunnelStep, Rule, apply_rules, column_of, mark
 from lawdnet.data.schema import VideoRow
 from lawdnet.data.transfer import claim, refuse_inside
@@ -103,10 +103,10 @@ def _spread(index: pa.Table, most: int) -> tuple[pa.Table, FunnelStep]:
     rank[order] = np.arange(len(left)) - (np.cumsum(counts) - counts)[videos[order]]
     share = counts[videos]
     out = (rank + 1) * most // share == rank * most // share
-    fell_R = np.zeros(len(index), np.int32)
-    fell_R[left[out]] = 1
+    dropped_R = np.zeros(len(index), np.int32)
+    dropped_R[left[out]] = 1
     text = f"at most {most} per video"
-    return mark(index, fell_R, [text]), FunnelStep(text, int(out.sum()), int((~out).sum()))
+    return mark(index, dropped_R, [text]), FunnelStep(text, int(out.sum()), int((~out).sum()))
 
 
 def advice(selection: Selection, rules: Sequence[Rule]) -> dict[str, dict[str, float]]:
@@ -256,7 +256,7 @@ def _video_rows(selection: Selection) -> list[VideoRow]:
     return [after(row) for row in selection.source.video_rows()]
 
 
-def _manifest(selection: Selection, rows: Sequence[Mapping[str, Any]], out: Location) -> dict[str, Any]:
+def _manifest(selection: Selection, rows: Sequence[Mapping[str, Any]], out: Location) -> Mapping[str, Any]:
     """Return the source's dataset.json with what the selection changes."""
     return selection.source.info | {
         "code_version": __version__,
@@ -264,7 +264,7 @@ def _manifest(selection: Selection, rows: Sequence[Mapping[str, Any]], out: Loca
         "source_hash": selection.source.hash,
         "rules": list(selection.rules),
         "funnel": [asdict(step) for step in selection.funnel],
-        "counts": counts(rows),
+        "counts": asdict(Counts.of(rows)),
         "hash": selection.hash,
     }
 

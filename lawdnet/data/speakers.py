@@ -23,16 +23,16 @@ def keep_speakers(index: pa.Table) -> tuple[pa.Table, FunnelStep]:
     present = [number for number, row in enumerate(rows) if not row["dropped"]]
     confidence = {number: rows[number].get("score_sync_confidence") for number in present}
     taken: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    fell_R = np.zeros(len(rows), np.int64)
+    dropped_R = np.zeros(len(rows), np.int64)
     surest_first = sorted(present, key=lambda n: (-np.inf if confidence[n] is None else -confidence[n], n))
     for number in surest_first:
         row = rows[number]
         start, stop = row["start_frame"], row["start_frame"] + row["num_frames"]
         spans = taken[row["video_id"]]
         if confidence[number] is None or any(start < end and begin < stop for begin, end in spans):
-            fell_R[number] = 1
+            dropped_R[number] = 1
         else:
             spans.append((start, stop))
-    dropped = int(fell_R.sum())
+    dropped = int(dropped_R.sum())
     unknown = sum(confidence[number] is None for number in present)
-    return mark(index, fell_R, [RULE]), FunnelStep(RULE, dropped, len(present) - dropped, unknown)
+    return mark(index, dropped_R, [RULE]), FunnelStep(RULE, dropped, len(present) - dropped, unknown)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lawdnet.data.schema import IDENTITY_COLUMNS, SCORE
 from lawdnet.storage import Location, is_remote, locate, parquet_file, read_json, write_json
 
 
-def claim(root: Location, job: str, wanted: dict[str, Any]) -> None:
+def claim(root: Location, job: str, wanted: Mapping[str, Any]) -> None:
     """Reserve a folder for one job with one set of arguments; the same job may resume there.
 
     Raises:

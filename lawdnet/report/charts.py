@@ -222,8 +222,8 @@ def histogram(
         limits: (value, text) of vertical lines.
         step: width of a bar, whose value is at its middle (for whole numbers); None chooses a round number.
     """
-    there_R = np.isfinite(values_R)
-    values, kept = values_R[there_R].astype(np.float64), kept_R[there_R]
+    known_R = np.isfinite(values_R)
+    values, kept = values_R[known_R].astype(np.float64), kept_R[known_R]
     edges = _edges(values, step)
     bar_R = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
     kept_count, dropped = (np.bincount(bar_R[mask], minlength=len(edges) - 1) for mask in (kept, ~kept))
@@ -247,7 +247,7 @@ def histogram(
         limits=[Tick(round(float(across(np.array(v))), 1), text) for v, text in limits if edges[0] <= v <= edges[-1]],
         kept=int(kept.sum()),
         dropped=int((~kept).sum()),
-        not_measured=int((~there_R).sum()),
+        not_measured=int((~known_R).sum()),
         note=_note(values[kept]),
     )
 

@@ -28,7 +28,7 @@ from lawdnet.storage import Location
 from lawdnet.types import CLIP_FRAMES, FPS, Bool
 
 CROPS_PER_VIDEO = 8
-FELL_PER_RULE = 8
+DROPPED_PER_RULE = 8
 EXAMPLES = 3
 """Number of rejected inputs per reason that are shown with an image."""
 MAX_VIDEOS = 50
@@ -134,7 +134,7 @@ def inspect_report(dataset: Dataset, out: Location, *, max_videos: int = MAX_VID
         verdict=offset_histogram(kept).verdict,
         unusual_percent=UNUSUAL_PERCENT if sheets.usual else 0,
         steps=_steps(rows),
-        fell=_fell(rules, index, sheets),
+        dropped=_dropped(rules, index, sheets),
         videos=[(accepted[name], sheets.video(kept.filter(pc.equal(kept["video_id"], name)))) for name in shown],
         order=_order_text(order),
         reasons=[(reason, count, _examples(folder, rejected, reason)) for reason, count in reasons.most_common()],
@@ -227,17 +227,17 @@ def _histograms(index: pa.Table, kept_R: Bool, rules: Sequence[str]) -> list[tup
     return found
 
 
-def _fell(rules: Sequence[str], index: pa.Table, sheets: Sheets) -> list[tuple[str, int, list[Shown]]]:
+def _dropped(rules: Sequence[str], index: pa.Table, sheets: Sheets) -> list[tuple[str, int, list[Shown]]]:
     """Return (rule, number, segments) of what each rule dropped, spread over the values that it was compared with."""
     found = []
     for text in dict.fromkeys(rules):
-        fallen = index.filter(pc.equal(index["dropped"], text))
-        if not len(fallen):
+        dropped = index.filter(pc.equal(index["dropped"], text))
+        if not len(dropped):
             continue
         if parts := conditions([text], score_names(index)):
-            fallen = fallen.sort_by(column_of(parts[0][1]))
-        rows = fallen.take(pa.array(_even(range(len(fallen)), FELL_PER_RULE), pa.int64())).to_pylist()
-        found.append((text, len(fallen), [sheets.segment(row, [row["num_frames"] // 2]) for row in rows]))
+            dropped = dropped.sort_by(column_of(parts[0][1]))
+        rows = dropped.take(pa.array(_even(range(len(dropped)), DROPPED_PER_RULE), pa.int64())).to_pylist()
+        found.append((text, len(dropped), [sheets.segment(row, [row["num_frames"] // 2]) for row in rows]))
     return found
 
 

@@ -56,15 +56,48 @@ class StagePart:
         return any(isfinite(metric.baseline) for metric in self.measured)
 
 
-def run_report(run: Location, out: Location) -> dict[str, Any]:
-    """Write the report of a run as one HTML file.
+@dataclass(frozen=True)
+class Best:
+    """The best value of a metric."""
+
+    epoch: int
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSummary:
+    """What became of a stage."""
+
+    state: str
+    """See `StageLog.state`."""
+    epochs: int
+    """Number of complete epochs."""
+    of: int
+    """Number of epochs to do; 0 if unknown."""
+    seconds: float
+    device_seconds: float
+    """`seconds` summed over the workers."""
+    checkpoint: str | None
+    """Name of the newest one."""
+    best: Mapping[str, Best]
+    """Metric → its best value."""
+    alarms: Sequence[str]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What became of a run, and what to do next."""
+
+    stages: Mapping[str, StageSummary]
+    advice: Sequence[str]
+
+
+def run_report(run: Location, out: Location) -> RunSummary:
+    """Write the report of a run as one HTML file, and return its summary.
 
     Args:
         run: the folder that `lawdnet train --out` wrote, or is still writing.
         out: the HTML file; an existing one is replaced.
-
-    Returns:
-        `stages` (name → state, epochs, seconds, best metrics) and `advice`, as plain values for JSON.
 
     Raises:
         ValueError: the folder contains no run.
@@ -86,22 +119,21 @@ def run_report(run: Location, out: Location) -> dict[str, Any]:
         advice=advice,
         written=_when(max(log.now for log in logs)),
     )
-    return {"stages": {part.log.name: _summary(part) for part in parts}, "advice": advice}
+    return RunSummary({part.log.name: _summary(part) for part in parts}, advice)
 
 
-def _summary(part: StagePart) -> dict[str, Any]:
+def _summary(part: StagePart) -> StageSummary:
     log = part.log
-    best = {m.name: {"epoch": m.best_epoch, "value": m.best} for m in part.measured if m.best_epoch}
-    return {
-        "state": log.state,
-        "epochs": log.epochs_done,
-        "of": log.epochs,
-        "seconds": round(log.wall_seconds, 1),
-        "device_seconds": round(log.device_seconds, 1),
-        "checkpoint": log.checkpoint,
-        "best": best,
-        "alarms": [text for _, text, is_alarm in part.events if is_alarm],
-    }
+    return StageSummary(
+        state=log.state,
+        epochs=log.epochs_done,
+        of=log.epochs,
+        seconds=round(log.wall_seconds, 1),
+        device_seconds=round(log.device_seconds, 1),
+        checkpoint=log.checkpoint,
+        best={m.name: Best(m.best_epoch, m.best) for m in part.measured if m.best_epoch},
+        alarms=[text for _, text, is_alarm in part.events if is_alarm],
+    )
 
 
 def _stage_part(log: StageLog, gates: Sequence[Gate]) -> StagePart:

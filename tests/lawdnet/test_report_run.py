@@ -5,6 +5,7 @@ import math
 import re
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def write_run(run: Path, *settings: str) -> None:
 
 def page_of(run: Path) -> tuple[Page, dict[str, Any]]:
     out = run.parent / "report.html"
-    content = run_report(run, out)
+    content = asdict(run_report(run, out))
     html = out.read_text(encoding="utf8")
     assert not re.search(r"https?://|@import|<link|nan[ ,\"]", html)
     return Page(html), content
@@ -194,7 +195,7 @@ def test_a_run_may_lie_in_an_object_store(run: Path) -> None:
     for path in run.rglob("*"):
         if path.is_file():
             remote.fs.pipe_file((remote / path.relative_to(run).as_posix()).path, path.read_bytes())
-    assert run_report(remote, remote / "report.html")["stages"] == run_report(run, run / "report.html")["stages"]
+    assert run_report(remote, remote / "report.html").stages == run_report(run, run / "report.html").stages
     assert b"after epoch 5" in (remote / "report.html").read_bytes()
 
 
