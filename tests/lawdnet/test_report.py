@@ -74,7 +74,7 @@ def content(folder: Path, **changes: Any) -> QuickstartContent:
     return QuickstartContent(**fields | changes)
 
 
-def test_the_quickstart_report_is_one_file_with_its_figures(tmp_path: Path) -> None:
+def test_the_quickstart_report_is_one_file_with_its_metrics(tmp_path: Path) -> None:
     quickstart_report(tmp_path / "site" / "report.html", content(tmp_path))
     page = Page((tmp_path / "site" / "report.html").read_text(encoding="utf8"))
     for figure in ("0.931", "0.052", "0.999", "12.0 s", "3 min 20 s", "3 min 32 s", "train <frame_64>", "2 cores"):
@@ -101,7 +101,7 @@ def test_a_report_without_optional_parts_leaves_them_out(tmp_path: Path) -> None
     assert "0.931" in page.text
 
 
-def test_a_missing_picture_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_missing_image_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gone\.png: no such file"):
         quickstart_report(tmp_path / "report.html", content(tmp_path, images={"x": tmp_path / "gone.png"}))
     assert not (tmp_path / "report.html").exists()
@@ -202,7 +202,7 @@ def test_the_dataset_report_shows_what_the_rules_left_out(tmp_path: Path) -> Non
     assert "anna-1" not in page.text, "nothing of it is left"
 
 
-def test_a_selection_has_a_report_with_the_pictures_of_its_source(tmp_path: Path) -> None:
+def test_a_selection_has_a_report_with_the_images_of_its_source(tmp_path: Path) -> None:
     base = make_dataset(tmp_path / "people", PEOPLE)
     view = write_selection(choose(base, parse_rules(["yaw>0"])), tmp_path / "view")
     page = page_of(view, tmp_path / "sheet.html")
@@ -252,7 +252,7 @@ def test_offsets_have_a_verdict(tmp_path: Path) -> None:
     assert "1 not measured" in page.text
 
 
-def test_refused_inputs_show_a_picture_where_they_can_still_be_read(tmp_path: Path, media: Any) -> None:
+def test_refused_inputs_show_an_image_where_they_can_still_be_read(tmp_path: Path, media: Any) -> None:
     readable = media.write("seen.mkv", times=[i / 25 for i in range(5)])
     (readable.parent / "text.mp4").write_text("no video")
     gone = [{"path": name, "reason": "no_face", "detail": ""} for name in ("gone.mp4", readable.name, "text.mp4")]

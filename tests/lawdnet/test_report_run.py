@@ -251,7 +251,7 @@ def test_a_logarithmic_chart_of_odd_values_is_finite(values: list[float]) -> Non
     assert len(drawn.y_ticks) >= 2
 
 
-def test_the_total_comes_first_and_each_figure_has_a_curve() -> None:
+def test_the_total_comes_first_and_each_metric_has_a_curve() -> None:
     rows = [{"kind": "step", "epoch": 0, "step": s, "pixel": 1.0, "lr": 0.1, "total": 2.0} for s in range(3)]
     rows[1]["sync_true"] = 0.5  # measured now and then
     drawn = losses(log_of(rows))

@@ -69,7 +69,7 @@ def test_roll_is_clockwise_in_the_frame_and_gone_from_the_crop() -> None:
     frame, points = TalkingHead(make_identity(3), (480, 400)).draw(Pose(tick=0), 0.3, 0.0)
     clockwise = cv2.getRotationMatrix2D((200, 240), -20, 1)  # cv2's own sign is the other way round
     leaning = np.asarray(points @ clockwise[:, :2].T + clockwise[:, 2], np.float32)
-    assert leaning[27, 0] > points[27, 0]  # the top of the nose moves to the picture's right
+    assert leaning[27, 0] > points[27, 0]  # the top of the nose moves to the right of the image
     matrix = fit_similarity(leaning, 320)
     turned_frame = cv2.warpAffine(frame, clockwise, (400, 480))
     scores = image_scores(crop_face(turned_frame, matrix, 320), transform_points(leaning, matrix), matrix)

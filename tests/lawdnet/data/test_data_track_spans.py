@@ -36,7 +36,7 @@ def shaky_track(frames: int, seed: int) -> Track:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 1.0, 3.0])
-def test_a_split_lane_is_as_one_that_was_cut_before(smoothing: float) -> None:
+def test_a_split_span_is_as_one_that_was_cut_before(smoothing: float) -> None:
     config = BuildConfig(crop_width=80, smoothing=smoothing)
     for place in (1, 5, 18, 60, 61, 62, 63, 64, 119):
         track = shaky_track(120, seed=place)
@@ -67,7 +67,7 @@ def test_a_cut_costs_no_more_in_a_long_track(monkeypatch: pytest.MonkeyPatch) ->
 
 
 class StillFace:
-    """Finds one face in every picture that it is shown."""
+    """Finds one face in every frame that it is shown."""
 
     name, reads_pictures = "still", True
     model_sha256: str | None = None
@@ -76,7 +76,7 @@ class StillFace:
         return ([Face(FACE)] for _ in frames)
 
 
-def test_a_tick_more_than_promised_has_no_sound_and_is_left_out(
+def test_a_tick_more_than_promised_has_no_audio_and_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.mp4"

@@ -34,23 +34,23 @@ from lawdnet.types import SAMPLES_PER_FRAME, TrainBatch
 CPU = torch.device("cpu")
 WIDTH = 160
 SPARE = 5
-"""Frames of sound before and after the pictures, for shifting."""
+"""Frames of audio before and after the frames, for shifting."""
 LINEAGE = Lineage(dataset_hash="d", crop_width=WIDTH, landmarks="auto", features={"mel": {"dim": 320}})
 SHIFTS = range(-SPARE, SPARE + 1)
 
 
 @dataclass
 class Clip:
-    """Pictures, and sound that begins and ends `SPARE` frames outside them."""
+    """Frames, and audio that begins and ends `SPARE` frames outside them."""
 
     pictures: list[bytes]
     points_T68x2: np.ndarray
     wave: np.ndarray
     opening: np.ndarray
-    """As long as the sound."""
+    """As long as the audio."""
 
     def late(self, shift: int) -> np.ndarray:
-        """The wave whose sound comes `shift` frames late."""
+        """The waveform whose audio comes `shift` frames late."""
         first = (SPARE - shift) * SAMPLES_PER_FRAME
         return self.wave[first : first + len(self.pictures) * SAMPLES_PER_FRAME]
 
@@ -78,14 +78,14 @@ def clip() -> Clip:
     """A still head whose mouth opens at random, and a buzz that is as loud as it is open."""
     rng = np.random.default_rng(5)
     opening = rng.random(80 + 2 * SPARE)
-    middles = (np.arange(len(opening)) + 0.5) * SAMPLES_PER_FRAME  # a frame's sound is around its middle here
+    middles = (np.arange(len(opening)) + 0.5) * SAMPLES_PER_FRAME  # a frame's audio is around its middle here
     samples = np.arange(len(opening) * SAMPLES_PER_FRAME)
     wave = np.interp(samples, middles, opening) ** 2 * 0.3 * np.sign(np.sin(samples * 0.05))
     return draw(opening, np.zeros_like(opening), wave.astype(np.float32), 3, still=True)
 
 
 class Darkness(nn.Module):
-    """How dark the middle of the mouth is in five pictures: the analytic stand-in for a face encoder."""
+    """How dark the middle of the mouth is in five frames: the analytic stand-in for a face encoder."""
 
     def forward(self, pictures: Tensor) -> Tensor:
         if pictures.ndim == 5:  # SyncNet v2: B×3×5×224×224
@@ -96,7 +96,7 @@ class Darkness(nn.Module):
 
 
 class Level(nn.Module):
-    """The five rows that belong to the pictures: of nine, or of twenty MFCC at four a frame."""
+    """The five rows that belong to the frames: of nine, or of twenty MFCC at four a frame."""
 
     def forward(self, rows: Tensor) -> Tensor:
         if rows.ndim == 4:
@@ -129,7 +129,7 @@ def scorer_of(encoder: object, monkeypatch: pytest.MonkeyPatch, stride: int = 1)
 
 
 @pytest.mark.parametrize(("side", "stride"), [(32, 1), (64, 1), (256, 1), (64, 3)])
-def test_late_sound_has_a_positive_offset(clip: Clip, side: int, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_audio_has_a_positive_offset(clip: Clip, side: int, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = scorer_of(sync._SyncNetEncoder("syncnet", stand_in(side), "level", CPU), monkeypatch, stride)
     for shift in SHIFTS:
         found = scorer(clip.pictures, clip.points_T68x2, {"level": clip.late_opening(shift)}, None)
@@ -137,7 +137,7 @@ def test_late_sound_has_a_positive_offset(clip: Clip, side: int, stride: int, mo
         assert found["sync_distance"] < 0.3 < found["sync_confidence"]
 
 
-def test_syncnet_v2_hears_the_wave_with_the_same_sign(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_syncnet_v2_hears_the_waveform_with_the_same_sign(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = scorer_of(sync._SyncNetV2Encoder(stand_in_v2(), CPU), monkeypatch)
     assert scorer.feature is None
     for shift in SHIFTS:
@@ -151,7 +151,7 @@ def test_syncnet_v2_hears_the_wave_with_the_same_sign(clip: Clip, monkeypatch: p
 def test_the_curve_compares_the_windows_that_both_have(offset: int, lead: int) -> None:
     truth = torch.randn(120, 8, generator=torch.Generator().manual_seed(0))
     faces = truth[30:80]
-    sounds = truth[30 - offset + lead :][:46]  # sound window p hears what picture window p - offset + lead shows
+    sounds = truth[30 - offset + lead :][:46]  # audio window p hears what frame window p - offset + lead shows
     seen = []
 
     def distance(some: Tensor, others: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ def test_the_generator_is_left_as_it_was(refs: list[SegmentRef]) -> None:
     assert not quiet.training
 
 
-def test_a_mouth_that_cannot_be_measured_has_no_figure(tmp_path: Path) -> None:
+def test_a_mouth_that_cannot_be_measured_has_no_metric(tmp_path: Path) -> None:
     drawn = drawn_segment("val", 1)
     unlike = dataclasses.replace(drawn, landmarks_T68x2=drawn.landmarks_T68x2[::-1].copy())
     refs = drawn_dataset(tmp_path / "d", {"val": [unlike]}).segments()
@@ -176,7 +176,7 @@ def test_a_mouth_that_cannot_be_measured_has_no_figure(tmp_path: Path) -> None:
     assert metrics(mixed | {"mouth_segments": 2})["mouth_correlation"] == 1
 
 
-def test_nothing_measured_gives_no_figures() -> None:
+def test_nothing_measured_gives_no_metrics() -> None:
     assert metrics(validate(Deaf(), [], **SEEN)) == {}
     assert metrics({}) == {}
 
@@ -192,7 +192,7 @@ class FakeScorer:
         return {"sync_offset": -1.0, "sync_confidence": 0.5, "sync_distance": float(np.mean(shown))}
 
 
-def test_the_judge_sees_generated_copied_and_true_mouths_alike(refs: list[SegmentRef]) -> None:
+def test_the_encoder_sees_generated_copied_and_true_mouths_alike(refs: list[SegmentRef]) -> None:
     scorer: Any = FakeScorer()
     found = metrics(validate(Perfect(refs), refs, **SEEN, scorer=scorer))
     assert found["sync_distance"] == found["truth_sync_distance"] != found["baseline_sync_distance"]
@@ -203,7 +203,7 @@ def test_the_judge_sees_generated_copied_and_true_mouths_alike(refs: list[Segmen
 
 
 class FakeEncoder:
-    """Knows which frame a picture and a sound belong to; its sound is `late` frames off."""
+    """Knows which frame an image and a window of audio belong to; its audio is `late` frames off."""
 
     lead = 2
 
@@ -243,7 +243,7 @@ def test_a_sync_network_that_knows_is_always_right(monkeypatch: pytest.MonkeyPat
     assert {o for o, n in offsets(sums).items() if n} == {0}
 
 
-def test_late_sound_shows_in_the_offsets(monkeypatch: pytest.MonkeyPatch, refs: list[SegmentRef]) -> None:
+def test_late_audio_shows_in_the_offsets(monkeypatch: pytest.MonkeyPatch, refs: list[SegmentRef]) -> None:
     sums = judged(monkeypatch, refs, 3)
     assert offsets(sums)[3] == 3
     found = metrics(sums)
