@@ -80,7 +80,7 @@ def test_nothing_left_shows_where_the_values_lie(base: str, tmp_path: Path) -> N
     ("arguments", "words"),
     [
         ([], "nothing to select by"),
-        (["--where", "speed>1"], "unknown name 'speed'; there are yaw, num_frames, "),
+        (["--where", "speed>1"], "unknown name 'speed'; choose from yaw, num_frames, "),
         (["--where", "face_px>1"], "unknown name 'face_px'"),
         (["--where", "yaw=1"], "write NAME OP VALUE"),
         (["--max-per-video", "0"], "--max-per-video"),

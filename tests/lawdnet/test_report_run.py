@@ -318,7 +318,7 @@ def test_advice_fits_the_run(log: StageLog, expected: str) -> None:
     assert expected in said
     for other in (
         "may still",
-        "got worse",
+        "become worse",
         "near chance",
         "of the gradient",
         "Never validated",
