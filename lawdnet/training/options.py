@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lawdnet.training.gates import MEASURES, measure, parse_gate
+from lawdnet.training.gates import VALIDATION_METRICS, find_metric, parse_gate
 from lawdnet.training.loggers import check_loggers
 from lawdnet.training.virtual_ranks import Workers
 
@@ -26,7 +26,7 @@ class RunOptions:
     keep_last: int = 2
     """Checkpoints of a stage that stay, beside the best one; fewer than two leave nothing for a damaged one."""
     best: str = ""
-    """Measure whose best checkpoint stays; see `lawdnet.training.gates.MEASURES`."""
+    """Measure whose best checkpoint stays; see `lawdnet.training.gates.VALIDATION_METRICS`."""
     validate_every: int = 1
     """Epochs between two validations on held-out videos; 0: none. The last epoch of a stage is always validated."""
     validate_most: int = 64
@@ -45,7 +45,7 @@ class RunOptions:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be 0 (never) or positive")
         if self.best:
-            measure(self.best)
+            find_metric(self.best)
         for gate in self.gates:
             parse_gate(gate)
         if self.gates and not self.validate_every:
@@ -54,5 +54,5 @@ class RunOptions:
 
     def best_by(self, kind: str) -> tuple[str, ...]:
         """The measures that a stage's best checkpoint is chosen by: the first of them that was measured."""
-        wanted = (self.best,) if self.best and MEASURES[self.best].kind == kind else DEFAULT_BEST
-        return tuple(name for name in wanted if MEASURES[name].kind == kind)
+        wanted = (self.best,) if self.best and VALIDATION_METRICS[self.best].kind == kind else DEFAULT_BEST
+        return tuple(name for name in wanted if VALIDATION_METRICS[name].kind == kind)

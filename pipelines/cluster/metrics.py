@@ -18,7 +18,7 @@ from ray.util.metrics import Counter, Gauge
 
 from lawdnet.data.records import VideoRecord
 from lawdnet.data.segments import Tally
-from lawdnet.training.gates import MEASURES
+from lawdnet.training.gates import VALIDATION_METRICS
 
 if TYPE_CHECKING:
     from pipelines.render.pairs import PairRecord
@@ -122,7 +122,7 @@ def noted(row: Mapping[str, Any], *, run: str, stage: str) -> None:
         record("lawdnet_train_workers", row["workers"], **where)
         record("lawdnet_train_skipped_steps_total", row.get("skipped", 0), **where)
     elif kind == "validation":
-        for name in row.keys() & MEASURES.keys():
+        for name in row.keys() & VALIDATION_METRICS.keys():
             record("lawdnet_train_validation", row[name], **where, measure=name)
     elif kind in ("alarm", "resume"):
         record(f"lawdnet_train_{kind}s_total", **where)

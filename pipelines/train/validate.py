@@ -36,7 +36,7 @@ class Validation:
     scorer: SyncScorer | None = None
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
-        """The figures of `lawdnet.training.gates.MEASURES` that can be measured; none without held-out videos.
+        """Those of `lawdnet.training.gates.VALIDATION_METRICS` that can be measured; none without held-out videos.
 
         Of a sync network also how many segments were found at which offset, as `offset_at_+3`.
 

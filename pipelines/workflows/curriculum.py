@@ -173,7 +173,7 @@ def _report(
         out / "report.html",
         CurriculumContent(
             stage=summary["stage"],
-            figures=summary["figures"],
+            metrics=summary["figures"],
             people=people,
             seconds=summary["seconds"],
             refused={record.out: record.detail for record in records if not record.is_rendered},

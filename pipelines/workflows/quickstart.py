@@ -170,7 +170,7 @@ def _report(
                 "Generated from other footage and this speech": out / "rendered" / "generated.mp4",
                 "Untrained": out / "rendered" / "untrained.mp4",
             },
-            pictures={f"{name}: masked, reference, generated, truth": p[0] for name, p in last.items() if p},
+            images={f"{name}: masked, reference, generated, truth": p[0] for name, p in last.items() if p},
             seconds=summary["seconds"],
             facts={
                 "Dataset": f"{counts['accepted']} videos, {counts['segments']} segments, {counts['frames']} frames",

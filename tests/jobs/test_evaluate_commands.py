@@ -74,7 +74,7 @@ def test_a_missed_gate_is_a_failure(folder: Path) -> None:
     assert "gate not passed: mouth_correlation>=0.9: it is" in missed.stderr
     assert run("evaluate", folder / "run", folder / "dataset", "--gate", "mouth_correlation>=-1").exit_code == 0
     wrong = run("evaluate", folder / "run", folder / "dataset", "--gate", "psnr>=20")
-    assert (wrong.exit_code, "ignores the sound" in wrong.stderr) == (2, True)
+    assert (wrong.exit_code, "ignores the audio" in wrong.stderr) == (2, True)
 
 
 def test_evaluate_measures_a_sync_network(folder: Path) -> None:
@@ -89,7 +89,7 @@ def test_evaluate_measures_a_sync_network(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
-        ({"audio_feature": "hubert"}, "no feature 'hubert'; it holds mel"),
+        ({"audio_feature": "hubert"}, "no feature 'hubert'; the dataset has mel"),
         ({"generator": {"audio_dim": 29}}, "needs 29 mel values per frame"),
     ],
 )

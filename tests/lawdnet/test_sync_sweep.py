@@ -23,9 +23,9 @@ from tests.support.media import Media
 
 SECONDS = Fraction(13, 5)
 CLAPS = (0.4, 1.3, 2.2)
-"""About where: each is moved to the nearest picture."""
+"""About where: each is moved to the nearest frame."""
 FLASH = Fraction(1, FPS)
-"""Seconds of light: one picture, or more where they are shorter, so that no clock can miss it."""
+"""Seconds of light: one frame, or more where they are shorter, so that no clock can miss it."""
 WIDTH = 0.004
 """Seconds in which the click's envelope falls to 1/e."""
 
@@ -44,16 +44,16 @@ class Case:
     audio_rate: int = 48_000
     layout: str = "mono"
     late: float = 0.0
-    """Seconds from the first picture to the first sample."""
+    """Seconds from the first frame to the first sample."""
     surplus: float = 0.0
-    """Seconds from the end of the pictures to the end of the sound."""
+    """Seconds from the end of the frames to the end of the audio."""
 
     def __str__(self) -> str:
         changed = {key: value for key, value in vars(self).items() if value != getattr(Case, key)}
         return " ".join(f"{key}={value}" for key, value in changed.items()) or "ordinary"
 
     def times(self) -> list[Fraction]:
-        """Seconds of every picture from the first."""
+        """Seconds of every frame from the first."""
         if self.rate != VARIABLE:
             return [index / self.rate for index in range(math.ceil(SECONDS * self.rate))]
         blocks = [(Fraction(0), 50), (Fraction(9, 10), 25), (Fraction(9, 5), 30)]  # with a hold of 0.2 s in between
@@ -65,11 +65,11 @@ class Clip:
     path: Path
     times: list[Fraction]
     claps: list[float]
-    """Seconds from the first picture to the middle of each clap."""
+    """Seconds from the first frame to the middle of each clap."""
 
 
 def clap_frames(times: list[Fraction], about: float) -> range:
-    """The pictures that are lit: from the nearest one on, for at least `FLASH` seconds."""
+    """The frames that are lit: from the nearest one on, for at least `FLASH` seconds."""
     first = min(range(len(times)), key=lambda index: abs(times[index] - about))
     step = times[first + 1] - times[first]
     return range(first, first + math.ceil(FLASH / step))

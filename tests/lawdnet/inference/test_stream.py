@@ -21,7 +21,7 @@ def test_ping_pong_does_not_repeat_the_turning_points(length: int, expected: lis
 
 
 class FakeVideo:
-    """Stands for `decode`: picture k has the value k everywhere."""
+    """Stands for `decode`: frame k has the value k everywhere."""
 
     def __init__(self, length: int, shape: tuple[int, int, int] = (2, 2, 3)) -> None:
         self.length, self.shape, self.longest = length, shape, 0
@@ -35,7 +35,7 @@ class FakeVideo:
 
 
 @pytest.mark.parametrize("length", [1, 2, 47, 48, 49, 50, 98, 130])
-def test_back_and_forth_shows_each_tick_its_own_picture(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_back_and_forth_shows_each_tick_its_own_frame(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "decode", video := FakeVideo(length))
     shown = list(itertools.islice(back_and_forth(Path("any"), length), 5 * length + 3))
     assert [tick for tick, _ in shown] == list(itertools.islice(ping_pong(length), len(shown)))
@@ -43,7 +43,7 @@ def test_back_and_forth_shows_each_tick_its_own_picture(length: int, monkeypatch
     assert video.longest <= stream.BLOCK
 
 
-def test_back_and_forth_holds_fewer_large_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_back_and_forth_holds_fewer_large_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "decode", video := FakeVideo(40, (10, 10, 3)))
     monkeypatch.setattr(stream, "BLOCK_BYTES", 7 * 300)
     shown = list(itertools.islice(back_and_forth(Path("any"), 40), 100))

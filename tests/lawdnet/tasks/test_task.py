@@ -17,7 +17,8 @@ from lawdnet.tasks.attempts import MAX_ATTEMPTS
 from lawdnet.tasks.records import RecordStore, TaskRecord
 from lawdnet.tasks.task import DiskFull, Job, Progress, Task, TaskRunner, batch_key
 from lawdnet.types import Rejected, RejectReason
-from pipelines.executor import complete, map_in_process
+from pipelines.executor import complete
+from tests.support.in_process import map_in_process
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from lawdnet.models.generator import Generator as GeneratorNetwork
 from lawdnet.models.generator import GeneratorConfig
 from lawdnet.synthetic import make_speech
 from pipelines.build.build import build
-from pipelines.executor import map_in_process
 from pipelines.render.pairs import RECORDS, all_pairs
 from pipelines.render.render import render
 from tests.lawdnet.tasks.test_records import BEFORE
 from tests.pipelines.conftest import copy
+from tests.support.in_process import map_in_process
 from tests.support.tiny_checkpoints import checkpoint
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)

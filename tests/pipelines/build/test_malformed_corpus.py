@@ -78,7 +78,7 @@ def test_every_input_is_a_row_with_a_reason(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with limited(SECONDS):
         ((_, record),) = runner([item_of(tmp_path / name)])
-    check(record.columns(), expected)
+    check(record.row().columns(), expected)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < MEGABYTES << 10
 
 

@@ -29,11 +29,11 @@ from lawdnet.tasks import lock
 from lawdnet.tasks.attempts import MAX_ATTEMPTS
 from lawdnet.tasks.task import Progress
 from lawdnet.video import decode, write_video
-from pipelines.executor import map_in_process
 from pipelines.render.pairs import RECORDS, PairRecord, RenderPair, all_pairs
 from pipelines.render.render import LEDGER, render
 from pipelines.render.task import RenderTask
 from tests.support.fragile import fragile
+from tests.support.in_process import map_in_process
 from tests.support.tiny_checkpoints import checkpoint
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -30,7 +30,7 @@ def test_refusals_come_before_anything_is_written(dataset: Dataset, tmp_path: Pa
         (["frame_128"], [], "frame_128 needs frame_64, which .* has not trained"),
         (["clip_256"], ["clip_256.init_from=null"], r"clip_256 needs syncnet.*--set clip_256.weights.sync=0"),
         (["frame_64"], ["perceptual_weights=missing.pth"], "missing.pth: no such file"),
-        (["frame_64"], ["audio_feature=hubert"], "no feature 'hubert'; it holds mel"),
+        (["frame_64"], ["audio_feature=hubert"], "no feature 'hubert'; the dataset has mel"),
     ):
         with pytest.raises(ValueError, match=message):
             train(dataset, run, tiny(stages, *settings))

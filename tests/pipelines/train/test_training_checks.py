@@ -154,7 +154,7 @@ def test_validation_of_a_sync_network_says_where_it_finds_the_sound(dataset: Dat
     assert sum(count for name, count in row.items() if name.startswith("offset_at_")) == row["segments"] == 2
     page = tmp_path / "report.html"
     run_report(tmp_path, page)
-    assert "Where it finds the sound" in page.read_text(encoding="utf8")
+    assert "Offsets of held-out segments" in page.read_text(encoding="utf8")
 
 
 def test_a_run_has_one_driver_at_a_time(dataset: Dataset, tmp_path: Path) -> None:
@@ -167,10 +167,10 @@ def test_a_run_has_one_driver_at_a_time(dataset: Dataset, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gates": ("psnr>=20",)}, "a generator that ignores the sound can pass this"),
-        ({"gates": ("mouth>=0.8",)}, "unknown measure 'mouth'"),
+        ({"gates": ("psnr>=20",)}, "a generator that ignores the audio can pass this"),
+        ({"gates": ("mouth>=0.8",)}, "unknown metric 'mouth'"),
         ({"gates": ("accuracy>=0.9",), "validate_every": 0}, "gates need validation"),
-        ({"best": "beauty"}, "unknown measure 'beauty'"),
+        ({"best": "beauty"}, "unknown metric 'beauty'"),
         ({"loggers": ("paper",)}, "unknown 'paper'"),
         ({"keep_last": 0}, "keep_last: must be at least 1"),
         ({"save_every_steps": -1}, "save_every_steps: must be 0"),
