@@ -43,8 +43,8 @@ from lawdnet.types import TrainBatch, UInt8
 CPU = torch.device("cpu")
 EVERY = 3
 """Steps between two measurements."""
-PUBLISHED = ["sync_ramp=0", "sync_share=1", "grad_clip=0", "ema_decay=0", "clip_256.weights.gan=1",
-             "clip_256.weights.clip_gan=1"]  # fmt: skip
+PUBLISHED = ["sync_ramp=0", "sync_share=1", "grad_clip=0", "ema_decay=0", "clip_96.weights.gan=1",
+             "clip_96.weights.clip_gan=1"]  # fmt: skip
 RECIPES = {"published": PUBLISHED, "published, our rate": PUBLISHED, "here": ["sync_ramp=50"]}
 SHOWN = {"published": ("published", "last"), "published, our rate": ("published, our rate", "last"),
          "here": ("here", "last"), "here, running mean": ("here", "mean")}  # fmt: skip
@@ -67,8 +67,8 @@ def batches(segments: Sequence[SegmentRef], spec: SampleSpec, width: int, seed: 
 def recipe(name: str, seed: int, sync: float) -> tuple[TrainConfig, Stage]:
     """The small preset's clip stage at the size of its first one. The published recipe has its own weights of the two
     discriminators; both have the preset's absolute errors where the published one has VGG19's features."""
-    config = make_config("small", settings=[f"seed={seed}", f"clip_256.weights.sync={sync}", *RECIPES[name]])
-    stage, first = config.stage("clip_256"), config.stage("frame_64")
+    config = make_config("small", settings=[f"seed={seed}", f"clip_96.weights.sync={sync}", *RECIPES[name]])
+    stage, first = config.stage("clip_96"), config.stage("frame_32")
     return config, replace(stage, mouth_px=first.mouth_px, lr=first.lr if name == "published" else stage.lr)
 
 
@@ -107,7 +107,7 @@ def train(
     torch.manual_seed(seed)
     step = GanStep(config, stage, CPU, lambda network: network, audio_dim=dataset.feature_dim("mel"),
                    syncnet=load_syncnet(find_checkpoint(run, "syncnet")))  # fmt: skip
-    checkpoint.start_from(find_checkpoint(run / "frame_64"), step)
+    checkpoint.start_from(find_checkpoint(run / "frame_32"), step)
     held_out = others.segments("val")
     clips = next(batches(held_out, replace(spec, batch_size=8), others.crop_width, 1))
     judge = Judge(clips, validation.plan(held_out), others.crop_width)
@@ -195,7 +195,7 @@ def main() -> None:
     """Trains by all recipes and writes the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("run", type=Path, help="with a finished syncnet and frame_64")
+    parser.add_argument("run", type=Path, help="with a finished syncnet and frame_32")
     parser.add_argument("held_out", type=Path, help="dataset of other people, marked val")
     parser.add_argument("--out", type=Path, default=Path())
     parser.add_argument("--steps", type=int, default=120)

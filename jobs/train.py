@@ -22,7 +22,12 @@ def train(
         str, typer.Option(metavar="RUN", help="Folder of the run, or s3://… or gs://….", show_default=False)
     ],
     stages: Annotated[str, typer.Option(help="Stages by name, separated by commas; all where empty.")] = "",
-    preset: Annotated[str, typer.Option(help="full: the published networks; small: trains on a laptop.")] = "full",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="full: the published sizes; published: LawDNet 2024's own numbers; small: trains on a laptop."
+        ),
+    ] = "full",
     workers: Annotated[
         str,
         typer.Option(
@@ -72,7 +77,7 @@ def train(
 
     The batch of a step is `batch_size` for each of the most workers; fewer take several each, with the same result.
 
-    Example: `lawdnet train dataset --out run --preset small --stages syncnet,frame_64 --gate 'accuracy>=0.95'`
+    Example: `lawdnet train dataset --out run --preset small --stages syncnet,frame_32 --gate 'accuracy>=0.95'`
     """
     from lawdnet.storage import locate
 

@@ -13,7 +13,6 @@ import numpy as np
 from lawdnet.models.saved import RUN, read_meta, stage_checkpoints
 from lawdnet.storage import Location, read_json
 from lawdnet.training.loggers import METRICS, SAMPLES, parse_jsonl
-from lawdnet.training.stages import NAMES
 
 SHARE = "share_"
 """Columns with a loss's part of the gradient of the made pictures begin so."""
@@ -63,6 +62,11 @@ class StageLog:
         if self.checkpoint:
             return int(self.meta["epoch"])
         return int(max((row["epoch"] for row in self.of_kind("epoch")), default=0))
+
+    @cached_property
+    def first_time(self) -> float:
+        """Of the first row, in s since 1970; 0 without rows."""
+        return min(self._times, default=0.0)
 
     @cached_property
     def last_time(self) -> float:
@@ -145,15 +149,23 @@ def read_run(run: Location) -> tuple[dict[str, Any], list[StageLog], list[str]]:
     except ValueError as error:
         troubles.append(f"{RUN} is damaged ({error}): what was asked for is not known.")
     rows = {row["name"]: row for row in info.get("config", {}).get("stages", [])}
-    names = [name for name in NAMES if name in rows or _is_stage(run / name)]
-    if not names:
+    stages = [_read_stage(run / name, name, row) for name, row in rows.items()]
+    stages += _unnamed_stages(run, rows)
+    if not stages:
         raise ValueError(f"{run}: no run here ({RUN} and stages are missing); name what `lawdnet train --out` wrote")
-    stages = [_read_stage(run / name, name, rows.get(name, {})) for name in names]
     for stage in stages:
         if stage.damaged:
             lines = "1 line" if stage.damaged == 1 else f"{stage.damaged} lines"
             troubles.append(f"{stage.name}: {lines} of {METRICS} cannot be read and are left out.")
     return info, stages, troubles
+
+
+def _unnamed_stages(run: Location, rows: Mapping[str, Any]) -> list[StageLog]:
+    """The stages that run.json does not name, oldest first."""
+    if not run.exists():
+        return []
+    folders = [folder for folder in run.iterdir() if folder.is_dir() and folder.name not in rows and _is_stage(folder)]
+    return sorted((_read_stage(folder, folder.name, {}) for folder in folders), key=lambda stage: stage.first_time)
 
 
 def _is_stage(folder: Location) -> bool:

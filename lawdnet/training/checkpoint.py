@@ -19,7 +19,7 @@ from lawdnet.models.saved import META, STATE, generator_weights, read_meta, read
 from lawdnet.models.syncnet import SyncNet
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.ema import Ema
-from lawdnet.training.stages import NAMES, Stage
+from lawdnet.training.stages import Stage
 from lawdnet.training.steps import Step
 
 
@@ -92,7 +92,7 @@ def save(
     meta = {
         "stage": stage.name,
         "kind": stage.kind,
-        "stage_index": NAMES.index(stage.name),
+        "stage_index": config.index(stage.name),
         "epoch": epoch,
         "next_step": next_step,
         "epochs": stage.epochs,

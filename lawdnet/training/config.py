@@ -94,10 +94,18 @@ class TrainConfig:
             raise ValueError("sync_share: must be above 0, and 1 (no bound) at most")
         if not 0 <= self.ema_decay < 1:
             raise ValueError("ema_decay: must be 0 (off) or below 1")
-        names = [stage.name for stage in self.stages]
-        for position, stage in enumerate(self.stages):
-            if stage.init_from in names[position:]:
+        names = [row.name for row in PRESETS[self.preset]]
+        for stage in self.stages:
+            if stage.init_from is None:
+                continue
+            if stage.init_from not in names:
+                raise ValueError(f"{stage.name}.init_from: unknown {stage.init_from!r}; there are {', '.join(names)}")
+            if names.index(stage.init_from) >= names.index(stage.name):
                 raise ValueError(f"stages: {stage.name} starts from {stage.init_from}, which must come before it")
+
+    def index(self, name: str) -> int:
+        """Position of a stage among all rows of the preset, which is the order in which stages run."""
+        return [row.name for row in PRESETS[self.preset]].index(name)
 
     def stage(self, name: str) -> Stage:
         """The row of that name.
@@ -127,12 +135,6 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`."""
-        stages = tuple(Stage(**{**row, "weights": Weights(**row["weights"])}) for row in values["stages"])
-        return cls(**{**values, "stages": stages})
 
 
 _SMALL_NETWORKS: dict[str, Any] = {

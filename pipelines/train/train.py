@@ -31,7 +31,7 @@ from lawdnet.training.checkpoint_store import CheckpointStore
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.loggers import METRICS, SAMPLES
 from lawdnet.training.options import RunOptions
-from lawdnet.training.stages import NAMES, Stage
+from lawdnet.training.stages import Stage
 from lawdnet.training.tail import Tail
 from lawdnet.training.virtual_ranks import Workers, count_lanes
 from pipelines.cluster import resources
@@ -99,7 +99,7 @@ def check_workers(workers: Workers) -> None:
 
 
 FREE = ("precision", "channels_last", "compile", "share_every", "max_skipped", "plateau_steps", "sample_every",
-        "perceptual_weights", "preset", "stages")  # fmt: skip
+        "perceptual_weights", "stages")  # fmt: skip
 """Settings that may change while a run goes on; of a stage, the number of its epochs."""
 
 
@@ -130,7 +130,7 @@ def _claim(run: Location, dataset: Dataset, config: TrainConfig, running: RunOpt
         changed += [name for name in begun.keys() & rows.keys() if _bound(begun[name]) != _bound(rows[name])]
         if changed:
             raise ValueError(f"{run}: was started with other settings ({', '.join(changed)}); choose another --out")
-        content["config"]["stages"] = sorted((begun | rows).values(), key=lambda row: NAMES.index(row["name"]))
+        content["config"]["stages"] = sorted((begun | rows).values(), key=lambda row: config.index(row["name"]))
         kept = {name: count for name, count in found.get("lanes", {}).items() if name in begun}
         content["lanes"] = lanes = lanes | kept
     write_json(path, content)

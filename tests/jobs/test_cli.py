@@ -99,7 +99,7 @@ def test_version() -> None:
         (["build", "a", "--out", "b", "--features", "smell"], "unknown 'smell'; there are mel"),
         (["build", "a", "--out", "b", "--crop-width", "33"], "crop_width"),
         (["train", "a", "--out", "b", "--workers", "4:2"], "workers: 4:2"),
-        (["train", "a", "--out", "b", "--preset", "tiny"], "there are full, small"),
+        (["train", "a", "--out", "b", "--preset", "tiny"], "there are full, published, small"),
         (["train", "a", "--out", "b", "--stages", "frame_63"], "there are syncnet, frame_64"),
         (["train", "a", "--out", "b", "--set", "frame_64.batch=1"], "valid are"),
         (["synth", "a", "--videos", "0"], "--videos"),

@@ -22,7 +22,7 @@ def checkpoint(folder: Path, kind: str = "gan", /, *, meta: dict[str, Any] | Non
     """
     config = {name: dataclasses.asdict(n.config) for name, n in networks.items() if not isinstance(n, Discriminator)}
     usual = {
-        "kind": kind, "stage": "syncnet" if kind == "syncnet" else "clip_256", "stage_index": 4, "epoch": 12,
+        "kind": kind, "stage": "syncnet" if kind == "syncnet" else "clip_96", "stage_index": 4, "epoch": 12,
         "mouth_px": 96, "crop_width": 200, "audio_feature": "mel", "sync_feature": "mel", "code_version": "1",
         "features": {"mel": {"dim": 7}, "other": {"dim": 3}},
     }  # fmt: skip

@@ -18,9 +18,9 @@ from lawdnet.training.steps import NonFiniteLoss
 from lawdnet.types import TrainBatch
 from tests.support.tiny_training import CPU, apart, arrays, assert_same, batch_of, make_step, tiny, weights
 
-NAMES = ("syncnet", "frame_64", "clip_256")
+NAMES = ("syncnet", "frame_32", "clip_96")
 STEPS = 3
-LOUD = ("sync_ramp=0", "clip_256.weights.sync=100")
+LOUD = ("sync_ramp=0", "clip_96.weights.sync=100")
 """So that the sync loss must be held back."""
 
 
@@ -63,7 +63,7 @@ def share(step: int, rank: int, accumulate: int) -> range:
 def poisoned(rank: int) -> tuple[str, bool, bool]:
     """One rank's batch is not finite: both stop, nothing has moved, and both can go on."""
     config = tiny()
-    stage = config.stage("frame_64")
+    stage = config.stage("frame_32")
     step = make_step(config, stage, wrap)
     before = weights(step)
     raw = arrays(0, rank, stage)

@@ -29,7 +29,7 @@ from lawdnet.training.loggers import (
 from lawdnet.training.trackers import RUN_ID, StepCount, wandb_mode
 
 LABELS = ("masked", "reference", "generated", "truth")
-ABOUT: dict[str, Any] = {"config": {"seed": 1, "stages": [{"name": "frame_64"}]}, "lineage": {"dataset_hash": "abc"}}
+ABOUT: dict[str, Any] = {"config": {"seed": 1, "stages": [{"name": "frame_32"}]}, "lineage": {"dataset_hash": "abc"}}
 
 
 def test_a_line_cut_short_does_not_swallow_the_next(tmp_path: Path) -> None:
@@ -107,18 +107,18 @@ def test_steps_count_through_epochs_of_any_length() -> None:
 
 
 def test_the_folder_always_has_everything(tmp_path: Path) -> None:
-    logger = make_loggers((), tmp_path / "frame_64", **ABOUT, run_name="run/frame_64")
+    logger = make_loggers((), tmp_path / "frame_32", **ABOUT, run_name="run/frame_32")
     logger.log({"kind": "step", "epoch": 0, "step": 0, "total": 1.5})
     logger.pictures(torch.ones(1, 3, 5, 40), 1, LABELS)
     logger.close()
-    start, step, sheet = read_jsonl(tmp_path / "frame_64" / METRICS)
+    start, step, sheet = read_jsonl(tmp_path / "frame_32" / METRICS)
     assert start["kind"] == "start"
     assert start["workers"] == 1
     assert start["device"]
     assert start["is_gpu"] is torch.cuda.is_available()
     assert step["total"] == 1.5
     assert (sheet["kind"], sheet["file"], sheet["labels"]) == ("pictures", f"{SAMPLES}/epoch_0001.png", list(LABELS))
-    assert cv2.imread(str(tmp_path / "frame_64" / sheet["file"])).shape == (STRIP + 50, 400, 3)
+    assert cv2.imread(str(tmp_path / "frame_32" / sheet["file"])).shape == (STRIP + 50, 400, 3)
 
 
 def test_an_unknown_name_lists_the_choices(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_tracker_that_fails_is_one_warning(
 
 def train(folder: Path, epochs: Sequence[int], names: Sequence[str]) -> None:
     """What a stage of three logged steps per epoch would log."""
-    logger = make_loggers(names, folder, **ABOUT, run_name="run/frame_64")
+    logger = make_loggers(names, folder, **ABOUT, run_name="run/frame_32")
     for epoch in epochs:
         for step in (0, 10, 19):
             logger.log({"kind": "step", "epoch": epoch, "step": step, "total": 100.0 * epoch + step})
@@ -239,10 +239,10 @@ def wandb_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[FakeRun]
 
 
 def test_wandb_gets_numbers_pictures_and_alarms(tmp_path: Path, wandb_runs: list[FakeRun]) -> None:
-    train(tmp_path / "frame_64", [0, 1], ["jsonl", "wandb"])
+    train(tmp_path / "frame_32", [0, 1], ["jsonl", "wandb"])
     (run,) = wandb_runs
     asked = {key: run.options[key] for key in ("project", "group", "name", "job_type", "mode", "resume", "config")}
-    assert asked == {"project": "lawdnet", "group": "run", "name": "run/frame_64", "job_type": "frame_64",
+    assert asked == {"project": "lawdnet", "group": "run", "name": "run/frame_32", "job_type": "frame_32",
                      "mode": "offline", "resume": "allow", "config": ABOUT}  # fmt: skip
     assert run.axes["step/*"] == "global_step"
     assert run.axes["validation/*"] == "epoch"
@@ -260,10 +260,10 @@ def test_wandb_gets_numbers_pictures_and_alarms(tmp_path: Path, wandb_runs: list
 
 
 def test_wandb_goes_on_in_the_run_of_its_stage(tmp_path: Path, wandb_runs: list[FakeRun]) -> None:
-    for stage in ("frame_64", "frame_64", "frame_128"):
+    for stage in ("frame_32", "frame_32", "frame_64"):
         train(tmp_path / stage, [0], ["wandb"])
     first, again, other = (run.options["id"] for run in wandb_runs)
-    assert first == again == (tmp_path / "frame_64" / RUN_ID).read_text().strip()
+    assert first == again == (tmp_path / "frame_32" / RUN_ID).read_text().strip()
     assert first != other
 
 

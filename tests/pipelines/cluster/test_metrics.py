@@ -114,7 +114,7 @@ def test_a_pair(told: list[Any]) -> None:
 
 
 def test_rows_of_a_run(told: list[Any]) -> None:
-    where = {"run": "r", "stage": "frame_64"}
+    where = {"run": "r", "stage": "frame_32"}
     for row in (
         {"kind": "step", "epoch": 0, "step": 10, "total": 2.0},
         {"kind": "epoch", "epoch": 3, "workers": 2, "skipped": 1.0, "seconds": 8.0},
@@ -220,9 +220,9 @@ def test_a_build_arrives(drawn: Path, tmp_path: Path, ray_session: None) -> None
 
 
 def test_a_training_arrives(tmp_path: Path, ray_session: None) -> None:
-    run, where = tmp_path / tmp_path.name, {("run", tmp_path.name), ("stage", "frame_64")}
+    run, where = tmp_path / tmp_path.name, {("run", tmp_path.name), ("stage", "frame_32")}
     began = time.perf_counter()
-    train(grey(tmp_path / "grey"), run, tiny(["frame_64"], "stages.weights.sync=0"), here(validate_every=1))
+    train(grey(tmp_path / "grey"), run, tiny(["frame_32"], "stages.weights.sync=0"), here(validate_every=1))
     wall = time.perf_counter() - began
 
     def ours(text: str) -> dict[tuple[str, ...], float]:
@@ -238,7 +238,7 @@ def test_a_training_arrives(tmp_path: Path, ray_session: None) -> None:
     assert (found["epoch",], found["workers",]) == (1, 1)
     assert 0 < found["step_seconds_total",] < wall
     assert 0 < found["data_wait_seconds_total",] < wall - found["step_seconds_total",]
-    last = [row for row in read_jsonl(run / "frame_64" / METRICS_FILE) if row["kind"] == "step"][-1]
+    last = [row for row in read_jsonl(run / "frame_32" / METRICS_FILE) if row["kind"] == "step"][-1]
     assert found["loss", "total"] == pytest.approx(last["total"])
-    judged = metrics_of(CheckpointStore(run / "frame_64").complete()[-1])
+    judged = metrics_of(CheckpointStore(run / "frame_32").complete()[-1])
     assert found["validation", "psnr"] == pytest.approx(judged["psnr"])

@@ -17,7 +17,7 @@ from pipelines.train.train import train
 from tests.support.runs import assert_same, grey, here, rows, tiny, weights
 
 SPEC = SampleSpec(mouth_px=32, num_frames=1, batch_size=2, samples_per_segment=3, audio="mel", sync=None)
-STAGE = Stage(name="frame_64", mouth_px=32, batch_size=2, samples_per_segment=2, epochs_constant=1, epochs_decay=0)
+STAGE = Stage(name="frame_32", mouth_px=32, batch_size=2, samples_per_segment=2, epochs_constant=1, epochs_decay=0)
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +93,11 @@ def test_alone_a_worker_hands_round_nothing() -> None:
 
 def test_two_workers_learn_what_one_learns(dataset: Dataset, tmp_path: Path, ray_session: None) -> None:
     """The same global batch: three lanes, which leave the second worker spare, and four, two for each."""
-    settings = ["syncnet.global_batch=6", "frame_64.global_batch=8", "syncnet.lr=1e-4"]
-    config = tiny(["syncnet", "frame_64"], *settings)
+    settings = ["syncnet.global_batch=6", "frame_32.global_batch=8", "syncnet.lr=1e-4"]
+    config = tiny(["syncnet", "frame_32"], *settings)
     train(dataset, tmp_path / "one", config, here())
     train(dataset, tmp_path / "two", config, here(workers=Workers(2, 2), validate_every=1))
-    for stage in ("syncnet", "frame_64"):
+    for stage in ("syncnet", "frame_32"):
         assert [row["workers"] for row in rows(tmp_path / "two", stage, "epoch")] == [2]
         one, two = (weights(tmp_path / name, stage)["networks"] for name in ("one", "two"))
         assert_same(one, two, 1e-4)

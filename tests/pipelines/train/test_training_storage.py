@@ -20,12 +20,12 @@ def test_a_run_in_s3_is_the_run_on_disk(s3: S3Server, tmp_path: Path, caplog: py
     seen: list[int] = []
 
     def epochs(count: int) -> None:
-        config = tiny(["frame_64"], f"frame_64.epochs_constant={count}")
+        config = tiny(["frame_32"], f"frame_32.epochs_constant={count}")
         train(dataset, run, config, here(save_every_steps=3), on_epoch=lambda stage, row: seen.append(row["epoch"]))
 
     epochs(1)
     epochs(2)
-    shelf = CheckpointStore(run / "frame_64")
+    shelf = CheckpointStore(run / "frame_32")
     assert [folder.name for folder in shelf.complete()] == ["epoch_0001_step_000006", "epoch_0002"]
     (shelf.folder / "epoch_0002" / "state.pt").write_bytes(b"cut short")
     with caplog.at_level(logging.WARNING):
@@ -33,9 +33,9 @@ def test_a_run_in_s3_is_the_run_on_disk(s3: S3Server, tmp_path: Path, caplog: py
     assert "epoch_0002: damaged" in caplog.text
     assert seen == [1, 2, 2, 3]
 
-    train(dataset, tmp_path / "run", tiny(["frame_64"], "frame_64.epochs_constant=3"), here())
+    train(dataset, tmp_path / "run", tiny(["frame_32"], "frame_32.epochs_constant=3"), here())
     with local_folder(shelf.folder / "epoch_0003") as folder:
-        assert_same(weights(tmp_path / "run", "frame_64"), read_state(folder))
+        assert_same(weights(tmp_path / "run", "frame_32"), read_state(folder))
     lines = parse_jsonl((shelf.folder / "metrics.jsonl").read_bytes())
     assert [row["epoch"] for row in lines if row["kind"] == "epoch"] == [1, 2, 2, 3]
     assert [(row["epoch"], row["step"]) for row in lines if row["kind"] == "resume"] == [(1, 0), (1, 6)]
@@ -44,5 +44,5 @@ def test_a_run_in_s3_is_the_run_on_disk(s3: S3Server, tmp_path: Path, caplog: py
 
 def test_a_stage_starts_from_a_parent_in_s3(s3: S3Server, tmp_path: Path) -> None:
     dataset, run = grey(tmp_path / "dataset"), s3.root / "run"
-    train(dataset, run, tiny(["frame_64", "frame_128"]), here())
-    assert CheckpointStore(run / "frame_128").place() == (1, 0)
+    train(dataset, run, tiny(["frame_32", "frame_64"]), here())
+    assert CheckpointStore(run / "frame_64").place() == (1, 0)
