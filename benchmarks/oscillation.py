@@ -111,7 +111,7 @@ def train(
     held_out = others.segments("val")
     clips = next(batches(held_out, replace(spec, batch_size=8), others.crop_width, 1))
     judge = Judge(clips, validation.plan(held_out), others.crop_width)
-    drawing = {"last": step.networks["generator"]} | ({"mean": step.judged} if step.ema else {})
+    drawing = {"last": step.networks["generator"]} | ({"mean": step.evaluated} if step.ema else {})
     curves: dict[str, dict[str, list[float]]] = {which: {"sync": [], "mouth": []} for which in drawing}
     stream = batches(dataset.segments("train"), spec, dataset.crop_width, seed)
     for number, batch in zip(range(steps), stream, strict=False):

@@ -138,12 +138,12 @@ class Watch:
 
 
 def _outcome(run: Location, config: TrainConfig) -> dict[str, dict[str, Any]]:
-    from lawdnet.training.checkpoint_store import CheckpointStore, metrics_of, place_of
+    from lawdnet.training.checkpoint_store import CheckpointStore, metrics_of, position_of
 
     newest = {stage.name: CheckpointStore(run / stage.name).complete()[-1] for stage in config.stages}
     return {
         name: {
-            "epochs": place_of(folder)[0],
+            "epochs": position_of(folder).epoch,
             "checkpoint": str(folder),
             "loss": _last_loss(run / name),
             "validation": metrics_of(folder),

@@ -57,9 +57,9 @@ class SyncStep(Networks):
 
     def __init__(
         self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, *, audio_dim: int,
-        peers: Collectives | None = None, alarm: Alarm = lambda text: None,
+        collectives: Collectives | None = None, alarm: Alarm = lambda text: None,
     ) -> None:  # fmt: skip
-        super().__init__(config, stage, device, wrap, peers)
+        super().__init__(config, stage, device, wrap, collectives)
         self.syncnet = SyncNet(syncnet_config(config, stage, audio_dim))
         self.embedder = self.add("syncnet", self.syncnet, _Embedder(self.syncnet))
         self.plateau = Plateau(config.plateau_steps, lambda text: alarm(f"{stage.name}: {text}"), DEAF)
@@ -86,14 +86,14 @@ class SyncStep(Networks):
             with self.local(["syncnet"], is_last=index + 1 == len(batches)):
                 vectors = pairs[index] if keeps_graph else self._vectors(batch)
                 # ranks average their gradients, but this is one loss, so the parts of all ranks add up
-                torch.autograd.backward(vectors, [cast("Tensor", v.grad) * self.peers.world for v in leaf])
+                torch.autograd.backward(vectors, [cast("Tensor", v.grad) * self.collectives.world for v in leaf])
         self.step(["syncnet"], {"contrast": metrics["total"]})
         metrics = {name: value.detach() for name, value in metrics.items()}
         self.plateau.see(float(metrics["total"]), float(metrics["chance"]))
         return metrics
 
     @torch.no_grad()
-    def judge(self, batch: TrainBatch) -> Metrics:
+    def evaluate(self, batch: TrainBatch) -> Metrics:
         """What a step would return, of this rank's batch alone and without learning from it: for held-out data."""
         with self.precision.autocast():
             face_BD, sound_AD = self.syncnet.embed(self._square(batch), _sounds(batch))
@@ -124,8 +124,8 @@ class SyncStep(Networks):
     def _everyone(self, parts: Sequence[Tensor]) -> Tensor:
         """Rows of all batches and ranks, with the graph of this rank's."""
         mine = torch.cat(list(parts))
-        return torch.cat([mine if rank == self.peers.rank else rows
-                          for rank, rows in enumerate(self.peers.gather(mine.detach()))])  # fmt: skip
+        return torch.cat([mine if rank == self.collectives.rank else rows
+                          for rank, rows in enumerate(self.collectives.gather(mine.detach()))])  # fmt: skip
 
 
 def _sounds(batch: TrainBatch) -> Tensor:

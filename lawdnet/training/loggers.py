@@ -47,7 +47,7 @@ class MetricLogger(Protocol):
         """One row: numbers by name, its `kind`, and where training stands (`epoch`, `step`)."""
         ...
 
-    def pictures(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
+    def images(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
         """A sheet after so many complete epochs; see `draw_grid`."""
         ...
 
@@ -116,9 +116,9 @@ class _All:
         for logger in self.loggers:
             logger.log(metrics)
 
-    def pictures(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
+    def images(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
         for logger in self.loggers:
-            logger.pictures(rows_R3HW, epoch, labels)
+            logger.images(rows_R3HW, epoch, labels)
 
     def close(self) -> None:
         for logger in self.loggers:
@@ -152,9 +152,9 @@ class _Guarded:
         step = self.count.of(metrics)
         self._attempt(lambda tracker: tracker.log(metrics, step))
 
-    def pictures(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
+    def images(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
         step = self.count.of({"epoch": epoch})
-        self._attempt(lambda tracker: tracker.picture(draw_grid(rows_R3HW, labels), epoch, step))
+        self._attempt(lambda tracker: tracker.image(draw_grid(rows_R3HW, labels), epoch, step))
 
     def close(self) -> None:
         self._attempt(lambda tracker: tracker.close())
@@ -175,7 +175,7 @@ class JsonlLogger:
         with self.path.open("a", encoding="utf8") as file:
             file.write(json.dumps({"time": round(time.time(), 3), **metrics}) + "\n")
 
-    def pictures(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
+    def images(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
         """A PNG beside the file, and a row that says what its columns are."""
         name = f"{SAMPLES}/epoch_{epoch:04d}.png"
         write_grid(self.path.parent / name, rows_R3HW, labels)

@@ -40,14 +40,19 @@ class Networks:
 
     Args:
         wrap: puts a network into what averages gradients over ranks; called once per network.
-        peers: the other ranks; found in torch.distributed where not given.
+        collectives: the other ranks; found in torch.distributed where not given.
     """
 
     def __init__(
-        self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, peers: Collectives | None = None
+        self,
+        config: TrainConfig,
+        stage: Stage,
+        device: torch.device,
+        wrap: Wrap,
+        collectives: Collectives | None = None,
     ) -> None:
         self.config, self.stage, self.device, self.wrap = config, stage, device, wrap
-        self.peers = peers or find_collectives(device)
+        self.collectives = collectives or find_collectives(device)
         self.precision = Precision(config.precision, device, channels_last=config.channels_last)
         self.networks: dict[str, nn.Module] = {}
         self.wrapped: dict[str, nn.Module] = {}
@@ -94,7 +99,7 @@ class Networks:
         stack = ExitStack()
         if not is_last:
             for name in names:
-                stack.enter_context(self.peers.no_sync(self.wrapped[name]))
+                stack.enter_context(self.collectives.no_sync(self.wrapped[name]))
         return stack
 
     def step(self, names: Sequence[str], losses: Metrics) -> None:
@@ -108,7 +113,7 @@ class Networks:
             for name in names:
                 scaler.unscale_(self.optimizers[name])
             norms = {f"gradient of the {name}": self.clip(name, self.networks[name].parameters()) for name in names}
-            check_finite(losses if self.precision.may_overflow else losses | norms, self.peers.agree)
+            check_finite(losses if self.precision.may_overflow else losses | norms, self.collectives.agree)
             for name in names:
                 scaler.step(self.optimizers[name])
         finally:

@@ -15,7 +15,7 @@ from lawdnet.models.saved import META, STATE, find_checkpoint, read_meta
 from lawdnet.storage import Location, local_copy, locate, sha256
 from lawdnet.training import gates
 from lawdnet.training.checkpoint import Lineage
-from lawdnet.training.checkpoint_store import CheckpointStore, metrics_of, place_of
+from lawdnet.training.checkpoint_store import CheckpointStore, metrics_of, position_of
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.options import RunOptions
 from lawdnet.training.shapes import generator_config
@@ -61,7 +61,7 @@ def check_chain(run: Location, config: TrainConfig, todo: list[Stage], data: Lin
         coming.add(stage.name)
 
 
-def of(stage: Stage, run: Location, config: TrainConfig, init: str) -> Location | None:
+def parent_of(stage: Stage, run: Location, config: TrainConfig, init: str) -> Location | None:
     """The checkpoint, or old file, whose networks a stage starts from."""
     if outside := _outside(stage, config, init):
         return outside
@@ -90,7 +90,7 @@ def name_in(run: Location, parent: Location) -> str:
 def epochs_done(stage_folder: Location) -> int:
     """Of a stage's newest good checkpoint."""
     found = CheckpointStore(stage_folder).newest_good()
-    return place_of(found)[0] if found else 0
+    return position_of(found).epoch if found else 0
 
 
 def finished(run: Location, name: str, child: str) -> Location:
@@ -103,7 +103,7 @@ def finished(run: Location, name: str, child: str) -> Location:
     if not found:
         hint = f", or --set {child}.weights.sync=0" if name == "syncnet" else ""
         raise ValueError(f"{child} needs {name}, which {run} has not trained; add it to --stages{hint}")
-    epoch, epochs = place_of(found)[0], read_meta(found)["epochs"]
+    epoch, epochs = position_of(found).epoch, read_meta(found)["epochs"]
     if epoch < epochs:
         done = f"{epoch} of {epochs} epochs"
         raise ValueError(f"{child} needs {name}, of which {run} has only {done}; add it to --stages to finish it")
@@ -154,7 +154,7 @@ def _check_shapes(old: dict[str, Any], new: dict[str, Any], needs: str) -> None:
         raise ValueError(f"{needs}: its generator has {', '.join(differs)}; --set the same, or train anew")
 
 
-def check_gates(run: Location, config: TrainConfig, running: RunOptions, before: Sequence[Stage]) -> None:
+def check_gates(run: Location, config: TrainConfig, options: RunOptions, before: Sequence[Stage]) -> None:
     """The stages ahead of the first of `before` have passed the gates of their kind.
 
     Raises:
@@ -162,7 +162,7 @@ def check_gates(run: Location, config: TrainConfig, running: RunOptions, before:
     """
     if not before:
         return
-    wanted = [gates.parse_gate(text) for text in running.gates]
+    wanted = [gates.parse_gate(text) for text in options.gates]
     ahead = config.stages[: [stage.name for stage in config.stages].index(before[0].name)]
     for stage in ahead:
         last = CheckpointStore(run / stage.name).complete()[-1]

@@ -65,14 +65,14 @@ class GanStep(Networks):
     Args:
         audio_dim: C of the generator's feature.
         syncnet: trained sync network, needed where the stage weighs its score.
-        peers: see `Networks`.
+        collectives: see `Networks`.
     """
 
     def __init__(
         self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, *, audio_dim: int,
-        syncnet: SyncNet | None = None, peers: Collectives | None = None,
+        syncnet: SyncNet | None = None, collectives: Collectives | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(config, stage, device, wrap, peers)
+        super().__init__(config, stage, device, wrap, collectives)
         weights = stage.weights
         if weights.sync and syncnet is None:
             raise ValueError(f"{stage.name}: weights.sync is {weights.sync}, but there is no trained syncnet stage; "
@@ -103,7 +103,7 @@ class GanStep(Networks):
         self.generator = self.add("generator", generator)
 
     @property
-    def judged(self) -> Generator:
+    def evaluated(self) -> Generator:
         """The generator to validate and to show: the running mean of the weights where there is one."""
         return cast("Generator", self.ema.network if self.ema else self.networks["generator"])
 
@@ -137,7 +137,7 @@ class GanStep(Networks):
         nothing = torch.full((), torch.nan, device=self.device)
         powers_2 = torch.stack(self.powers).mean(0) if self.powers else nothing.expand(2)
         losses_2 = torch.stack([metrics.get("sync_true", nothing), metrics["sync"]])
-        true, made, sync, rest = self.peers.mean(torch.cat([losses_2, powers_2])).tolist()
+        true, made, sync, rest = self.collectives.mean(torch.cat([losses_2, powers_2])).tolist()
         self.ramp.see(true, made)
         self.bound.see(sync, rest)
 
@@ -225,6 +225,6 @@ class GanStep(Networks):
         small = TrainBatch(source_BN3HW=batch.source_BN3HW[few, :1], reference_BN15HW=batch.reference_BN15HW[few, :1],
                            audio_BNC5=batch.audio_BNC5[few, :1])  # fmt: skip
         true = small.source_BN3HW[:, 0]
-        made = self.generate(small, self.judged)
+        made = self.generate(small, self.evaluated)
         columns = [true * self.keep_HW, small.reference_BN15HW[:, 0, :3], made, true]
         return torch.cat(columns, dim=-1).clamp(0, 1)

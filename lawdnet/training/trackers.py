@@ -38,7 +38,7 @@ class Tracker(Protocol):
         """A row, with the steps since the stage began."""
         ...
 
-    def picture(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
+    def image(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
         """uint8 RGB after so many complete epochs."""
         ...
 
@@ -137,7 +137,7 @@ class WandbLogger:
         place = {"global_step": step} if "step" in row else {"epoch": row.get("epoch", 0)}
         self._run.log({**place, **numbers})
 
-    def picture(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
+    def image(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
         """One image per epoch, under one name, so that wandb shows a slider."""
         self._run.log({"epoch": epoch, "pictures/samples": self._wandb.Image(sheet_HW3, caption=f"epoch {epoch}")})
 
@@ -208,7 +208,7 @@ class TensorBoardLogger:
             if math.isfinite(value):
                 self._at(step).add_scalar(name, value, step)
 
-    def picture(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
+    def image(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
         """Under one name, so that TensorBoard shows a slider."""
         self._at(step).add_image("samples", sheet_HW3, step, dataformats="HWC")
 

@@ -13,12 +13,12 @@ from lawdnet.data.sampling import (
     MIN_SHIFT,
     SampleSpec,
     Work,
+    batches_per_epoch,
     decode_jpeg,
     draw,
     draw_batches,
     plan_epoch,
     rank_segments,
-    steps_per_epoch,
 )
 from lawdnet.data.schema import write_segments
 from lawdnet.data.segments import encode_jpeg
@@ -35,12 +35,12 @@ def refs(count: int) -> list[SegmentRef]:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 40])
-def test_every_rank_takes_the_planned_number_of_steps(count: int, world: int) -> None:
+def test_every_rank_gets_the_planned_number_of_batches(count: int, world: int) -> None:
     for rank in range(world):
         works = list(plan_epoch(refs(count), SPEC, seed=1, epoch=0, rank=rank, world=world))
         sizes = [-(-len(work.segments) * 6 // 4) for work in works]
-        assert sum(sizes) == steps_per_epoch(count, world, SPEC)
-        assert [work.first_step for work in works] == np.cumsum([0, *sizes[:-1]]).tolist()
+        assert sum(sizes) == batches_per_epoch(count, world, SPEC)
+        assert [work.first_batch for work in works] == np.cumsum([0, *sizes[:-1]]).tolist()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -64,9 +64,9 @@ def test_epochs_differ_and_repeat_exactly() -> None:
 
 def test_a_plan_can_start_anywhere() -> None:
     whole = list(plan_epoch(refs(20), SPEC, seed=1, epoch=0, rank=0, world=1))
-    for start in range(steps_per_epoch(20, 1, SPEC)):
+    for start in range(batches_per_epoch(20, 1, SPEC)):
         first = next(plan_epoch(refs(20), SPEC, seed=1, epoch=0, rank=0, world=1, start=start))
-        assert first.first_step == start
+        assert first.first_batch == start
         assert first.segments == whole[start // (GROUP_SEGMENTS * 6 // 4)].segments
 
 
@@ -193,7 +193,7 @@ def test_each_picture_is_decoded_once_and_stays_as_it_was(
     monkeypatch.setattr(sampling, "decode_jpeg", counted)
     kept = list(draw_batches(work, spec, seed=0, stored_width=320))
     assert len(decoded) <= stored[0].num_frames
-    monkeypatch.setattr(sampling, "PICTURE_CACHE_BYTES", 0)
+    monkeypatch.setattr(sampling, "IMAGE_CACHE_BYTES", 0)
     fresh = list(draw_batches(work, spec, seed=0, stored_width=320))
     assert len(decoded) > 6 * 40
     for ours, theirs in zip(kept, fresh, strict=True):

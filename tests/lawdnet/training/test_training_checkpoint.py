@@ -26,6 +26,7 @@ from lawdnet.models.saved import (
 )
 from lawdnet.training import checkpoint
 from lawdnet.training.config import TrainConfig
+from lawdnet.training.position import Position
 from lawdnet.training.steps import GanStep, Step
 from tests.support.tiny_training import DIM, LINEAGE, assert_same, batch_of, make_step, run, tiny, weights
 
@@ -57,7 +58,7 @@ def test_going_on_equals_never_stopping(name: str, epoch: int, next_step: int, t
     again = make_step(config, stage, seed=99)
     spoil(again)
     start = checkpoint.resume(tmp_path / name / checkpoint_name(epoch, next_step), again)
-    assert start == (epoch, next_step)
+    assert start == Position(epoch, next_step)
     run(config, stage, again, start)
     assert_same(weights(whole), weights(again), 1e-6)
     assert torch.equal(torch.rand(3), random)
@@ -106,7 +107,7 @@ def test_the_ramp_was_under_way_in_these_runs(tmp_path: Path) -> None:
 def test_meta_says_where_a_checkpoint_comes_from(config: TrainConfig, tmp_path: Path) -> None:
     stage = config.stage("frame_64")
     origin = replace(LINEAGE, parent="frame_32/epoch_0004", parent_hash="p", syncnet_hash="s")
-    checkpoint.save(tmp_path, make_step(config, stage), stage, config, origin, epoch=1, next_step=2)
+    checkpoint.save(tmp_path, make_step(config, stage), stage, config, origin, position=Position(1, 2))
     meta = read_meta(tmp_path)
     wanted = {"stage": "frame_64", "epoch": 1, "next_step": 2, "num_frames": 1, "dataset_hash": "d",
               "parent_hash": "p", "syncnet_hash": "s", "state_sha256": state_hash(tmp_path)}  # fmt: skip
@@ -151,7 +152,7 @@ def test_inference_gets_the_running_mean(config: TrainConfig, tmp_path: Path) ->
 
     bare = tiny("ema_decay=0")
     step = make_step(bare, stage)
-    checkpoint.save(tmp_path, step, stage, bare, LINEAGE, epoch=0)
+    checkpoint.save(tmp_path, step, stage, bare, LINEAGE, position=Position(0))
     assert_same(dict(step.networks["generator"].state_dict()), dict(load_generator(tmp_path)[0].state_dict()), 0)
 
 
@@ -163,15 +164,15 @@ def test_a_frame_stage_takes_over_generator_and_discriminator(config: TrainConfi
     checkpoint.start_from(tmp_path / "frame_32" / "epoch_0004", child)
     assert isinstance(child, GanStep)
     assert isinstance(parent, GanStep)
-    assert_same(dict(parent.judged.state_dict()), dict(child.networks["generator"].state_dict()), 0)
-    assert_same(dict(parent.judged.state_dict()), dict(child.judged.state_dict()), 0)
+    assert_same(dict(parent.evaluated.state_dict()), dict(child.networks["generator"].state_dict()), 0)
+    assert_same(dict(parent.evaluated.state_dict()), dict(child.evaluated.state_dict()), 0)
     name = "image_discriminator"
     assert_same(dict(parent.networks[name].state_dict()), dict(child.networks[name].state_dict()), 0)
 
 
 def test_a_discriminator_of_another_shape_begins_anew(config: TrainConfig, tmp_path: Path) -> None:
     stage = config.stage("frame_32")
-    checkpoint.save(tmp_path, make_step(config, stage), stage, config, LINEAGE, epoch=1)
+    checkpoint.save(tmp_path, make_step(config, stage), stage, config, LINEAGE, position=Position(1))
     larger = replace(config.stage("frame_64"), mouth_px=64)
     child = make_step(config, larger, seed=1)
     before = dict(weights(child))
@@ -183,7 +184,7 @@ def test_a_discriminator_of_another_shape_begins_anew(config: TrainConfig, tmp_p
 
 def test_a_clip_stage_takes_the_generator_alone(config: TrainConfig, tmp_path: Path) -> None:
     stage = config.stage("frame_96")
-    checkpoint.save(tmp_path, make_step(config, stage), stage, config, LINEAGE, epoch=1)
+    checkpoint.save(tmp_path, make_step(config, stage), stage, config, LINEAGE, position=Position(1))
     child = make_step(config, config.stage("clip_96"), seed=1)
     before = weights(child)
     checkpoint.start_from(tmp_path, child)

@@ -109,7 +109,7 @@ def test_steps_count_through_epochs_of_any_length() -> None:
 def test_the_folder_always_has_everything(tmp_path: Path) -> None:
     logger = make_loggers((), tmp_path / "frame_32", **ABOUT, run_name="run/frame_32")
     logger.log({"kind": "step", "epoch": 0, "step": 0, "total": 1.5})
-    logger.pictures(torch.ones(1, 3, 5, 40), 1, LABELS)
+    logger.images(torch.ones(1, 3, 5, 40), 1, LABELS)
     logger.close()
     start, step, sheet = read_jsonl(tmp_path / "frame_32" / METRICS)
     assert start["kind"] == "start"
@@ -148,7 +148,7 @@ class Broken:
         if Broken.rows > 1:
             raise OSError("the disk\nis full")
 
-    def picture(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
+    def image(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
         raise AssertionError("it has failed before")
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ def test_a_tracker_that_fails_is_one_warning(
     logger = make_loggers(("tensorboard",), tmp_path, **ABOUT, run_name="run/x")
     for step in range(4):
         logger.log({"kind": "step", "epoch": 0, "step": step})
-    logger.pictures(torch.zeros(1, 3, 2, 2), 1)
+    logger.images(torch.zeros(1, 3, 2, 2), 1)
     logger.close()
     assert Broken.rows == 2
     (record,) = caplog.records
@@ -177,7 +177,7 @@ def train(folder: Path, epochs: Sequence[int], names: Sequence[str]) -> None:
     for epoch in epochs:
         for step in (0, 10, 19):
             logger.log({"kind": "step", "epoch": epoch, "step": step, "total": 100.0 * epoch + step})
-        logger.pictures(torch.rand(2, 3, 5, 40), epoch + 1, LABELS)
+        logger.images(torch.rand(2, 3, 5, 40), epoch + 1, LABELS)
         logger.log({"kind": "epoch", "epoch": epoch + 1, "total": 0.5, "text": "no number"})
         logger.log({"kind": "validation", "epoch": epoch + 1, "psnr": 20.0 + epoch})
     logger.log({"kind": "alarm", "epoch": epochs[-1], "step": 19, "text": "not finite"})

@@ -10,10 +10,23 @@ import torch
 
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.loop import to_batch
+from lawdnet.training.position import Position
 from lawdnet.training.stages import Stage
 from lawdnet.training.steps import GanStep, NonFiniteLoss, check_finite, mouth_square
 from lawdnet.types import TrainBatch
-from tests.support.tiny_training import CPU, DIM, STEPS, apart, arrays, batch_of, make_step, run, stream, tiny, weights
+from tests.support.tiny_training import (
+    BATCHES,
+    CPU,
+    DIM,
+    apart,
+    arrays,
+    batch_of,
+    make_step,
+    run,
+    stream,
+    tiny,
+    weights,
+)
 
 
 @pytest.fixture
@@ -153,21 +166,23 @@ def test_batches_are_gathered_into_steps_and_the_last_of_an_epoch_is_short(confi
 def test_the_rate_is_a_function_of_the_epoch_also_where_it_is_scaled(config: TrainConfig) -> None:
     stage = config.stage("frame_32")
     step = Recorder(stage)
-    run(config, stage, step, (2, 1), lr=0.6)
-    assert step.rates == pytest.approx([0.6 * stage.lr_factor(2)] * (STEPS - 1) + [0.6 * stage.lr_factor(3)] * STEPS)
+    run(config, stage, step, Position(2, 1), lr=0.6)
+    assert step.rates == pytest.approx(
+        [0.6 * stage.lr_factor(2)] * (BATCHES - 1) + [0.6 * stage.lr_factor(3)] * BATCHES
+    )
 
 
 def test_saves_fall_between_steps_and_never_on_the_end_of_an_epoch(config: TrainConfig) -> None:
     stage = config.stage("frame_32")
-    saved: list[tuple[int, int]] = []
-    run(config, stage, Recorder(stage), save=lambda e, s: saved.append((e, s)), save_every_steps=1)
-    assert saved == [(e, s) for e in range(4) for s in (1, 2)]
+    saved: list[Position] = []
+    run(config, stage, Recorder(stage), save=saved.append, save_every_steps=1)
+    assert saved == [Position(e, s) for e in range(4) for s in (1, 2)]
     saved.clear()
-    run(config, stage, Recorder(stage), save=lambda e, s: saved.append((e, s)), save_every_steps=1, accumulate=2)
-    assert saved == [(e, 2) for e in range(4)], "a step takes two batches"
+    run(config, stage, Recorder(stage), save=saved.append, save_every_steps=1, accumulate=2)
+    assert saved == [Position(e, 1) for e in range(4)], "a step takes two batches, and positions count steps"
     saved.clear()
-    run(config, stage, Recorder(stage), (0, 1), save=lambda e, s: saved.append((e, s)), save_every_steps=2)
-    assert saved == [(e, 2) for e in range(4)], "places do not shift when a run goes on in the middle"
+    run(config, stage, Recorder(stage), Position(0, 1), save=saved.append, save_every_steps=2)
+    assert saved == [Position(e, 2) for e in range(4)], "positions do not shift when a run resumes in the middle"
 
 
 def test_what_is_not_finite_is_left_out_and_its_segments_are_named(config: TrainConfig) -> None:
@@ -199,9 +214,9 @@ def test_a_step_that_is_left_out_changes_nothing(config: TrainConfig) -> None:
     poisoned, clean = make_step(config, stage), make_step(config, stage)
     start = weights(clean)
 
-    def batches(epoch: int, first: int) -> object:
-        for batch in stream(stage, epoch, first):
-            yield {**batch, "audio": batch["audio"] * np.nan} if int(batch["step"]) == 1 else batch
+    def batches(start: Position) -> object:
+        for (batch,) in stream(stage, start):
+            yield [{**batch, "audio": batch["audio"] * np.nan} if int(batch["step"]) == 1 else batch]
 
     run(config, stage, poisoned, batches=batches, max_skipped=1)
     for epoch in range(stage.epochs):

@@ -61,7 +61,7 @@ def test_judging_a_batch_gives_the_losses_and_learns_nothing() -> None:
     step = make_step(config, stage)
     assert isinstance(step, SyncStep)
     before, batch = weights(step), batch_of(stage, size=4)
-    judged = step.judge(batch)
+    judged = step.evaluate(batch)
     assert_same(before, weights(step), 0)
     trained = step(batch)
     assert judged.keys() == trained.keys()
@@ -76,12 +76,12 @@ def test_a_wrong_sound_that_is_the_right_one_counts_neither_way() -> None:
     assert isinstance(step, SyncStep)
     assert batch.sync_audio_BC9 is not None
     assert batch.other_audio_BC9 is not None
-    whole = float(step.judge(batch)["accuracy"])
+    whole = float(step.evaluate(batch)["accuracy"])
     batch.other_audio_BC9[0] = batch.sync_audio_BC9[0]  # two silences
     score_BA = step.syncnet(batch.source_BN3HW[..., 16:48, 4:36].flatten(1, 2), batch.other_audio_BC9, pairwise=True)
     own_B = step.syncnet(batch.source_BN3HW[..., 16:48, 4:36].flatten(1, 2), batch.sync_audio_BC9)[:, 0, 0, 0]
     rest = (own_B > score_BA.diagonal())[1:].float().mean()
-    assert float(step.judge(batch)["accuracy"]) == pytest.approx(float(rest))
+    assert float(step.evaluate(batch)["accuracy"]) == pytest.approx(float(rest))
     assert whole in (0, 0.25, 0.5, 0.75, 1)
 
 
@@ -169,10 +169,10 @@ def test_pictures_to_look_at_come_from_the_running_mean() -> None:
         for parameter in step.networks["generator"].parameters():
             parameter.add_(0.1)
     assert torch.equal(step.preview(batch), before)
-    assert step.judged is not step.networks["generator"]
+    assert step.evaluated is not step.networks["generator"]
     bare = make_step(tiny("ema_decay=0"), stage)
     assert isinstance(bare, GanStep)
-    assert bare.judged is bare.networks["generator"]
+    assert bare.evaluated is bare.networks["generator"]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

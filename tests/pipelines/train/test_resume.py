@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 
 from lawdnet.data.manifest import Dataset
-from lawdnet.training.checkpoint_store import CheckpointStore, place_of
+from lawdnet.training.checkpoint_store import CheckpointStore, position_of
 from lawdnet.training.config import TrainConfig
+from lawdnet.training.position import Position
 from pipelines.train.train import train
 from pipelines.train.worker import Worker
 from tests.support.runs import TINY, assert_same, grey, here, rows, tiny, weights
@@ -41,11 +43,11 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
     """The worker ends, as if killed, in that step; its driver sees it end."""
     whole = Worker.batches
 
-    def batches(self: Worker, *place: int) -> Iterator[Any]:
-        for batch in whole(self, *place):
-            if (int(batch["epoch"]), int(batch["step"]) // self.lanes) == (epoch, step):
+    def batches(self: Worker, start: Position) -> Iterator[Any]:
+        for batches in whole(self, start):
+            if (int(batches[0]["epoch"]), int(batches[0]["step"])) == (epoch, step):
                 raise Crash
-            yield batch
+            yield batches
 
     monkeypatch.setattr(Worker, "batches", batches)
 
@@ -60,15 +62,17 @@ def test_a_stage_that_crashed_ends_as_if_it_had_not(
         crash_at(patch, 1, 5)
         with pytest.raises(Crash):
             train(dataset, tmp_path / "rough", config, here(save_every_steps=2))
-    assert place_of(CheckpointStore(tmp_path / "rough" / stage).complete()[-1]) == (1, 4)
+    assert position_of(CheckpointStore(tmp_path / "rough" / stage).complete()[-1]) == Position(1, 4)
     train(dataset, tmp_path / "rough", config, here())
     assert_same(weights(tmp_path / "calm", stage), weights(tmp_path / "rough", stage))
     (resumed,) = rows(tmp_path / "rough", stage, "resume")
     assert (resumed["epoch"], resumed["step"], resumed["repeated_steps"]) == (1, 4, 2)
 
 
-def test_a_place_among_several_lanes_is_kept(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One worker with two lanes, two batches a step: places are counted in steps, not in batches."""
+def test_a_position_among_several_virtual_ranks_is_kept(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker with two virtual ranks, two batches a step: positions count steps, not batches."""
     config = tiny(["frame_32"], "frame_32.epochs_constant=2", "frame_32.global_batch=4")
     train(dataset, tmp_path / "calm", config, here())
     with monkeypatch.context() as patch:
@@ -79,6 +83,37 @@ def test_a_place_among_several_lanes_is_kept(dataset: Dataset, tmp_path: Path, m
     assert_same(weights(tmp_path / "calm", "frame_32"), weights(tmp_path / "rough", "frame_32"))
     (resumed,) = rows(tmp_path / "rough", "frame_32", "resume")
     assert (resumed["epoch"], resumed["step"], resumed["repeated_steps"]) == (1, 2, 2)
+
+
+def test_a_position_among_accumulated_batches_is_kept(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven batches an epoch, three a step: the third step of an epoch has one, and positions count steps."""
+    config = tiny(["frame_32"], "frame_32.epochs_constant=2", "frame_32.accumulate=3")
+    train(dataset, tmp_path / "calm", config, here())
+    with monkeypatch.context() as patch:
+        crash_at(patch, 1, 2)
+        with pytest.raises(Crash):
+            train(dataset, tmp_path / "rough", config, here(save_every_steps=1, keep_last=9))
+    found = [position_of(folder) for folder in CheckpointStore(tmp_path / "rough" / "frame_32").complete()]
+    assert found == [Position(0, 1), Position(0, 2), Position(1, 0), Position(1, 1), Position(1, 2)]
+    train(dataset, tmp_path / "rough", config, here())
+    assert_same(weights(tmp_path / "calm", "frame_32"), weights(tmp_path / "rough", "frame_32"))
+    (resumed,) = rows(tmp_path / "rough", "frame_32", "resume")
+    assert (resumed["epoch"], resumed["step"], resumed["repeated_steps"]) == (1, 2, 1)
+    assert [row["step"] for row in rows(tmp_path / "calm", "frame_32", "step")] == [0, 2, 0, 2]
+
+
+def test_a_run_of_older_code_is_refused_and_can_be_a_parent(dataset: Dataset, tmp_path: Path) -> None:
+    train(dataset, tmp_path / "old", epochs(2), here())
+    path = tmp_path / "old" / "run.json"
+    content = json.loads(path.read_text())
+    del content["format"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"old: was started by another version.*another --out, and add --init .*old"):
+        train(dataset, tmp_path / "old", epochs(2), here())
+    train(dataset, tmp_path / "new", epochs(2), here(init=str(tmp_path / "old")))
+    assert CheckpointStore(tmp_path / "new" / "frame_32").position() == Position(2)
 
 
 def test_epochs_in_parts_are_the_whole(dataset: Dataset, tmp_path: Path) -> None:
@@ -143,9 +178,9 @@ def test_the_best_checkpoint_stays(dataset: Dataset, tmp_path: Path, monkeypatch
     monkeypatch.setattr("pipelines.train.validate.Validation.__call__", lambda self, network: next(figures))
     config = tiny(["frame_32"], "frame_32.epochs_constant=6")
     train(dataset, tmp_path, config, here(validate_every=1))
-    shelf = CheckpointStore(tmp_path / "frame_32")
-    assert [folder.name for folder in shelf.complete()] == ["epoch_0002", "epoch_0005", "epoch_0006"]
-    assert shelf.best(["accuracy", "mouth_correlation"]) == tmp_path / "frame_32" / "epoch_0002"
+    store = CheckpointStore(tmp_path / "frame_32")
+    assert [folder.name for folder in store.complete()] == ["epoch_0002", "epoch_0005", "epoch_0006"]
+    assert store.best(["accuracy", "mouth_correlation"]) == tmp_path / "frame_32" / "epoch_0002"
     assert [row["mouth_correlation"] for row in rows(tmp_path, "frame_32", "validation")][:2] == [0.1, 0.7]
 
 

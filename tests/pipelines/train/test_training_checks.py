@@ -21,6 +21,7 @@ from lawdnet.report import run_report
 from lawdnet.storage import write_json
 from lawdnet.tasks.lock import held
 from lawdnet.training.checkpoint_store import METRICS, CheckpointStore
+from lawdnet.training.position import Position
 from lawdnet.training.preflight import GateError
 from lawdnet.training.steps import GanStep
 from pipelines.train.train import RunOptions, Workers, train
@@ -144,7 +145,7 @@ def test_a_gate_holds_the_next_stage_back(dataset: Dataset, tmp_path: Path) -> N
     figures = tmp_path / "syncnet" / "epoch_0001" / METRICS
     write_json(figures, json.loads(figures.read_text()) | {"accuracy": 0.96})
     train(dataset, tmp_path, config, running)
-    assert CheckpointStore(tmp_path / "frame_32").place() == (1, 0)
+    assert CheckpointStore(tmp_path / "frame_32").position() == Position(1, 0)
     assert json.loads((tmp_path / "run.json").read_text())["gates"] == ["accuracy>=0.95"]
 
 
@@ -202,7 +203,7 @@ def test_a_loss_that_stays_bad_stops_the_run(dataset: Dataset, tmp_path: Path, m
     assert all("Its segments: " in text and "-000" in text for text in alarms)
     monkeypatch.undo()
     train(dataset, tmp_path, config, here())
-    assert CheckpointStore(tmp_path / "frame_32").place() == (2, 0)
+    assert CheckpointStore(tmp_path / "frame_32").position() == Position(2, 0)
 
 
 def tuple_with_nan(found: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> tuple[torch.Tensor, Any]:
