@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
 from lawdnet.data.sampling import REFERENCES, SampleSpec
 from lawdnet.models.warp import LAYOUTS
+from lawdnet.settings import convert, parse_setting, unknown_key
 from lawdnet.training.stages import PRESETS, Stage, Weights
 
 _CHOICES = {
@@ -157,10 +155,7 @@ def make_config(preset: str = "full", stages: Sequence[str] | None = None, setti
     rows = PRESETS[preset]
     config = TrainConfig(preset=preset, stages=rows, **(_SMALL_NETWORKS if preset == "small" else {}))
     for setting in settings:
-        key, sign, text = setting.partition("=")
-        if not sign:
-            raise ValueError(f"--set {setting!r}: write key=value")
-        config = _set(config, key.strip(), yaml.safe_load(text))
+        config = _set(config, *parse_setting(setting))
     if stages:
         chosen = {config.stage(name).name for name in stages}
         config = replace(config, stages=tuple(row for row in config.stages if row.name in chosen))
@@ -178,12 +173,9 @@ def valid_keys(config: TrainConfig) -> list[str]:
 def _set(config: TrainConfig, key: str, value: Any) -> TrainConfig:
     keys = valid_keys(config)
     if key not in keys:
-        close = difflib.get_close_matches(key, keys, 1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
         stage_keys = [k.removeprefix("stages.") for k in keys if k.startswith("stages.")]
         top = [k for k in keys if "." not in k]
-        listing = f"{', '.join(top)}, and for a stage or `stages`: {', '.join(stage_keys)}"
-        raise ValueError(f"--set: unknown key {key!r}{hint}; valid are {listing}")
+        raise unknown_key(key, keys, f"{', '.join(top)}, and for a stage or `stages`: {', '.join(stage_keys)}")
     target, _, rest = key.partition(".")
     if not rest:
         return replace(config, **{key: _fit(key, getattr(config, key), value)})
@@ -200,14 +192,7 @@ def _set_row(stage: Stage, key: str, rest: str, value: Any) -> Stage:
 
 
 def _fit(key: str, old: Any, value: Any) -> Any:
-    """The value as the field's type; YAML reads 1e-4 as text and 1 as a whole number."""
-    if isinstance(old, float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"--set {key}: {value!r} is no number") from None
-    if key.endswith(".init_from") and value is None:
-        return None
-    if old is not None and type(value) is not type(old):
-        raise ValueError(f"--set {key}: {value!r} is no {type(old).__name__}")
-    return value
+    """The value as the type of the field's old one; only `init_from` may be None."""
+    if key.endswith(".init_from"):
+        return value if value is None else convert(key, value, str)
+    return convert(key, value, type(old))
