@@ -185,25 +185,6 @@ class JsonlLogger:
         """Every line is already written."""
 
 
-class JsonlTail:
-    """What is added to a file of JSON lines from now on; the file may not exist yet."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._read = path.stat().st_size if path.exists() else 0
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The complete lines added since the last call."""
-        if not self.path.exists():
-            return []
-        with self.path.open("rb") as file:
-            file.seek(self._read)
-            added = file.read()
-        complete = added[: added.rfind(b"\n") + 1]
-        self._read += len(complete)
-        return parse_jsonl(complete)
-
-
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All complete lines; one cut short by a crash is left out."""
     return parse_jsonl(path.read_bytes())

@@ -18,7 +18,6 @@ from lawdnet.training.loggers import (
     SAMPLES,
     STRIP,
     JsonlLogger,
-    JsonlTail,
     check_loggers,
     draw_grid,
     make_loggers,
@@ -26,6 +25,7 @@ from lawdnet.training.loggers import (
     read_jsonl,
     write_grid,
 )
+from lawdnet.training.tail import Tail
 from lawdnet.training.trackers import RUN_ID, StepCount, wandb_mode
 
 LABELS = ("masked", "reference", "generated", "truth")
@@ -49,10 +49,10 @@ def test_what_is_no_object_is_left_out() -> None:
 
 def test_a_tail_gives_each_new_line_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    early = JsonlTail(path)
+    early = Tail(path)
     assert early.rows() == []
     JsonlLogger(path).log({"a": 1})
-    late = JsonlTail(path)
+    late = Tail(path)
     JsonlLogger(path).log({"a": 2})
     with path.open("a") as file:
         file.write('{"a": 3')
