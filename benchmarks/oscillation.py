@@ -43,18 +43,32 @@ from lawdnet.types import TrainBatch, UInt8
 CPU = torch.device("cpu")
 EVERY = 3
 """Steps between two measurements."""
-PUBLISHED = ["sync_ramp=0", "sync_share=1", "grad_clip=0", "ema_decay=0", "clip_96.weights.gan=1",
-             "clip_96.weights.clip_gan=1"]  # fmt: skip
+PUBLISHED = [
+    "sync_ramp=0",
+    "sync_share=1",
+    "grad_clip=0",
+    "ema_decay=0",
+    "clip_96.weights.gan=1",
+    "clip_96.weights.clip_gan=1",
+]
 RECIPES = {"published": PUBLISHED, "published, our rate": PUBLISHED, "here": ["sync_ramp=50"]}
-SHOWN = {"published": ("published", "last"), "published, our rate": ("published, our rate", "last"),
-         "here": ("here", "last"), "here, running mean": ("here", "mean")}  # fmt: skip
+SHOWN = {
+    "published": ("published", "last"),
+    "published, our rate": ("published, our rate", "last"),
+    "here": ("here", "last"),
+    "here, running mean": ("here", "mean"),
+}
 """Curve → recipe, and which of its weights draw."""
 PANEL = (560, 420)
 """Width and height, px."""
 LEFT, RIGHT, TOP, BOTTOM = 70, 16, 44, 44
 INK, GRID = (105, 85, 71), (240, 232, 226)
-COLOURS = {"published": (12, 65, 194), "published, our rate": (60, 170, 240), "here": (216, 78, 29),
-           "here, running mean": (61, 128, 21)}  # fmt: skip
+COLOURS = {
+    "published": (12, 65, 194),
+    "published, our rate": (60, 170, 240),
+    "here": (216, 78, 29),
+    "here, running mean": (61, 128, 21),
+}
 
 
 def batches(segments: Sequence[SegmentRef], spec: SampleSpec, width: int, seed: int) -> Iterator[TrainBatch]:
@@ -93,20 +107,27 @@ class Judge:
 
     def correlation(self, step: GanStep, network: torch.nn.Module) -> float:
         """Of the mouth's opening with the truth's."""
-        sums = validation.validate(network, self.segments, mouth_px=step.stage.mouth_px, audio="mel",
-                                   stored_width=self.stored_width)  # fmt: skip
+        sums = validation.validate(
+            network, self.segments, mouth_px=step.stage.mouth_px, audio="mel", stored_width=self.stored_width
+        )
         return validation.metrics(sums)["mouth_correlation"]
 
 
 def train(
     name: str, dataset: Dataset, run: Path, others: Dataset, *, seed: int, sync: float, steps: int
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The curves of one recipe by the weights that draw: `last`, and where there is one their running `mean`."""
     config, stage = recipe(name, seed, sync)
     spec = config.sample_spec(stage)
     torch.manual_seed(seed)
-    step = GanStep(config, stage, CPU, lambda network: network, audio_dim=dataset.feature_dim("mel"),
-                   syncnet=load_syncnet(find_checkpoint(run, "syncnet")))  # fmt: skip
+    step = GanStep(
+        config,
+        stage,
+        CPU,
+        lambda network: network,
+        audio_dim=dataset.feature_dim("mel"),
+        syncnet=load_syncnet(find_checkpoint(run, "syncnet")),
+    )
     checkpoint.start_from(find_checkpoint(run / "frame_32"), step)
     held_out = others.segments("val")
     clips = next(batches(held_out, replace(spec, batch_size=8), others.crop_width, 1))
@@ -120,8 +141,9 @@ def train(
             for which, network in drawing.items():
                 for key, value in zip(("sync", "mouth"), judge(step, network), strict=True):
                     curves[which][key].append(value)
-    return {which: curves[which] | {"correlation": judge.correlation(step, network)}
-            for which, network in drawing.items()}  # fmt: skip
+    return {
+        which: curves[which] | {"correlation": judge.correlation(step, network)} for which, network in drawing.items()
+    }
 
 
 def summary(found: dict[str, Any]) -> dict[str, float]:
@@ -169,18 +191,28 @@ def figure(results: dict[str, Any], seeds: Sequence[int], weights: Sequence[floa
     """A row of panels for each weight of the sync loss, a panel for each seed."""
     rows = []
     for weight in weights:
-        panels = [{label: results[f"{name} {weight:g} {seed}"][which]["sync"] for label, (name, which) in SHOWN.items()}
-                  for seed in seeds]  # fmt: skip
+        panels = [
+            {label: results[f"{name} {weight:g} {seed}"][which]["sync"] for label, (name, which) in SHOWN.items()}
+            for seed in seeds
+        ]
         top = float(max(max(curve[5:]) for panel in panels for curve in panel.values()))
-        rows.append(np.hstack([draw(f"held-out sync loss, weight {weight:g}, seed {seed}", panel, top)
-                               for seed, panel in zip(seeds, panels, strict=True)]))  # fmt: skip
+        rows.append(
+            np.hstack(
+                [
+                    draw(f"held-out sync loss, weight {weight:g}, seed {seed}", panel, top)
+                    for seed, panel in zip(seeds, panels, strict=True)
+                ]
+            )
+        )
     return np.vstack(rows)
 
 
 def table(results: dict[str, Any], seeds: Sequence[int], weights: Sequence[float]) -> str:
     """Means over the seeds as Markdown."""
-    rows = ["| sync weight | recipe | sync oscillation | sync loss | mouth oscillation | mouth error | correlation |",
-            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    rows = [
+        "| sync weight | recipe | sync oscillation | sync loss | mouth oscillation | mouth error | correlation |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for weight in weights:
         for label, (name, which) in SHOWN.items():
             found = [summary(results[f"{name} {weight:g} {seed}"][which]) for seed in seeds]
@@ -211,8 +243,9 @@ def main() -> None:
         for seed in options.seeds:
             for name in RECIPES:
                 if (key := f"{name} {weight:g} {seed}") not in results:
-                    results[key] = train(name, dataset, options.run, others, seed=seed, sync=weight,
-                                         steps=options.steps)  # fmt: skip
+                    results[key] = train(
+                        name, dataset, options.run, others, seed=seed, sync=weight, steps=options.steps
+                    )
                     file.write_text(json.dumps(results), encoding="utf8")
                     print(key, {which: summary(found) for which, found in results[key].items()}, flush=True)
     picture = figure(results, options.seeds, options.sync_weights)

@@ -191,8 +191,10 @@ def decode_jpeg(data: bytes, height: int, width: int, *, stored_width: int) -> U
     """Decode a stored crop to RGB of height × width, at half, quarter or eighth size if that is enough."""
     flags = cv2.IMREAD_COLOR
     for reduction, flag in (
-        (8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2)
-    ):  # fmt: skip
+        (8, cv2.IMREAD_REDUCED_COLOR_8),
+        (4, cv2.IMREAD_REDUCED_COLOR_4),
+        (2, cv2.IMREAD_REDUCED_COLOR_2),
+    ):
         if stored_width // reduction >= width:
             flags = flag
             break

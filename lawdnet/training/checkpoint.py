@@ -82,8 +82,11 @@ def save(
         },
         folder / STATE,
     )
-    shapes = {name: dataclasses.asdict(network.config)
-              for name, network in step.networks.items() if isinstance(network, Generator | SyncNet)}  # fmt: skip
+    shapes = {
+        name: dataclasses.asdict(network.config)
+        for name, network in step.networks.items()
+        if isinstance(network, Generator | SyncNet)
+    }
     meta = {
         "stage": stage.name,
         "kind": stage.kind,

@@ -136,9 +136,15 @@ class TrainConfig:
 
 
 _SMALL_NETWORKS: dict[str, Any] = {
-    "base_channels": 16, "sync_channels": 16, "disc_channels": 8, "disc_max_channels": 64, "warp_grid": 12,
-    "pixel_loss": "l1", "sync_ramp": 20, "plateau_steps": 150,
-}  # fmt: skip
+    "base_channels": 16,
+    "sync_channels": 16,
+    "disc_channels": 8,
+    "disc_max_channels": 64,
+    "warp_grid": 12,
+    "pixel_loss": "l1",
+    "sync_ramp": 20,
+    "plateau_steps": 150,
+}
 
 
 def make_config(preset: str = "full", stages: Sequence[str] | None = None, settings: Iterable[str] = ()) -> TrainConfig:

@@ -56,9 +56,16 @@ class SyncStep(Networks):
     """
 
     def __init__(
-        self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, *, audio_dim: int,
-        collectives: Collectives | None = None, alarm: Alarm = lambda text: None,
-    ) -> None:  # fmt: skip
+        self,
+        config: TrainConfig,
+        stage: Stage,
+        device: torch.device,
+        wrap: Wrap,
+        *,
+        audio_dim: int,
+        collectives: Collectives | None = None,
+        alarm: Alarm = lambda text: None,
+    ) -> None:
         super().__init__(config, stage, device, wrap, collectives)
         self.syncnet = SyncNet(syncnet_config(config, stage, audio_dim))
         self.embedder = self.add("syncnet", self.syncnet, _Embedder(self.syncnet))
@@ -124,8 +131,12 @@ class SyncStep(Networks):
     def _everyone(self, parts: Sequence[Tensor]) -> Tensor:
         """Rows of all batches and ranks, with the graph of this rank's."""
         mine = torch.cat(list(parts))
-        return torch.cat([mine if rank == self.collectives.rank else rows
-                          for rank, rows in enumerate(self.collectives.gather(mine.detach()))])  # fmt: skip
+        return torch.cat(
+            [
+                mine if rank == self.collectives.rank else rows
+                for rank, rows in enumerate(self.collectives.gather(mine.detach()))
+            ]
+        )
 
 
 def _sounds(batch: TrainBatch) -> Tensor:

@@ -36,7 +36,9 @@ MEASURES = {
     "pixel": Measure("mean absolute error over the mouth square, 0 … 1", is_higher_better=False, needs_sound=False),
     "mouth_correlation": Measure("the mouth's opening over time against the truth's, -1 … 1", needs=_DRAWN),
     "silence": Measure(
-        "the mouth's opening while nothing is said, half crop widths", is_higher_better=False, needs_sound=False,
+        "the mouth's opening while nothing is said, half crop widths",
+        is_higher_better=False,
+        needs_sound=False,
         needs=f"mel features and {_DRAWN}",
     ),
     "sync_distance": Measure("of mouth and sound under the sync network", is_higher_better=False, needs=_NETWORK),
@@ -44,7 +46,7 @@ MEASURES = {
     "sync_in_time": Measure("share of segments within a frame of offset 0", needs=_NETWORK),
     "accuracy": Measure("share of right choices between the own and another sound", kind="syncnet"),
     "offset_within_one": Measure("share of segments found within a frame of offset 0", kind="syncnet"),
-}  # fmt: skip
+}
 """Every figure that may be gated or chosen by; `truth_…` and `baseline_…` of the same names are for comparison."""
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -96,8 +98,9 @@ def parse_gate(text: str) -> Gate:
         raise ValueError(f"gate {text!r}: {' and '.join(names)} belong to different kinds of stages; write two gates")
     if not any(MEASURES[name].needs_sound for name in names):
         listeners = ", ".join(n for n, m in MEASURES.items() if m.needs_sound and m.kind == gate.kind)
-        raise ValueError(f"gate {text!r}: a generator that ignores the sound can pass this; "
-                         f"add one of {listeners} with `and`")  # fmt: skip
+        raise ValueError(
+            f"gate {text!r}: a generator that ignores the sound can pass this; add one of {listeners} with `and`"
+        )
     return gate
 
 

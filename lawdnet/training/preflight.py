@@ -39,8 +39,9 @@ def with_perceptual(config: TrainConfig) -> TrainConfig:
         log.warning(
             "%s: trained WITHOUT the perceptual loss (weight %g), as there are no VGG19 weights; "
             "give torchvision's vgg19-dcbb9e9d.pth with --set perceptual_weights=PATH",
-            ", ".join(wanting), config.stage(wanting[0]).weights.perceptual,
-        )  # fmt: skip
+            ", ".join(wanting),
+            config.stage(wanting[0]).weights.perceptual,
+        )
     return config
 
 
@@ -122,8 +123,10 @@ def check_fits(parent: Location, stage: Stage, config: TrainConfig, data: Lineag
         return
     meta = read_meta(parent)
     if meta["crop_width"] != data.crop_width:
-        raise ValueError(f"{needs}: it was trained on crops {meta['crop_width']} px wide, the dataset's have "
-                         f"{data.crop_width}; build the dataset with --crop-width {meta['crop_width']}")  # fmt: skip
+        raise ValueError(
+            f"{needs}: it was trained on crops {meta['crop_width']} px wide, the dataset's have "
+            f"{data.crop_width}; build the dataset with --crop-width {meta['crop_width']}"
+        )
     name = "sync_feature" if meta["kind"] == "syncnet" else "audio_feature"
     wanted = getattr(config, name)
     if meta[name] != wanted:
@@ -131,8 +134,10 @@ def check_fits(parent: Location, stage: Stage, config: TrainConfig, data: Lineag
     old, new = meta["features"].get(wanted, {}), data.features[wanted]
     for key, what in (("dim", "numbers a frame"), ("model_sha256", "as the hash of its network")):
         if old.get(key) != new.get(key):
-            raise ValueError(f"{needs}: its {wanted} has {old.get(key)} {what}, the dataset's {new.get(key)}; "
-                             "build the dataset with the same features")  # fmt: skip
+            raise ValueError(
+                f"{needs}: its {wanted} has {old.get(key)} {what}, the dataset's {new.get(key)}; "
+                "build the dataset with the same features"
+            )
     if meta["kind"] == "gan":
         _check_shapes(meta["generator"], dataclasses.asdict(generator_config(config, new["dim"])), needs)
 
@@ -142,8 +147,10 @@ def _check_old(file: Location, config: TrainConfig, data: Lineage, needs: str) -
     with local_copy(file) as local:
         generator, known = load_legacy_generator(local)
     if known["audio_feature"] != config.audio_feature:
-        raise ValueError(f"{needs}: it hears {known['audio_feature']}, this run {config.audio_feature}; "
-                         f"--set audio_feature={known['audio_feature']}")  # fmt: skip
+        raise ValueError(
+            f"{needs}: it hears {known['audio_feature']}, this run {config.audio_feature}; "
+            f"--set audio_feature={known['audio_feature']}"
+        )
     dim = data.features[config.audio_feature]["dim"]
     _check_shapes(dataclasses.asdict(generator.config), dataclasses.asdict(generator_config(config, dim)), needs)
 

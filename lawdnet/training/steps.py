@@ -69,14 +69,23 @@ class GanStep(Networks):
     """
 
     def __init__(
-        self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, *, audio_dim: int,
-        syncnet: SyncNet | None = None, collectives: Collectives | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        config: TrainConfig,
+        stage: Stage,
+        device: torch.device,
+        wrap: Wrap,
+        *,
+        audio_dim: int,
+        syncnet: SyncNet | None = None,
+        collectives: Collectives | None = None,
+    ) -> None:
         super().__init__(config, stage, device, wrap, collectives)
         weights = stage.weights
         if weights.sync and syncnet is None:
-            raise ValueError(f"{stage.name}: weights.sync is {weights.sync}, but there is no trained syncnet stage; "
-                             f"train it first or --set {stage.name}.weights.sync=0")  # fmt: skip
+            raise ValueError(
+                f"{stage.name}: weights.sync is {weights.sync}, but there is no trained syncnet stage; "
+                f"train it first or --set {stage.name}.weights.sync=0"
+            )
         self._add_generator(Generator(generator_config(config, audio_dim)))
         if weights.gan:
             self.add("image_discriminator", Discriminator(discriminator_config(config, stage, 3)))
@@ -222,8 +231,11 @@ class GanStep(Networks):
     def preview(self, batch: TrainBatch) -> Tensor:
         """For up to four samples, side by side: masked source, first reference, generated, truth."""
         few = slice(0, 4)
-        small = TrainBatch(source_BN3HW=batch.source_BN3HW[few, :1], reference_BN15HW=batch.reference_BN15HW[few, :1],
-                           audio_BNC5=batch.audio_BNC5[few, :1])  # fmt: skip
+        small = TrainBatch(
+            source_BN3HW=batch.source_BN3HW[few, :1],
+            reference_BN15HW=batch.reference_BN15HW[few, :1],
+            audio_BNC5=batch.audio_BNC5[few, :1],
+        )
         true = small.source_BN3HW[:, 0]
         made = self.generate(small, self.evaluated)
         columns = [true * self.keep_HW, small.reference_BN15HW[:, 0, :3], made, true]

@@ -16,9 +16,19 @@ from lawdnet.training.options import RunOptions
 from lawdnet.training.virtual_ranks import Workers
 from tests.support.small_datasets import make_dataset
 
-TINY = ["base_channels=4", "sync_channels=4", "disc_channels=4", "disc_max_channels=8", "warp_grid=4", "key_points=2",
-        "stages.mouth_px=32", "stages.batch_size=2", "stages.samples_per_segment=2", "stages.epochs_constant=1",
-        "stages.epochs_decay=0"]  # fmt: skip
+TINY = [
+    "base_channels=4",
+    "sync_channels=4",
+    "disc_channels=4",
+    "disc_max_channels=8",
+    "warp_grid=4",
+    "key_points=2",
+    "stages.mouth_px=32",
+    "stages.batch_size=2",
+    "stages.samples_per_segment=2",
+    "stages.epochs_constant=1",
+    "stages.epochs_decay=0",
+]
 HERE = Workers(0, 0)
 
 

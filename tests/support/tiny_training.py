@@ -30,9 +30,18 @@ LINEAGE = Lineage(dataset_hash="d", crop_width=160, landmarks="auto", features={
 
 def tiny(*settings: str) -> TrainConfig:
     """The small preset with networks that train in milliseconds, and these settings."""
-    narrow = ["base_channels=4", "sync_channels=4", "disc_channels=4", "disc_max_channels=8", "warp_grid=6",
-              "key_points=2", "stages.mouth_px=32", "stages.batch_size=2", "stages.epochs_constant=2",
-              "stages.epochs_decay=2"]  # fmt: skip
+    narrow = [
+        "base_channels=4",
+        "sync_channels=4",
+        "disc_channels=4",
+        "disc_max_channels=8",
+        "warp_grid=6",
+        "key_points=2",
+        "stages.mouth_px=32",
+        "stages.batch_size=2",
+        "stages.epochs_constant=2",
+        "stages.epochs_decay=2",
+    ]
     return make_config("small", settings=[*narrow, *settings])
 
 
@@ -44,8 +53,9 @@ def arrays(epoch: int, index: int, stage: Stage, size: int = 2) -> dict[str, np.
         "source": rng.integers(0, 256, (size, n, *shape), np.uint8),
         "audio": rng.standard_normal((size, n, DIM, 5), np.float32),
         "segment_ids": np.array([f"s{epoch}-{index}-{i}" for i in range(size)]),
-        "epoch": np.array(epoch), "index": np.array(index),
-    }  # fmt: skip
+        "epoch": np.array(epoch),
+        "index": np.array(index),
+    }
     if stage.kind == "gan":
         batch["reference"] = rng.integers(0, 256, (size, n, 5, *shape), np.uint8)
     if stage.kind == "syncnet" or stage.weights.sync:
@@ -106,11 +116,19 @@ def run(
         rows.append(metrics)
         save(Position(epoch))
 
-    loop = Loop(**{
-        "stage": stage, "step": step, "device": CPU, "batches": lambda start: stream(stage, start, accumulate),
-        "steps_per_epoch": steps_per_epoch(BATCHES, accumulate or stage.accumulate), "report": report,
-        "log": lambda metrics: None, "save": save, **settings,
-    })  # fmt: skip
+    loop = Loop(
+        **{
+            "stage": stage,
+            "step": step,
+            "device": CPU,
+            "batches": lambda start: stream(stage, start, accumulate),
+            "steps_per_epoch": steps_per_epoch(BATCHES, accumulate or stage.accumulate),
+            "report": report,
+            "log": lambda metrics: None,
+            "save": save,
+            **settings,
+        }
+    )
     loop.run(start)
     return rows
 

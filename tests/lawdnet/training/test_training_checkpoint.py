@@ -109,8 +109,16 @@ def test_meta_says_where_a_checkpoint_comes_from(config: TrainConfig, tmp_path: 
     origin = replace(LINEAGE, parent="frame_32/epoch_0004", parent_hash="p", syncnet_hash="s")
     checkpoint.save(tmp_path, make_step(config, stage), stage, config, origin, position=Position(1, 2))
     meta = read_meta(tmp_path)
-    wanted = {"stage": "frame_64", "epoch": 1, "next_step": 2, "num_frames": 1, "dataset_hash": "d",
-              "parent_hash": "p", "syncnet_hash": "s", "state_sha256": state_hash(tmp_path)}  # fmt: skip
+    wanted = {
+        "stage": "frame_64",
+        "epoch": 1,
+        "next_step": 2,
+        "num_frames": 1,
+        "dataset_hash": "d",
+        "parent_hash": "p",
+        "syncnet_hash": "s",
+        "state_sha256": state_hash(tmp_path),
+    }
     assert {key: meta[key] for key in wanted} == wanted
     assert meta["config"] == json.loads(json.dumps(config.to_dict()))
     assert meta["code_version"]

@@ -242,8 +242,15 @@ def test_wandb_gets_numbers_pictures_and_alarms(tmp_path: Path, wandb_runs: list
     train(tmp_path / "frame_32", [0, 1], ["jsonl", "wandb"])
     (run,) = wandb_runs
     asked = {key: run.options[key] for key in ("project", "group", "name", "job_type", "mode", "resume", "config")}
-    assert asked == {"project": "lawdnet", "group": "run", "name": "run/frame_32", "job_type": "frame_32",
-                     "mode": "offline", "resume": "allow", "config": ABOUT}  # fmt: skip
+    assert asked == {
+        "project": "lawdnet",
+        "group": "run",
+        "name": "run/frame_32",
+        "job_type": "frame_32",
+        "mode": "offline",
+        "resume": "allow",
+        "config": ABOUT,
+    }
     assert run.axes["step/*"] == "global_step"
     assert run.axes["validation/*"] == "epoch"
     steps = [(row["global_step"], row["step/total"]) for row in run.rows if "step/total" in row]

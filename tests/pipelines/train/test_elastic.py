@@ -67,8 +67,17 @@ def test_every_number_of_workers_draws_the_same(dataset: Dataset) -> None:
     for world in (1, 2, 3):
         steps: dict[tuple[int, int], list[list[str]]] = {}
         for rank in range(world):
-            stream = rank_batches(segments, SPEC, seed=3, rank=rank, world=world, stored_width=80, epochs=2,
-                                  virtual_ranks=3, in_process=True)  # fmt: skip
+            stream = rank_batches(
+                segments,
+                SPEC,
+                seed=3,
+                rank=rank,
+                world=world,
+                stored_width=80,
+                epochs=2,
+                virtual_ranks=3,
+                in_process=True,
+            )
             for batch in chain.from_iterable(stream) if share_of(rank, world, 3).weight else ():
                 steps.setdefault((int(batch["epoch"]), int(batch["step"])), []).append(batch["segment_ids"].tolist())
         drawn.append({place: sorted(batches) for place, batches in steps.items()})
@@ -83,8 +92,18 @@ def test_every_number_of_workers_draws_the_same(dataset: Dataset) -> None:
 def test_a_position_in_an_epoch_is_one_for_every_number_of_workers(dataset: Dataset) -> None:
     segments = dataset.segments("train")
     for world in (1, 2, 3):
-        stream = rank_batches(segments, SPEC, seed=3, rank=0, world=world, stored_width=80, epochs=2,
-                              start=Position(1, 2), virtual_ranks=3, in_process=True)  # fmt: skip
+        stream = rank_batches(
+            segments,
+            SPEC,
+            seed=3,
+            rank=0,
+            world=world,
+            stored_width=80,
+            epochs=2,
+            start=Position(1, 2),
+            virtual_ranks=3,
+            in_process=True,
+        )
         first = next(stream)[0]
         assert (int(first["epoch"]), int(first["step"])) == (1, 2)
 
@@ -102,8 +121,14 @@ def test_batches_are_gathered_into_steps_from_any_position(ranks: int, accumulat
                 ]
 
     def grouped(start: Position) -> list[list[tuple[int, ...]]]:
-        steps = group_by_step(batches(start.step * accumulate), start=start, epochs=epochs, batches_per_rank=count,
-                              accumulate=accumulate, ranks=ranks)  # fmt: skip
+        steps = group_by_step(
+            batches(start.step * accumulate),
+            start=start,
+            epochs=epochs,
+            batches_per_rank=count,
+            accumulate=accumulate,
+            ranks=ranks,
+        )
         return [[(int(b["epoch"]), int(b["step"]), int(b["rank"])) for b in step] for step in steps]
 
     whole = grouped(Position())

@@ -80,9 +80,13 @@ def test_workers_go_and_come(tmp_path: Path, ray_folder: str, capsys: pytest.Cap
     """2 → 1 → 2 workers: every change is told, no step is lost, and the weights are those of a run on one."""
     dataset = grey(tmp_path / "dataset")
     environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10", "RAY_TMPDIR": ray_folder,
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+        "RAY_TMPDIR": ray_folder,
+    }
     command = [sys.executable, "-c", DRIVER, str(dataset.root), str(tmp_path / "elastic"), *SETTINGS]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=850, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

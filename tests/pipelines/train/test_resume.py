@@ -168,8 +168,10 @@ def test_what_is_kept(dataset: Dataset, tmp_path: Path) -> None:
     leftover.mkdir(parents=True)
     train(dataset, tmp_path, config, here(save_every_steps=3, save_every_epochs=3, keep_last=3))
     assert [folder.name for folder in CheckpointStore(tmp_path / "frame_32").complete()] == [
-        "epoch_0003_step_000003", "epoch_0003_step_000006", "epoch_0004"
-    ]  # fmt: skip
+        "epoch_0003_step_000003",
+        "epoch_0003_step_000006",
+        "epoch_0004",
+    ]
     assert not leftover.exists()
 
 

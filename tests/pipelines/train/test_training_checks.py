@@ -109,11 +109,14 @@ def test_a_published_file_is_trained_further(tmp_path: Path) -> None:
         ({"crop_width": 96}, [], r"crops 80 px wide, the dataset's have 96; build the dataset with --crop-width 80"),
         ({"extractors": {"mel": {"dim": 80, "model_sha256": None}}}, [], "its mel has 320 numbers a frame.* 80"),
         ({"extractors": {"mel": {"dim": 320, "model_sha256": "x"}}}, [], "its mel has None as the hash of its network"),
-        ({"extractors": {"hubert": {"dim": 320}, "mel": {"dim": 320}}}, ["audio_feature=hubert"],
-         "it hears mel, this run hubert; --set audio_feature=mel"),
+        (
+            {"extractors": {"hubert": {"dim": 320}, "mel": {"dim": 320}}},
+            ["audio_feature=hubert"],
+            "it hears mel, this run hubert; --set audio_feature=mel",
+        ),
         ({}, ["base_channels=8"], "its generator has base_channels 4, not 8"),
     ],
-)  # fmt: skip
+)
 def test_a_parent_that_does_not_fit_is_refused(
     dataset: Dataset, other: Any, values: dict[str, Any], settings: list[str], message: str, tmp_path: Path
 ) -> None:
@@ -193,8 +196,7 @@ def test_a_loss_that_stays_bad_stops_the_run(dataset: Dataset, tmp_path: Path, m
     train(dataset, tmp_path, tiny(["frame_32"], "max_skipped=1"), here())
     before = weights(tmp_path, "frame_32")
     losses = GanStep._generator_losses
-    monkeypatch.setattr(GanStep, "_generator_losses",
-                        lambda self, *a: tuple_with_nan(losses(self, *a)))  # fmt: skip
+    monkeypatch.setattr(GanStep, "_generator_losses", lambda self, *a: tuple_with_nan(losses(self, *a)))
     with pytest.raises(RuntimeError, match=r"frame_32 stopped: .*not finite: total.*last good checkpoint is .*0001"):
         train(dataset, tmp_path, config, here())
     assert_same(before, weights(tmp_path, "frame_32"), 0)
