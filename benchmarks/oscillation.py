@@ -58,7 +58,7 @@ SHOWN = {
     "here": ("here", "last"),
     "here, running mean": ("here", "mean"),
 }
-"""Curve → recipe, and which of its weights draw."""
+"""Curve → recipe, and which of its weights generate."""
 PANEL = (560, 420)
 """Width and height, px."""
 LEFT, RIGHT, TOP, BOTTOM = 70, 16, 44, 44
@@ -72,23 +72,23 @@ COLOURS = {
 
 
 def batches(segments: Sequence[SegmentRef], spec: SampleSpec, width: int, seed: int) -> Iterator[TrainBatch]:
-    """Without end."""
+    """Yield batches without end."""
     for epoch in range(1_000_000):
         for work in plan_epoch(segments, spec, seed=seed, epoch=epoch, rank=0, world=1):
             yield from (to_batch(arrays, CPU) for arrays in draw_batches(work, spec, seed=seed, stored_width=width))
 
 
 def recipe(name: str, seed: int, sync: float) -> tuple[TrainConfig, Stage]:
-    """The small preset's clip stage at the size of its first one. The published recipe has its own weights of the two
-    discriminators; both have the preset's absolute errors where the published one has VGG19's features."""
+    """The small preset's clip stage at the size of its first stage. The published recipe has its own weights of the two
+    discriminators; both recipes use the preset's absolute errors in place of VGG19's features."""
     config = make_config("small", settings=[f"seed={seed}", f"clip_96.weights.sync={sync}", *RECIPES[name]])
     stage, first = config.stage("clip_96"), config.stage("frame_32")
     return config, replace(stage, mouth_px=first.mouth_px, lr=first.lr if name == "published" else stage.lr)
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Eight held-out clips for the curves, and all held-out people for the end."""
+class Evaluator:
+    """Measures on eight held-out clips for the curves, and on all held-out people at the end."""
 
     clips: TrainBatch
     segments: list[SegmentRef]
@@ -99,14 +99,14 @@ class Judge:
         """Squared distance of the sync network's score from 1, and the mean absolute error of the mouth."""
         assert step.syncnet
         assert self.clips.sync_audio_BC9 is not None
-        made_M3HW = step.generate(self.clips, network)
-        made_BN3HW = made_M3HW.unflatten(0, self.clips.source_BN3HW.shape[:2])
-        square = mouth_square(made_BN3HW, step.stage.mouth_px, step.syncnet.config.face_px)
+        generated_M3HW = step.generate(self.clips, network)
+        generated_BN3HW = generated_M3HW.unflatten(0, self.clips.source_BN3HW.shape[:2])
+        square = mouth_square(generated_BN3HW, step.stage.mouth_px, step.syncnet.config.face_px)
         sync = (step.syncnet(square, self.clips.sync_audio_BC9).mean((1, 2, 3)) - 1).square().mean()
-        return float(sync), float(mouth_l1(made_M3HW, self.clips.source_BN3HW.flatten(0, 1), 1 - step.keep_HW))
+        return float(sync), float(mouth_l1(generated_M3HW, self.clips.source_BN3HW.flatten(0, 1), 1 - step.keep_HW))
 
     def correlation(self, step: GanStep, network: torch.nn.Module) -> float:
-        """Of the mouth's opening with the truth's."""
+        """Correlation of the mouth's opening with the truth's."""
         sums = validation.validate(
             network, self.segments, mouth_px=step.stage.mouth_px, audio="mel", stored_width=self.stored_width
         )
@@ -116,7 +116,7 @@ class Judge:
 def train(
     name: str, dataset: Dataset, run: Path, others: Dataset, *, seed: int, sync: float, steps: int
 ) -> dict[str, Any]:
-    """The curves of one recipe by the weights that draw: `last`, and where there is one their running `mean`."""
+    """The curves of one recipe for its `last` weights, and for their running `mean` if there is one."""
     config, stage = recipe(name, seed, sync)
     spec = config.sample_spec(stage)
     torch.manual_seed(seed)
@@ -131,18 +131,19 @@ def train(
     checkpoint.start_from(find_checkpoint(run / "frame_32"), step)
     held_out = others.segments("val")
     clips = next(batches(held_out, replace(spec, batch_size=8), others.crop_width, 1))
-    judge = Judge(clips, validation.plan(held_out), others.crop_width)
-    drawing = {"last": step.networks["generator"]} | ({"mean": step.evaluated} if step.ema else {})
-    curves: dict[str, dict[str, list[float]]] = {which: {"sync": [], "mouth": []} for which in drawing}
+    evaluate = Evaluator(clips, validation.plan(held_out), others.crop_width)
+    networks = {"last": step.networks["generator"]} | ({"mean": step.evaluated} if step.ema else {})
+    curves: dict[str, dict[str, list[float]]] = {which: {"sync": [], "mouth": []} for which in networks}
     stream = batches(dataset.segments("train"), spec, dataset.crop_width, seed)
     for number, batch in zip(range(steps), stream, strict=False):
         step(batch)
         if number % EVERY == 0:
-            for which, network in drawing.items():
-                for key, value in zip(("sync", "mouth"), judge(step, network), strict=True):
+            for which, network in networks.items():
+                for key, value in zip(("sync", "mouth"), evaluate(step, network), strict=True):
                     curves[which][key].append(value)
     return {
-        which: curves[which] | {"correlation": judge.correlation(step, network)} for which, network in drawing.items()
+        which: curves[which] | {"correlation": evaluate.correlation(step, network)}
+        for which, network in networks.items()
     }
 
 
@@ -158,7 +159,7 @@ def summary(found: dict[str, Any]) -> dict[str, float]:
     return figures
 
 
-def draw(title: str, curves: dict[str, list[float]], top: float) -> UInt8:
+def plot(title: str, curves: dict[str, list[float]], top: float) -> UInt8:
     """One panel: sync loss over steps, up to `top`."""
     width, height = PANEL
     panel = np.full((height, width, 3), 255, np.uint8)
@@ -199,7 +200,7 @@ def figure(results: dict[str, Any], seeds: Sequence[int], weights: Sequence[floa
         rows.append(
             np.hstack(
                 [
-                    draw(f"held-out sync loss, weight {weight:g}, seed {seed}", panel, top)
+                    plot(f"held-out sync loss, weight {weight:g}, seed {seed}", panel, top)
                     for seed, panel in zip(seeds, panels, strict=True)
                 ]
             )
@@ -248,8 +249,8 @@ def main() -> None:
                     )
                     file.write_text(json.dumps(results), encoding="utf8")
                     print(key, {which: summary(found) for which, found in results[key].items()}, flush=True)
-    picture = figure(results, options.seeds, options.sync_weights)
-    (options.out / "oscillation.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+    image = figure(results, options.seeds, options.sync_weights)
+    (options.out / "oscillation.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
     print(table(results, options.seeds, options.sync_weights))
 
 

@@ -76,8 +76,8 @@ def test_options_reach_the_pipeline(dataset: Path, tmp_path: Path, monkeypatch: 
     [
         (["--workers", "4:2"], "no range"),
         (["--workers", "many"], "neither N nor MIN:MAX"),
-        (["--gate", "psnr>=30"], "ignores the sound"),
-        (["--best", "beauty"], "unknown measure"),
+        (["--gate", "psnr>=30"], "ignores the audio"),
+        (["--best", "beauty"], "unknown metric"),
         (["--logger", "paper"], "there are jsonl, wandb, tensorboard"),
         (["--keep", "0"], "--keep"),
     ],

@@ -86,9 +86,9 @@ def test_settings_reach_their_field() -> None:
         ("seed=abc", "'abc' is not a whole number"),
         ("frame_32.lr=fast", "'fast' is not a number"),
         ("frame_32.batch_size=0", r"frame_32.batch_size: must be at least 1"),
-        ("frame_32.mouth_px=33", r"frame_32.mouth_px: 33"),
+        ("frame_32.mouth_px=33", r"frame_32.mouth_px: must be a multiple of 32, not 33"),
         ("sync_share=0", "sync_share: must be above 0"),
-        ("precision=fp8", "none of auto, fp32, bf16, fp16"),
+        ("precision=fp8", "not one of auto, fp32, bf16, fp16"),
     ],
 )
 def test_a_bad_setting_says_what_is_wrong(setting: str, message: str) -> None:

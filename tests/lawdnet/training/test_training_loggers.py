@@ -166,7 +166,7 @@ def test_a_tracker_that_fails_is_one_warning(
     logger.close()
     assert Broken.rows == 2
     (record,) = caplog.records
-    text = "tensorboard: stopped (OSError: the disk is full); training goes on, and metrics.jsonl has everything"
+    text = "tensorboard: stopped (OSError: the disk is full); training continues, and metrics.jsonl has everything"
     assert (record.levelno, record.getMessage()) == (logging.WARNING, text)
     assert [row["step"] for row in read_jsonl(tmp_path / METRICS) if row["kind"] == "step"] == [0, 1, 2, 3]
 

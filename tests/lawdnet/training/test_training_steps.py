@@ -31,7 +31,7 @@ def halves(batch: TrainBatch) -> list[TrainBatch]:
 @pytest.mark.parametrize("name", ["syncnet", "frame_32", "clip_96"])
 def test_two_half_batches_make_the_step_of_a_whole_one(name: str) -> None:
     """Also for the sync network, whose faces must see the sounds of both halves."""
-    config = tiny("sync_ramp=0", "clip_96.weights.sync=100")  # loud enough to be held back
+    config = tiny("sync_ramp=0", "clip_96.weights.sync=100")  # loud enough to be shared back
     stage = config.stage(name)
     whole, split = make_step(config, stage), make_step(config, stage)
     start = weights(whole)
@@ -130,10 +130,10 @@ def test_the_pulls_of_the_losses_are_the_gradient_of_their_sum() -> None:
     weighted = {name: getattr(stage.weights, name) for name in ("pixel", "mouth", "gan", "clip_gan", "sync")}
     assert metrics["total"].item() == pytest.approx(sum(w * metrics[n].item() for n, w in weighted.items()))
     parameters = list(generator.parameters())
-    pulled = torch.autograd.grad(found, parameters, retain_graph=True)
-    losses = step._picture_losses(made, batch.source_BN3HW.flatten(0, 1)) | {"sync": step._sync_loss(made, batch)}
+    gradients = torch.autograd.grad(found, parameters, retain_graph=True)
+    losses = step._image_losses(made, batch.source_BN3HW.flatten(0, 1)) | {"sync": step._sync_loss(made, batch)}
     plain = torch.autograd.grad(sum(w * losses[n] for n, w in weighted.items()), parameters)
-    for ours, theirs in zip(pulled, plain, strict=True):
+    for ours, theirs in zip(gradients, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 

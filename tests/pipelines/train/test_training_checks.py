@@ -107,12 +107,12 @@ def test_a_published_file_is_trained_further(tmp_path: Path) -> None:
     ("values", "settings", "message"),
     [
         ({"crop_width": 96}, [], r"crops 80 px wide, the dataset's have 96; build the dataset with --crop-width 80"),
-        ({"extractors": {"mel": {"dim": 80, "model_sha256": None}}}, [], "its mel has 320 numbers a frame.* 80"),
+        ({"extractors": {"mel": {"dim": 80, "model_sha256": None}}}, [], "its mel has 320 numbers per frame.* 80"),
         ({"extractors": {"mel": {"dim": 320, "model_sha256": "x"}}}, [], "its mel has None as the hash of its network"),
         (
             {"extractors": {"hubert": {"dim": 320}, "mel": {"dim": 320}}},
             ["audio_feature=hubert"],
-            "it hears mel, this run hubert; --set audio_feature=mel",
+            "it was trained with the feature mel, this run uses hubert; --set audio_feature=mel",
         ),
         ({}, ["base_channels=8"], "its generator has base_channels 4, not 8"),
     ],
@@ -171,10 +171,10 @@ def test_a_run_has_one_driver_at_a_time(dataset: Dataset, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gates": ("psnr>=20",)}, "a generator that ignores the sound can pass this"),
-        ({"gates": ("mouth>=0.8",)}, "unknown measure 'mouth'"),
+        ({"gates": ("psnr>=20",)}, "a generator that ignores the audio can pass this"),
+        ({"gates": ("mouth>=0.8",)}, "unknown metric 'mouth'"),
         ({"gates": ("accuracy>=0.9",), "validate_every": 0}, "gates need validation"),
-        ({"best": "beauty"}, "unknown measure 'beauty'"),
+        ({"best": "beauty"}, "unknown metric 'beauty'"),
         ({"loggers": ("paper",)}, "unknown 'paper'"),
         ({"keep_last": 0}, "keep_last: must be at least 1"),
         ({"save_every_steps": -1}, "save_every_steps: must be 0"),
