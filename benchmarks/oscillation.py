@@ -152,8 +152,8 @@ def summary(found: dict[str, Any]) -> dict[str, float]:
     figures = {"correlation": found["correlation"]}
     for key in ("sync", "mouth"):
         late = np.asarray(found[key][len(found[key]) // 2 :])
-        places = np.arange(len(late))
-        figures[f"{key}_oscillation"] = float((late - np.polyval(np.polyfit(places, late, 1), places)).std())
+        steps = np.arange(len(late))
+        figures[f"{key}_oscillation"] = float((late - np.polyval(np.polyfit(steps, late, 1), steps)).std())
         figures[f"{key}_worst"] = float(late.max())
         figures[f"{key}_level"] = float(late[-len(late) // 3 :].mean())
     return figures
@@ -165,7 +165,7 @@ def plot(title: str, curves: dict[str, list[float]], top: float) -> UInt8:
     panel = np.full((height, width, 3), 255, np.uint8)
     steps = EVERY * (max(map(len, curves.values())) - 1)
 
-    def place(step: float, value: float) -> tuple[int, int]:
+    def point(step: float, value: float) -> tuple[int, int]:
         down = (height - BOTTOM) - min(value, top) / top * (height - BOTTOM - TOP)
         return round(LEFT + step / steps * (width - LEFT - RIGHT)), round(down)
 
@@ -174,15 +174,15 @@ def plot(title: str, curves: dict[str, list[float]], top: float) -> UInt8:
 
     for value in nice_ticks(0, top):
         if value <= top:
-            cv2.line(panel, place(0, value), place(steps, value), GRID, 1)
-            write(f"{value:.2g}", 20, place(0, value)[1] + 5)
+            cv2.line(panel, point(0, value), point(steps, value), GRID, 1)
+            write(f"{value:.2g}", 20, point(0, value)[1] + 5)
     for tick in nice_ticks(0, steps):
         if tick <= steps:
-            write(f"{tick:.0f}", place(tick, 0)[0] - 10, height - BOTTOM + 20)
+            write(f"{tick:.0f}", point(tick, 0)[0] - 10, height - BOTTOM + 20)
     write("step", width - RIGHT - 36, height - 8)
     write(title, LEFT, 24, size=0.55)
     for row, (label, curve) in enumerate(curves.items()):
-        points = np.array([place(EVERY * i, value) for i, value in enumerate(curve)], np.int32)
+        points = np.array([point(EVERY * i, value) for i, value in enumerate(curve)], np.int32)
         cv2.polylines(panel, [points], False, COLOURS[label], 2 if "mean" in label else 1, cv2.LINE_AA)
         write(label, width - 190, TOP + 18 + 20 * row, COLOURS[label], 0.5)
     return panel

@@ -137,7 +137,7 @@ def remove(folder: Location) -> None:
 def _fill(folder: Path, write: Callable[[Path], None], metrics: dict[str, float] | None) -> None:
     try:
         write(folder)
-    except RuntimeError as error:  # torch's writer says "unexpected pos" where the disk is full
+    except RuntimeError as error:  # torch's writer says "unexpected pos" if the disk is full
         if shutil.disk_usage(folder).free > FULL_BYTES:
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.parent)) from error

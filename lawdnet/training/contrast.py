@@ -80,7 +80,7 @@ class SyncStep(Networks):
             their own audio above other audio from their segment), accuracy_quiet (above audio of their mouth at rest).
 
         Raises:
-            NonFiniteLoss: on every rank, and none has stepped.
+            NonFiniteLoss: on every rank; the step is not taken.
         """
         self.zero_grad(["syncnet"])
         keeps_graph = len(batches) == 1

@@ -75,7 +75,7 @@ class Networks:
         """Take an optimiser step of the named networks on the mean loss over batches; returns the mean metrics.
 
         Raises:
-            NonFiniteLoss: on every rank, and none has stepped.
+            NonFiniteLoss: on every rank; the step is not taken.
         """
         self.zero_grad(names)
         found: list[Metrics] = []
@@ -106,7 +106,7 @@ class Networks:
         """Clip the gradients of the named networks and step, if losses and gradients are finite on all ranks.
 
         Raises:
-            NonFiniteLoss: on every rank, and none has stepped.
+            NonFiniteLoss: on every rank; the step is not taken.
         """
         scaler = self.precision.scaler
         try:

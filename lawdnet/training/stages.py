@@ -119,7 +119,7 @@ PUBLISHED = (
 FULL = (*PUBLISHED[:-1], replace(PUBLISHED[-1], name="clip_288"))
 """The published sizes under names that tell them."""
 
-# Without VGG19 weights at hand, absolute errors, most of all where the generator could not look, take their place.
+# Without VGG19 weights, absolute errors replace the perceptual loss, most of all in the hidden region.
 _SMALL = Weights(pixel=3.0, mouth=10.0, perceptual=0.0, gan=0.1)
 
 SMALL = (

@@ -14,11 +14,11 @@ from lawdnet.models.saved import META, STATE
 
 
 def checkpoint(folder: Path, kind: str = "gan", /, *, meta: dict[str, Any] | None = None, **networks: Any) -> Path:
-    """A checkpoint's folder.
+    """Write a checkpoint's folder.
 
     Args:
-        meta: what it says of itself, where that is not to be the usual.
-        networks: by the names they are saved under.
+        meta: entries of meta.json that differ from the usual.
+        networks: networks by the names under which they are saved.
     """
     config = {name: dataclasses.asdict(n.config) for name, n in networks.items() if not isinstance(n, Discriminator)}
     usual = {

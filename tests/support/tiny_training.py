@@ -150,7 +150,7 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], 
 def apart(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> float:
     """Distance of two trained networks as a share of how far they came.
 
-    Single weights do not compare: Adam divides by the gradient's size, and where that is next to nothing rounding
+    Single weights do not compare: Adam divides by the gradient's size, and if that is next to nothing rounding
     decides the direction of a whole step.
     """
 

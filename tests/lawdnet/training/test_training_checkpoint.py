@@ -1,4 +1,4 @@
-"""What a checkpoint holds: going on must equal never having stopped."""
+"""What a checkpoint holds: resuming must equal never having stopped."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def spoil(step: Step) -> None:
 
 @pytest.mark.parametrize(("epoch", "next_step"), [(2, 0), (1, 2)])
 @pytest.mark.parametrize("name", ["syncnet", "frame_32", "clip_96"])
-def test_going_on_equals_never_stopping(name: str, epoch: int, next_step: int, tmp_path: Path) -> None:
+def test_resuming_equals_never_stopping(name: str, epoch: int, next_step: int, tmp_path: Path) -> None:
     """From the end of an epoch, and from the middle of one: networks, optimisers, EMA, ramp, random states."""
     config = tiny("sync_ramp=8", "sync_below=4")
     stage = config.stage(name)
@@ -78,7 +78,7 @@ def flat(values: dict[str, object]) -> dict[str, float]:
     return found
 
 
-def test_the_scaler_goes_on(tmp_path: Path) -> None:
+def test_the_scaler_is_restored(tmp_path: Path) -> None:
     config = tiny("precision=fp16", "frame_32.weights.gan=0")
     stage = config.stage("frame_32")
     whole = make_step(config, stage)
@@ -178,7 +178,7 @@ def test_a_frame_stage_takes_over_generator_and_discriminator(config: TrainConfi
     assert_same(dict(parent.networks[name].state_dict()), dict(child.networks[name].state_dict()), 0)
 
 
-def test_a_discriminator_of_another_shape_begins_anew(config: TrainConfig, tmp_path: Path) -> None:
+def test_a_discriminator_of_another_shape_starts_from_scratch(config: TrainConfig, tmp_path: Path) -> None:
     stage = config.stage("frame_32")
     checkpoint.save(tmp_path, make_step(config, stage), stage, config, LINEAGE, position=Position(1))
     larger = replace(config.stage("frame_64"), mouth_px=64)
@@ -200,8 +200,8 @@ def test_a_clip_stage_takes_the_generator_alone(config: TrainConfig, tmp_path: P
     assert changed == {"generator"}
 
 
-def test_training_goes_on_from_what_was_handed_over(config: TrainConfig, tmp_path: Path) -> None:
-    """The running mean restarts there too, so that a child that has not stepped draws what its parent drew."""
+def test_training_starts_from_what_was_handed_over(config: TrainConfig, tmp_path: Path) -> None:
+    """The running mean restarts there too, so that a child that has not stepped generates what its parent does."""
     stage = config.stage("frame_32")
     parent = make_step(config, stage)
     run(config, stage, parent, folder=tmp_path)

@@ -1,4 +1,4 @@
-"""Where numbers and pictures go: the stage's folder, wandb and TensorBoard; no test reaches a network."""
+"""Where metrics and images go: the stage's folder, wandb and TensorBoard; no test reaches a network."""
 
 import json
 import logging
@@ -64,7 +64,7 @@ def test_a_tail_gives_each_new_line_once(tmp_path: Path) -> None:
     assert early.rows() == []
 
 
-def test_pictures_come_out_in_their_colours(tmp_path: Path) -> None:
+def test_images_come_out_in_their_colours(tmp_path: Path) -> None:
     rows = torch.zeros(2, 3, 4, 6)
     rows[0, 0], rows[1, 2] = 1, 0.5
     write_grid(tmp_path / "new" / "sheet.png", rows)
@@ -91,7 +91,7 @@ def test_labels_that_do_not_fit_are_refused() -> None:
         draw_grid(torch.zeros(1, 3, 4, 160), LABELS[:3])
 
 
-def test_wide_pictures_are_not_enlarged() -> None:
+def test_wide_images_are_not_enlarged() -> None:
     assert draw_grid(torch.zeros(1, 3, 10, 400), LABELS).shape == (STRIP + 10, 400, 3)
 
 
@@ -101,7 +101,7 @@ def test_steps_count_through_epochs_of_any_length() -> None:
     assert count.of({"epoch": 1, "step": 9}) == 39  # fewer steps, as there are more workers
     assert count.of({"epoch": 2}) == 39  # belongs to the last step of its epochs
     assert count.of({"epoch": 2, "step": 5}) == 45
-    assert count.of({"epoch": 1, "step": 4}) == 34, "what is repeated has its old place"
+    assert count.of({"epoch": 1, "step": 4}) == 34, "a repeated step has its old number"
     assert count.of({}) == 45
     assert StepCount().of({"epoch": 0}) == 0
 
@@ -220,7 +220,7 @@ class FakeRun:
 
 @pytest.fixture
 def wandb_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[FakeRun]:
-    """What `wandb.init` was asked for; online it fails where the test says so."""
+    """What `wandb.init` was asked for; online it fails if the test says so."""
     wandb = pytest.importorskip("wandb", reason="needs wandb: pip install 'lawdnet[wandb]'")
     runs: list[FakeRun] = []
 
@@ -238,7 +238,7 @@ def wandb_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[FakeRun]
     return runs
 
 
-def test_wandb_gets_numbers_pictures_and_alarms(tmp_path: Path, wandb_runs: list[FakeRun]) -> None:
+def test_wandb_gets_numbers_images_and_alarms(tmp_path: Path, wandb_runs: list[FakeRun]) -> None:
     train(tmp_path / "frame_32", [0, 1], ["jsonl", "wandb"])
     (run,) = wandb_runs
     asked = {key: run.options[key] for key in ("project", "group", "name", "job_type", "mode", "resume", "config")}
@@ -266,7 +266,7 @@ def test_wandb_gets_numbers_pictures_and_alarms(tmp_path: Path, wandb_runs: list
     assert not any(name.startswith("start/") for row in run.rows for name in row)
 
 
-def test_wandb_goes_on_in_the_run_of_its_stage(tmp_path: Path, wandb_runs: list[FakeRun]) -> None:
+def test_wandb_continues_the_run_of_its_stage(tmp_path: Path, wandb_runs: list[FakeRun]) -> None:
     for stage in ("frame_32", "frame_32", "frame_64"):
         train(tmp_path / stage, [0], ["wandb"])
     first, again, other = (run.options["id"] for run in wandb_runs)
@@ -294,7 +294,7 @@ def test_wandb_is_online_only_with_a_key(
     (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
     assert wandb_mode() == "online"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com")
-    assert wandb_mode() == "offline", "a key of another server is none"
+    assert wandb_mode() == "offline", "a key for another server does not count"
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     assert wandb_mode() == "online"
     monkeypatch.setenv("WANDB_MODE", "disabled")

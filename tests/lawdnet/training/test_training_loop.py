@@ -129,7 +129,7 @@ def test_a_sync_loss_without_a_sync_network_is_refused(config: TrainConfig) -> N
 
 
 class Recorder:
-    """A step that only notes what it is given; the batches of `bad` are not finite."""
+    """A step that only records its calls; the batches of `bad` are not finite."""
 
     def __init__(self, stage: Stage, bad: set[int] = frozenset()) -> None:  # type: ignore[assignment]
         self.stage, self.bad = stage, bad

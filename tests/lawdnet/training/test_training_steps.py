@@ -17,7 +17,7 @@ from tests.support.tiny_training import apart, assert_same, batch_of, make_step,
 
 
 def halves(batch: TrainBatch) -> list[TrainBatch]:
-    """Two batches of half the size; each kind of wrong sound is halved by itself."""
+    """Two batches of half the size; each kind of wrong audio is halved by itself."""
     size = len(batch.source_BN3HW) // 2
 
     def half(value: torch.Tensor | None, which: int) -> torch.Tensor | None:
@@ -30,7 +30,7 @@ def halves(batch: TrainBatch) -> list[TrainBatch]:
 
 @pytest.mark.parametrize("name", ["syncnet", "frame_32", "clip_96"])
 def test_two_half_batches_make_the_step_of_a_whole_one(name: str) -> None:
-    """Also for the sync network, whose faces must see the sounds of both halves."""
+    """Also for the sync network, whose faces must see the audio of both halves."""
     config = tiny("sync_ramp=0", "clip_96.weights.sync=100")  # loud enough to be shared back
     stage = config.stage(name)
     whole, split = make_step(config, stage), make_step(config, stage)
@@ -55,21 +55,21 @@ def test_halves_by_themselves_are_another_contrast() -> None:
     assert abs(float(alone["total"]) - float(whole["total"])) > 0.1
 
 
-def test_judging_a_batch_gives_the_losses_and_learns_nothing() -> None:
+def test_evaluating_a_batch_gives_the_losses_and_learns_nothing() -> None:
     config = tiny()
     stage = config.stage("syncnet")
     step = make_step(config, stage)
     assert isinstance(step, SyncStep)
     before, batch = weights(step), batch_of(stage, size=4)
-    judged = step.evaluate(batch)
+    evaluated = step.evaluate(batch)
     assert_same(before, weights(step), 0)
     trained = step(batch)
-    assert judged.keys() == trained.keys()
-    for key, value in judged.items():
+    assert evaluated.keys() == trained.keys()
+    for key, value in evaluated.items():
         torch.testing.assert_close(value, trained[key])
 
 
-def test_a_wrong_sound_that_is_the_right_one_counts_neither_way() -> None:
+def test_wrong_audio_that_equals_the_right_one_counts_neither_way() -> None:
     config = tiny()
     stage = config.stage("syncnet")
     step, batch = make_step(config, stage), batch_of(stage, size=4)
@@ -119,7 +119,7 @@ def test_a_loud_sync_loss_is_held_to_its_share_and_a_quiet_one_is_left_alone() -
     assert_same(bound_weights, free_weights, 0)
 
 
-def test_the_pulls_of_the_losses_are_the_gradient_of_their_sum() -> None:
+def test_the_image_gradients_of_the_losses_give_the_gradient_of_their_sum() -> None:
     config = tiny("sync_ramp=0", "sync_share=1", "grad_clip=0")
     stage = config.stage("clip_96")
     step, batch = make_step(config, stage), batch_of(stage)
@@ -158,7 +158,7 @@ def test_the_running_mean_is_the_formula() -> None:
     assert not ema.network.weight.requires_grad
 
 
-def test_pictures_to_look_at_come_from_the_running_mean() -> None:
+def test_previews_come_from_the_running_mean() -> None:
     config = tiny()
     stage = config.stage("frame_32")
     step = make_step(config, stage)
@@ -189,7 +189,7 @@ def test_half_precision_learns_the_same_thing(precision: str) -> None:
 
 @pytest.mark.parametrize("name", ["frame_32", "clip_96"])
 def test_an_overflow_under_a_large_scale_only_lowers_the_scale(name: str) -> None:
-    """Neither is it a fault where the sync loss's share of the gradient is watched."""
+    """Nor is it a fault when the sync loss's share of the gradient is measured."""
     config = tiny("precision=fp16", "stages.weights.gan=0", "stages.weights.clip_gan=0", "sync_ramp=0")
     stage = config.stage(name)
     step = make_step(config, stage)

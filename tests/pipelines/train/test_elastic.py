@@ -63,7 +63,7 @@ def test_virtual_ranks_are_shared_out_and_their_number_stays() -> None:
 def test_every_number_of_workers_draws_the_same(dataset: Dataset) -> None:
     """Three virtual ranks on one, two and three workers: the same batches in the same steps, every segment as often."""
     segments = dataset.segments("train")
-    drawn: list[dict[tuple[int, int], list[list[str]]]] = []
+    found: list[dict[tuple[int, int], list[list[str]]]] = []
     for world in (1, 2, 3):
         steps: dict[tuple[int, int], list[list[str]]] = {}
         for rank in range(world):
@@ -80,12 +80,12 @@ def test_every_number_of_workers_draws_the_same(dataset: Dataset) -> None:
             )
             for batch in chain.from_iterable(stream) if share_of(rank, world, 3).weight else ():
                 steps.setdefault((int(batch["epoch"]), int(batch["step"])), []).append(batch["segment_ids"].tolist())
-        drawn.append({place: sorted(batches) for place, batches in steps.items()})
-    assert drawn[0] == drawn[1] == drawn[2]
+        found.append({position: sorted(batches) for position, batches in steps.items()})
+    assert found[0] == found[1] == found[2]
     count = batches_per_epoch(len(segments), 3, SPEC)
-    assert sorted(drawn[0]) == [(epoch, step) for epoch in range(2) for step in range(count)]
-    assert all(len(batches) == 3 for batches in drawn[0].values())
-    seen = {name for (epoch, _), batches in drawn[0].items() if epoch == 1 for ids in batches for name in ids}
+    assert sorted(found[0]) == [(epoch, step) for epoch in range(2) for step in range(count)]
+    assert all(len(batches) == 3 for batches in found[0].values())
+    seen = {name for (epoch, _), batches in found[0].items() if epoch == 1 for ids in batches for name in ids}
     assert seen == {ref.segment_id for ref in segments}
 
 
@@ -110,7 +110,7 @@ def test_a_position_in_an_epoch_is_one_for_every_number_of_workers(dataset: Data
 
 @pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (1, 3), (2, 3)])
 def test_batches_are_gathered_into_steps_from_any_position(ranks: int, accumulate: int) -> None:
-    """Five batches of each virtual rank in an epoch: the last of two steps is short where each takes three."""
+    """Five batches of each virtual rank in an epoch: the last of two steps is short if each takes three."""
     count, epochs = 5, 2
 
     def batches(first: int) -> Iterator[dict[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Going on where a stage was left, in this process: at an epoch, within one, and past what is damaged."""
+"""Resuming a stage, in this process: at an epoch, within one, and past damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_the_best_checkpoint_stays(dataset: Dataset, tmp_path: Path, monkeypatch
     assert [row["mouth_correlation"] for row in rows(tmp_path, "frame_32", "validation")][:2] == [0.1, 0.7]
 
 
-def test_a_killed_driver_goes_on_with_the_same_command(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_killed_driver_resumes_with_the_same_command(dataset: Dataset, tmp_path: Path) -> None:
     """kill -9 of the command itself, within an epoch."""
     settings = ["frame_32.epochs_constant=2", "frame_32.samples_per_segment=40"]
     words = [word for setting in [*TINY, *settings] for word in ("--set", setting)]
@@ -210,7 +210,7 @@ def test_a_killed_driver_goes_on_with_the_same_command(dataset: Dataset, tmp_pat
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's writer says `unexpected pos` where there is no room left."""
+    """torch's writer says `unexpected pos` if there is no room left."""
 
     def write(folder: Path) -> None:
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 193728 vs 193648")

@@ -1,4 +1,4 @@
-"""Stages on Ray Train: the chain, its refusals, and going on where a run stopped."""
+"""Stages on Ray Train: the chain, its refusals, and resuming."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def kill_workers(ready: Callable[[], bool]) -> tuple[threading.Thread, threading
     return thread, killed
 
 
-def test_a_killed_worker_goes_on_and_ends_as_undisturbed(dataset: Dataset, tmp_path: Path, ray_session: None) -> None:
+def test_a_killed_worker_resumes_and_ends_as_undisturbed(dataset: Dataset, tmp_path: Path, ray_session: None) -> None:
     """kill -9 in the second epoch, after a checkpoint within it: at most that many steps are done again, and told."""
     config = tiny(["frame_32"], "frame_32.epochs_constant=2", "frame_32.samples_per_segment=24")
     train(dataset, tmp_path / "calm", config)
@@ -97,7 +97,7 @@ def test_a_killed_worker_goes_on_and_ends_as_undisturbed(dataset: Dataset, tmp_p
     assert resumed["epoch"] == 1
     assert resumed["step"] % 5 == 0
     assert resumed["step"] > 0
-    # the step that was under way counts, and five more where the kill came while a checkpoint was written
+    # the step under way counts, and five more if the kill came while a checkpoint was written
     assert resumed["repeated_steps"] <= 11
     calm, rough = (read_state(find_checkpoint(tmp_path / name))["networks"]["generator"] for name in ("calm", "rough"))
     for key, value in calm.items():

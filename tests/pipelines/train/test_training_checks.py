@@ -69,8 +69,8 @@ def with_deepspeech(root: Path) -> Dataset:
     opened = grey(root)
 
     def add(table: pa.Table) -> pa.Table:
-        sound = to_rows(np.zeros((table["num_frames"][0].as_py(), 29), np.float32))
-        return with_columns(table, {FEATURES + "deepspeech": sound})
+        audio = to_rows(np.zeros((table["num_frames"][0].as_py(), 29), np.float32))
+        return with_columns(table, {FEATURES + "deepspeech": audio})
 
     for path in (root / SEGMENTS).iterdir():
         rewrite_segments(path, path.with_suffix(".new"), add)
@@ -125,7 +125,7 @@ def test_a_parent_that_does_not_fit_is_refused(
     with pytest.raises(ValueError, match=f"frame_32 cannot start from .*: .*{message}"):
         train(changed, tmp_path / "second", tiny(["frame_32"], *settings), here(init=str(tmp_path / "first")))
     assert not (tmp_path / "second").exists()
-    # the same where the parent lies in the run, whose run.json somebody has lost
+    # the same for a parent in the run, whose run.json is lost
     (tmp_path / "first" / "run.json").unlink()
     with pytest.raises(ValueError, match=f"frame_64 cannot start from .*: .*{message}"):
         train(changed, tmp_path / "first", tiny(["frame_64"], *settings), here())

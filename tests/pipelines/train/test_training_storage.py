@@ -1,4 +1,4 @@
-"""A run in an object store: checkpoints, figures and pictures get there, and training goes on from there."""
+"""A run in an object store: checkpoints, metrics and images are uploaded, and training resumes from there."""
 
 from __future__ import annotations
 
