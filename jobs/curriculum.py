@@ -24,12 +24,7 @@ def curriculum(
             metavar="FOLDER", help="Gets dataset, run, renders and report.html; or s3://….", show_default=False
         ),
     ],
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="full: the published sizes; published: LawDNet 2024's own numbers; small: trains on a laptop."
-        ),
-    ] = "full",
+    preset: Annotated[str, typer.Option(help="full: the published networks; small: trains on a laptop.")] = "full",
     landmarks: Annotated[
         str,
         typer.Option(help="openface, face-alignment, mediapipe, or auto: the CSV beside a video, else what is there."),

@@ -22,12 +22,7 @@ def train(
         str, typer.Option(metavar="RUN", help="Folder of the run, or s3://… or gs://….", show_default=False)
     ],
     stages: Annotated[str, typer.Option(help="Stages by name, separated by commas; all where empty.")] = "",
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="full: the published sizes; published: LawDNet 2024's own numbers; small: trains on a laptop."
-        ),
-    ] = "full",
+    preset: Annotated[str, typer.Option(help="full: the published networks; small: trains on a laptop.")] = "full",
     workers: Annotated[
         str,
         typer.Option(
