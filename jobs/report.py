@@ -42,7 +42,7 @@ def _line(stage: dict[str, Any]) -> str:
     if stage["seconds"]:
         parts.append(console.duration(stage["seconds"]))
     parts += [f"best {name} {best['value']:.4g} (epoch {best['epoch']})" for name, best in stage["best"].items()
-              if MEASURES[name].needs_audio]  # fmt: skip
+              if MEASURES[name].needs_sound]  # fmt: skip
     parts += [console.count(len(stage["alarms"]), "alarm")] if stage["alarms"] else []
     return ", ".join(parts)
 

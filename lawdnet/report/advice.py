@@ -88,7 +88,7 @@ def _late_mean(values: np.ndarray) -> float:
 def _trend(log: StageLog, best: Best) -> Iterator[str]:
     """Speaks of the first measure that a mouth which ignores the sound would do badly in."""
     rows = log.of_kind("validation")
-    telling = [name for name, epoch in best.items() if epoch and MEASURES[name].needs_audio]
+    telling = [name for name, epoch in best.items() if epoch and MEASURES[name].needs_sound]
     if len(rows) < MIN_EPOCHS or log.state == "at work" or not telling or _is_at_chance(log):
         return
     name, epoch = telling[0], best[telling[0]]

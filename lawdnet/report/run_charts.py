@@ -121,7 +121,7 @@ def _figure(rows: list[dict[str, Any]], name: str) -> Measured:
         last=_last(values),
         baseline=_last(baseline),
         truth=_last(truth),
-        is_telling=MEASURES[name].needs_audio,
+        is_telling=MEASURES[name].needs_sound,
     )
 
 

@@ -1,7 +1,7 @@
-"""The metrics of a validation, which direction is better, and the gates that a stage must pass.
+"""What a validation measures, which direction is better, and the gates that a stage must pass.
 
-An image can be close to the truth while the mouth ignores the audio: most of a mouth square is skin, and a mouth that
-is always half open is never far off. So no gate may rest on such metrics alone.
+A picture can be close to the truth without the mouth having anything to do with the sound: most of a mouth square is
+skin, and a mouth that is always half open is never far off. So no gate may rest on such measures alone.
 """
 
 from __future__ import annotations
@@ -15,39 +15,37 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric of a validation."""
+    """One figure of a validation."""
 
     text: str
     is_higher_better: bool = True
-    needs_audio: bool = True
-    """Whether a generator that ignores the audio must do badly."""
+    needs_sound: bool = True
+    """Whether a generator that ignores the sound must do badly."""
     kind: str = "gan"
-    """Kind of the stages that have it."""
+    """The kind of stage that has it."""
     needs: str = ""
-    """What is needed to measure it."""
+    """What it cannot be measured without."""
 
 
-_DRAWN = "drawn heads, whose mouth can be measured in the image"
+_DRAWN = "drawn heads, whose mouth can be measured in the picture"
 _NETWORK = "a sync network (--sync)"
 
 MEASURES = {
-    "psnr": Measure("dB over the mouth square", needs_audio=False),
-    "ssim": Measure("structural similarity of the mouth square", needs_audio=False),
-    "pixel": Measure("mean absolute error over the mouth square, 0 … 1", is_higher_better=False, needs_audio=False),
-    "mouth_correlation": Measure("correlation of the mouth's opening over time with the truth's, -1 … 1", needs=_DRAWN),
+    "psnr": Measure("dB over the mouth square", needs_sound=False),
+    "ssim": Measure("structural similarity of the mouth square", needs_sound=False),
+    "pixel": Measure("mean absolute error over the mouth square, 0 … 1", is_higher_better=False, needs_sound=False),
+    "mouth_correlation": Measure("the mouth's opening over time against the truth's, -1 … 1", needs=_DRAWN),
     "silence": Measure(
-        "opening of the mouth while nothing is said, half crop widths",
-        is_higher_better=False,
-        needs_audio=False,
+        "the mouth's opening while nothing is said, half crop widths", is_higher_better=False, needs_sound=False,
         needs=f"mel features and {_DRAWN}",
     ),
-    "sync_distance": Measure("distance of mouth and audio by the sync network", is_higher_better=False, needs=_NETWORK),
-    "sync_confidence": Measure("confidence of the sync network in the offset", needs=_NETWORK),
+    "sync_distance": Measure("of mouth and sound under the sync network", is_higher_better=False, needs=_NETWORK),
+    "sync_confidence": Measure("how sure the sync network is of the offset", needs=_NETWORK),
     "sync_in_time": Measure("share of segments within a frame of offset 0", needs=_NETWORK),
-    "accuracy": Measure("share of right choices between the right audio and another", kind="syncnet"),
+    "accuracy": Measure("share of right choices between the own and another sound", kind="syncnet"),
     "offset_within_one": Measure("share of segments found within a frame of offset 0", kind="syncnet"),
-}
-"""All metrics for gates and for the best checkpoint; `truth_…` and `baseline_…` of these names are for comparison."""
+}  # fmt: skip
+"""Every figure that may be gated or chosen by; `truth_…` and `baseline_…` of the same names are for comparison."""
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -60,7 +58,7 @@ _CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*([^\s<>=]+)\s*")
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition `name operator value` on a metric."""
+    """`name operator value`."""
 
     name: str
     operator: str
@@ -72,7 +70,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Gate:
-    """Conditions that must all hold; `str` gives text that parses to the same gate."""
+    """All conditions must hold; `str` gives the text that parses to the same gate."""
 
     conditions: tuple[Condition, ...]
 
@@ -81,26 +79,25 @@ class Gate:
 
     @property
     def kind(self) -> str:
-        """Kind of the stages that must pass it."""
+        """The kind of stage that it guards."""
         return MEASURES[self.conditions[0].name].kind
 
 
 def parse_gate(text: str) -> Gate:
-    """Parse `NAME OP VALUE`, or several joined by `and`: "mouth_correlation>=0.8", "sync_in_time>0.7 and psnr>=20".
+    """`NAME OP VALUE`, several joined by `and`: "mouth_correlation>=0.8", "sync_in_time>0.7 and psnr>=20".
 
     Raises:
-        ValueError: the form is wrong, a name is unknown (the message lists the valid ones), a direction is wrong, the
-            metrics belong to different kinds of stages, or a generator that ignores the audio could pass.
+        ValueError: not of this form, an unknown name (the message lists the valid ones), the wrong direction, measures
+            of different kinds of stages, or nothing that a generator could not pass without listening.
     """
     gate = Gate(tuple(_condition(part, text) for part in re.split(r"\band\b", text)))
     names = [condition.name for condition in gate.conditions]
     if len({MEASURES[name].kind for name in names}) > 1:
         raise ValueError(f"gate {text!r}: {' and '.join(names)} belong to different kinds of stages; write two gates")
-    if not any(MEASURES[name].needs_audio for name in names):
-        others = ", ".join(n for n, m in MEASURES.items() if m.needs_audio and m.kind == gate.kind)
-        raise ValueError(
-            f"gate {text!r}: a generator that ignores the audio can pass this; add one of {others} with `and`"
-        )
+    if not any(MEASURES[name].needs_sound for name in names):
+        listeners = ", ".join(n for n, m in MEASURES.items() if m.needs_sound and m.kind == gate.kind)
+        raise ValueError(f"gate {text!r}: a generator that ignores the sound can pass this; "
+                         f"add one of {listeners} with `and`")  # fmt: skip
     return gate
 
 
@@ -115,31 +112,31 @@ def _condition(part: str, text: str) -> Condition:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"gate {text!r}: {value!r} is not a number")
+        raise ValueError(f"gate {text!r}: {value!r} is no number")
     if MEASURES[name].is_higher_better != (sign in (">=", ">")):
         better = ">=" if MEASURES[name].is_higher_better else "<="
-        raise ValueError(f"gate {text!r}: only bad values would pass; write {name}{better}{value}")
+        raise ValueError(f"gate {text!r}: only the worse would pass; write {name}{better}{value}")
     return Condition(name, sign, number)
 
 
 def measure(name: str) -> Measure:
-    """The metric of that name.
+    """What a name stands for.
 
     Raises:
-        ValueError: the name is unknown; the message lists the valid ones.
+        ValueError: unknown; the message lists the valid ones.
     """
     if name not in MEASURES:
-        raise ValueError(f"unknown metric {name!r}: choose from {', '.join(MEASURES)}")
+        raise ValueError(f"unknown measure {name!r}: choose from {', '.join(MEASURES)}")
     return MEASURES[name]
 
 
 def check_gates(gates: Sequence[Gate], metrics: Mapping[str, float], kind: str = "gan") -> list[str]:
-    """A sentence for every condition that does not hold; empty if all gates are passed.
+    """A sentence for every condition that does not hold; empty where all gates are passed.
 
     Args:
-        gates: gates for another kind of stage are ignored.
-        metrics: from `lawdnet.evaluation.validation.metrics`; a metric that was not measured fails.
-        kind: kind of the stage, `gan` or `syncnet`.
+        gates: those of another kind of stage are left out.
+        metrics: of `lawdnet.evaluation.validation.metrics`; what is missing there has not been measured, and fails.
+        kind: of the stage, `gan` or `syncnet`.
     """
     failed = []
     for condition in (c for gate in gates if gate.kind == kind for c in gate.conditions):
@@ -153,10 +150,10 @@ def check_gates(gates: Sequence[Gate], metrics: Mapping[str, float], kind: str =
 
 
 def is_better(name: str, new: float, old: float | None) -> bool:
-    """Whether `new` is better than `old`; NaN never is, and any number is better than None or NaN.
+    """Whether `new` beats `old` in the measure's own direction; a NaN never does, and anything beats None or NaN.
 
     Raises:
-        ValueError: the metric is unknown.
+        ValueError: unknown measure.
     """
     direction = 1 if measure(name).is_higher_better else -1
     if math.isnan(new):

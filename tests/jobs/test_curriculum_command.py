@@ -118,7 +118,7 @@ def test_a_dataset_is_used_as_it_is(corpus: Path, made: tuple[Path, Result], tmp
         (["--set", "train.sede=1"], "did you mean seed?"),
         (["--set", "build.crop=1"], "unknown key 'crop'"),
         (["--workers", "many"], "neither N nor MIN:MAX"),
-        (["--gate", "psnr>=30"], "ignores the audio"),
+        (["--gate", "psnr>=30"], "ignores the sound"),
     ],
 )
 def test_wrong_usage_is_2(options: list[str], message: str, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_missed_gate_is_a_failure(folder: Path) -> None:
     assert "gate missed: mouth_correlation>=0.9: it is" in missed.stderr
     assert run("evaluate", folder / "run", folder / "dataset", "--gate", "mouth_correlation>=-1").exit_code == 0
     wrong = run("evaluate", folder / "run", folder / "dataset", "--gate", "psnr>=20")
-    assert (wrong.exit_code, "ignores the audio" in wrong.stderr) == (2, True)
+    assert (wrong.exit_code, "ignores the sound" in wrong.stderr) == (2, True)
 
 
 def test_evaluate_knows_a_sync_network(folder: Path) -> None:

@@ -74,10 +74,10 @@ def test_options_reach_the_pipeline(dataset: Path, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--workers", "4:2"], "no range"),
+        (["--workers", "4:2"], "not a range"),
         (["--workers", "many"], "neither N nor MIN:MAX"),
-        (["--gate", "psnr>=30"], "ignores the audio"),
-        (["--best", "beauty"], "unknown metric"),
+        (["--gate", "psnr>=30"], "ignores the sound"),
+        (["--best", "beauty"], "unknown measure"),
         (["--logger", "paper"], "there are jsonl, wandb, tensorboard"),
         (["--keep", "0"], "--keep"),
     ],

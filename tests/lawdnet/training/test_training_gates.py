@@ -17,20 +17,20 @@ def test_a_gate_reads_back_as_it_was_written() -> None:
 
 @pytest.mark.parametrize("text", ["psnr>=30", "ssim>0.9", "pixel<=0.02", "psnr>=30 and ssim>=0.9", "silence<=0.01"])
 def test_what_a_deaf_generator_passes_is_no_gate(text: str) -> None:
-    with pytest.raises(ValueError, match=r"ignores the audio can pass.*mouth_correlation"):
+    with pytest.raises(ValueError, match=r"ignores the sound can pass.*mouth_correlation"):
         parse_gate(text)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("mouth>=0.8", "unknown metric 'mouth': choose from psnr"),
+        ("mouth>=0.8", "unknown measure 'mouth': choose from psnr"),
         ("mouth_correlation", "write NAME>=VALUE"),
         ("mouth_correlation=0.8", "write NAME>=VALUE"),
         ("", "write NAME>=VALUE"),
-        ("mouth_correlation>=high", "'high' is not a number"),
-        ("mouth_correlation>=nan", "'nan' is not a number"),
-        ("mouth_correlation<=0.8", r"only bad values would pass; write mouth_correlation>=0\.8"),
+        ("mouth_correlation>=high", "'high' is no number"),
+        ("mouth_correlation>=nan", "'nan' is no number"),
+        ("mouth_correlation<=0.8", r"only the worse would pass; write mouth_correlation>=0\.8"),
         ("sync_distance>1", "write sync_distance<=1"),
         ("accuracy>0.9 and mouth_correlation>0.8", "write two gates"),
     ],
@@ -65,9 +65,9 @@ def test_better_depends_on_the_measure() -> None:
     assert is_better("mouth_correlation", -0.5, math.nan)
     assert not is_better("mouth_correlation", math.nan, 0.1)
     assert not is_better("mouth_correlation", math.nan, None)
-    with pytest.raises(ValueError, match="unknown metric 'loss'"):
+    with pytest.raises(ValueError, match="unknown measure 'loss'"):
         is_better("loss", 1, 2)
 
 
 def test_measures_that_a_still_mouth_does_well_at_are_marked() -> None:
-    assert {name for name, m in MEASURES.items() if not m.needs_audio} == {"psnr", "ssim", "pixel", "silence"}
+    assert {name for name, m in MEASURES.items() if not m.needs_sound} == {"psnr", "ssim", "pixel", "silence"}

@@ -171,10 +171,10 @@ def test_a_run_has_one_driver_at_a_time(dataset: Dataset, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gates": ("psnr>=20",)}, "a generator that ignores the audio can pass this"),
-        ({"gates": ("mouth>=0.8",)}, "unknown metric 'mouth'"),
+        ({"gates": ("psnr>=20",)}, "a generator that ignores the sound can pass this"),
+        ({"gates": ("mouth>=0.8",)}, "unknown measure 'mouth'"),
         ({"gates": ("accuracy>=0.9",), "validate_every": 0}, "gates need validation"),
-        ({"best": "beauty"}, "unknown metric 'beauty'"),
+        ({"best": "beauty"}, "unknown measure 'beauty'"),
         ({"loggers": ("paper",)}, "unknown 'paper'"),
         ({"keep_last": 0}, "keep_last: must be at least 1"),
         ({"save_every_steps": -1}, "save_every_steps: must be 0"),
