@@ -13,7 +13,6 @@ import numpy as np
 from lawdnet.models.saved import RUN, read_meta, stage_checkpoints
 from lawdnet.storage import Location, read_json
 from lawdnet.training.loggers import METRICS, SAMPLES, parse_jsonl
-from lawdnet.training.stages import NAMES
 
 SHARE = "share_"
 """Prefix of the columns with a loss's share of the gradient of the generated images."""
@@ -67,6 +66,11 @@ class StageLog:
         if self.checkpoint:
             return int(self.meta["epoch"])
         return int(max((row["epoch"] for row in self.of_kind("epoch")), default=0))
+
+    @cached_property
+    def first_time(self) -> float:
+        """Of the first row, in s since 1970; 0 without rows."""
+        return min(self._times, default=0.0)
 
     @cached_property
     def last_time(self) -> float:
@@ -150,16 +154,24 @@ def read_run(run: Location) -> tuple[Mapping[str, Any], list[StageLog], list[str
     except ValueError as error:
         problems.append(f"{RUN} is damaged ({error}): the options of the run are unknown.")
     rows = {row["name"]: row for row in info.get("config", {}).get("stages", [])}
-    names = [name for name in NAMES if name in rows or _is_stage(run / name)]
-    if not names:
+    stages = [_read_stage(run / name, name, row) for name, row in rows.items()]
+    stages += _unnamed_stages(run, rows)
+    if not stages:
         hint = f"({RUN} and stages are missing); give the folder that `lawdnet train --out` wrote"
         raise ValueError(f"{run}: no run here {hint}")
-    stages = [_read_stage(run / name, name, rows.get(name, {})) for name in names]
     for stage in stages:
         if stage.damaged:
             lines = "1 line" if stage.damaged == 1 else f"{stage.damaged} lines"
             problems.append(f"{stage.name}: {lines} of {METRICS} cannot be read and are ignored.")
     return info, stages, problems
+
+
+def _unnamed_stages(run: Location, rows: Mapping[str, Any]) -> list[StageLog]:
+    """The stages that run.json does not name, oldest first."""
+    if not run.exists():
+        return []
+    folders = [folder for folder in run.iterdir() if folder.is_dir() and folder.name not in rows and _is_stage(folder)]
+    return sorted((_read_stage(folder, folder.name, {}) for folder in folders), key=lambda stage: stage.first_time)
 
 
 def _is_stage(folder: Location) -> bool:

@@ -25,6 +25,7 @@ from lawdnet.training import checkpoint
 from lawdnet.training.config import TrainConfig, make_config
 from lawdnet.training.loggers import read_jsonl
 from lawdnet.training.options import RunOptions
+from lawdnet.training.position import START
 from lawdnet.training.steps import GanStep
 from lawdnet.types import FPS
 from pipelines.cluster import resources
@@ -115,7 +116,7 @@ def _save_untrained(folder: Path, dataset: Dataset, config: TrainConfig) -> None
     dim = dataset.feature_dim(config.audio_feature)
     step = GanStep(config, stage, torch.device("cpu"), lambda network: network, audio_dim=dim)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(folder, step, stage, config, lineage(dataset), epoch=0)
+    checkpoint.save(folder, step, stage, config, lineage(dataset), position=START)
 
 
 def _render(source: Path, out: Path, video: Path) -> None:

@@ -22,7 +22,7 @@ from tests.support.ray_heads import ENVIRONMENT, RAY, Head, ray_head
 ROOT = Path(__file__).resolve().parents[2]
 LAWDNET = [sys.executable, "-c", "from jobs.cli import main; main()"]
 TINY = [word for setting in ("epochs_constant=1", "epochs_decay=0", "samples_per_segment=2", "batch_size=2")
-        for word in ("--set", f"frame_64.{setting}")]  # fmt: skip
+        for word in ("--set", f"frame_32.{setting}")]  # fmt: skip
 TIMEOUT = 180
 
 
@@ -142,11 +142,11 @@ def test_build_train_render(head: Head, corpus: Path, empty: Path, tmp_path: Pat
     assert code == 0, log + err
     assert "2 of 3 used" in log
 
-    command = ["python", "-m", "jobs.train", dataset, "--out", run, "--preset", "small", "--stages", "frame_64", *TINY]
+    command = ["python", "-m", "jobs.train", dataset, "--out", run, "--preset", "small", "--stages", "frame_32", *TINY]
     status, log = client_submit(head, " ".join(command))
     assert status == JobStatus.SUCCEEDED, log
-    assert "train 1/1 epochs: frame_64 1/1 loss" in log
-    assert (Path(run) / "frame_64" / "epoch_0001" / "state.pt").is_file()
+    assert "train 1/1 epochs: frame_32 1/1 loss" in log
+    assert (Path(run) / "frame_32" / "epoch_0001" / "state.pt").is_file()
 
     words = ["render", run, "--videos", str(corpus), "--speeches", str(corpus / "drawn_001.mp4"), "--out", out]
     code, answer, err = end(lawdnet(head, empty, *words, "--json"))

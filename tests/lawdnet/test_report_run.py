@@ -67,7 +67,7 @@ def write_stage(run: Path, name: str, rows: Rows, *, saved: int | None = None, e
 
 
 def write_run(run: Path, *settings: str) -> None:
-    config = make_config("small", ["syncnet", "frame_64", "frame_128"], [
+    config = make_config("small", ["syncnet", "frame_32", "frame_64"], [
         "stages.epochs_constant=2", "stages.epochs_decay=1", *settings])  # fmt: skip
     gates = ["accuracy>=0.75", "accuracy>=0.85", "mouth_correlation>=0.5 and psnr>=30"]
     content = {"dataset": "/gone/people", "dataset_hash": "d" * 16, "config": config.to_dict(), "gates": gates}
@@ -100,7 +100,7 @@ def run(tmp_path: Path) -> Path:
     rows += [{"time": 1.8e9 + 5000, **START, "workers": 1}]
     rows += [{"time": 1.8e9 + 5000, "kind": "resume", "epoch": 1, "step": 4, "text": "goes on; repeats 6 steps"}]
     again = stage_rows(range(1, 3), 1.8e9 + 5000, mouth_correlation=[0.1, 0.85, 0.7], psnr=[20.0, 21.0, 22.0])[1:]
-    stage = write_stage(folder, "frame_64", rows + again, saved=3, kind="gan", parent="other/epoch_0007",
+    stage = write_stage(folder, "frame_32", rows + again, saved=3, kind="gan", parent="other/epoch_0007",
                         parent_hash="0123456789abcdef", syncnet_hash="fedcba98", dataset_hash="d" * 16)  # fmt: skip
     for epoch in range(1, 6):
         rows_13HW = torch.full((1, 3, 6, 40), epoch / 10)
@@ -112,7 +112,7 @@ def test_a_run_is_one_page_with_all_of_it(run: Path) -> None:
     page, content = page_of(run)
     for text in (
         "small preset", "/gone/people (dddddddddddddddd)", "2 of 3", "stages finished", "not begun", "0 of 3 epochs",
-        "from other/epoch_0007 01234567", "sync network fedcba98", "best mouth_correlation of frame_64, epoch 2",
+        "from other/epoch_0007 01234567", "sync network fedcba98", "best mouth_correlation of frame_32, epoch 2",
         "Alarm epoch 1, step 19: not finite: gan & <pixel>", "epoch 1, step 4: goes on; repeats 6 steps",
         "2 × NVIDIA <H200> (16 cores, torch 2.13); NVIDIA <H200>", "best 0.85 after epoch 2, last 0.7; truth 0.99",
         "Gate accuracy>=0.75: passedGate accuracy>=0.85: not passed: accuracy>=0.85: it is 0.8",
@@ -124,7 +124,7 @@ def test_a_run_is_one_page_with_all_of_it(run: Path) -> None:
     assert "after epoch 2" not in [line.strip() for line in page.text.splitlines()], "three sheets are enough"
     assert len(page.addresses) == 3
     assert all(address.startswith("data:image/png") for address in page.addresses)
-    found = content["stages"]["frame_64"]
+    found = content["stages"]["frame_32"]
     assert (found["state"], found["epochs"], found["alarms"]) == ("finished", 3, ["not finite: gan & <pixel>"])
     assert found["best"]["mouth_correlation"] == {"epoch": 2, "value": 0.85}
     assert found["best"]["psnr"] == {"epoch": 3, "value": 22.0}
@@ -132,32 +132,32 @@ def test_a_run_is_one_page_with_all_of_it(run: Path) -> None:
 
 
 def test_time_counts_only_while_somebody_worked(run: Path) -> None:
-    found = page_of(run)[1]["stages"]["frame_64"]
+    found = page_of(run)[1]["stages"]["frame_32"]
     # 200 s of two workers, an hour of nobody, and after the restart 200 s of one
     assert found["seconds"] == pytest.approx(200 + 200)
     assert found["device_seconds"] == pytest.approx(2 * 200 + 200)
 
 
 def test_a_run_at_work_and_one_interrupted(tmp_path: Path) -> None:
-    for quiet, state, advice in ((5, "at work", "frame_64 is training, 1 of 3 epochs are done"),
-                                 (5000, "interrupted", "frame_64 was interrupted after 1 of 3 epochs")):  # fmt: skip
+    for quiet, state, advice in ((5, "at work", "frame_32 is training, 1 of 3 epochs are done"),
+                                 (5000, "interrupted", "frame_32 was interrupted after 1 of 3 epochs")):  # fmt: skip
         folder = tmp_path / state
         write_run(folder)
         rows = stage_rows(range(2), time.time() - quiet - 2 * EPOCH_SECONDS)[:-1]
-        stage = write_stage(folder, "frame_64", rows, saved=1)
+        stage = write_stage(folder, "frame_32", rows, saved=1)
         with (stage / METRICS).open("a") as file:
             file.write('{"time": 1, "ki')  # being written at this moment
         page, content = page_of(folder)
-        assert content["stages"]["frame_64"]["state"] == state
+        assert content["stages"]["frame_32"]["state"] == state
         assert any(text.startswith(advice) for text in content["advice"])
         assert "cannot be read" not in page.text
 
 
 def test_a_run_in_its_first_epoch_counts_steps(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
-    write_stage(tmp_path / "run", "frame_64", [{"time": time.time(), **START}, *epoch_rows(0, time.time())[:2]])
+    write_stage(tmp_path / "run", "frame_32", [{"time": time.time(), **START}, *epoch_rows(0, time.time())[:2]])
     page, content = page_of(tmp_path / "run")
-    assert content["stages"]["frame_64"]["state"] == "at work"
+    assert content["stages"]["frame_32"]["state"] == "at work"
     assert page.curves
     (log,) = [log for log in read_run(tmp_path / "run")[1] if log.rows]
     drawn = dict(losses(log))["total"]
@@ -167,7 +167,7 @@ def test_a_run_in_its_first_epoch_counts_steps(tmp_path: Path) -> None:
 
 def test_damage_is_said_and_survived(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    stage = write_stage(run, "frame_64", [])
+    stage = write_stage(run, "frame_32", [])
     lines = [b'{"kind": "step"', b"3", b"\xff\xfe", b'{"kind": "step", "epoch": "x", "step": 1, "total": 1}',
              b'{"kind": "step", "epoch": 0, "step": 0, "total": NaN, "share_pixel": null}',
              b'{"kind": "step", "epoch": 0, "step": 10, "total": Infinity, "time": "now"}',
@@ -202,7 +202,7 @@ def test_a_run_may_lie_in_an_object_store(run: Path) -> None:
 def log_of(rows: Rows, **fields: Any) -> StageLog:
     row = {"kind": "gan", "epochs_constant": 3, "epochs_decay": 0}
     return StageLog(
-        **{"name": "frame_64", "row": row, "rows": rows, "checkpoint": "epoch_0003", "meta": {"epoch": 3}} | fields
+        **{"name": "frame_32", "row": row, "rows": rows, "checkpoint": "epoch_0003", "meta": {"epoch": 3}} | fields
     )
 
 
@@ -308,7 +308,7 @@ def validated(*correlation: float) -> StageLog:
             log_of([{"kind": "step", "epoch": 0, "step": 0, "share_gan": 99.0, "share_pixel": 1.0}]),
             "99% of the gradient",
         ),
-        (log_of([{"kind": "epoch", "epoch": 3, "data_wait": 0.01}]), "Never validated: frame_64"),
+        (log_of([{"kind": "epoch", "epoch": 3, "data_wait": 0.01}]), "Never validated: frame_32"),
         (log_of([], stopped="not finite: gan", meta={"epoch": 1}), "stopped by itself: not finite: gan. A smaller"),
     ],
 )
@@ -329,4 +329,4 @@ def test_advice_fits_the_run(log: StageLog, expected: str) -> None:
 
 
 def test_stages_come_in_their_order(run: Path) -> None:
-    assert [stage.name for stage in read_run(run)[1]] == ["syncnet", "frame_64", "frame_128"]
+    assert [stage.name for stage in read_run(run)[1]] == ["syncnet", "frame_32", "frame_64"]

@@ -28,6 +28,7 @@ from lawdnet.synthetic import Pose, TalkingHead, make_identity, make_motion, mak
 from lawdnet.training import checkpoint
 from lawdnet.training.checkpoint import Lineage
 from lawdnet.training.config import TrainConfig, make_config
+from lawdnet.training.position import Position
 from lawdnet.training.steps import GanStep, SyncStep, mouth_square
 from lawdnet.types import SAMPLES_PER_FRAME, TrainBatch
 
@@ -245,7 +246,7 @@ def saved(folder: Path, config: TrainConfig, stage: str, audio_dim: int) -> Path
     step = kind(config, config.stage(stage), CPU, lambda n: n, audio_dim=audio_dim)
     target = folder / stage / "epoch_0001"
     target.mkdir(parents=True)
-    checkpoint.save(target, step, config.stage(stage), config, LINEAGE, epoch=1)
+    checkpoint.save(target, step, config.stage(stage), config, LINEAGE, position=Position(1))
     return target
 
 
@@ -359,7 +360,7 @@ def test_a_trained_network_finds_every_shift_of_people_it_never_saw(tmp_path: Pa
         step(batch)
     folder = tmp_path / "syncnet" / "epoch_0001"
     folder.mkdir(parents=True)
-    checkpoint.save(folder, step, stage, config, LINEAGE, epoch=1)
+    checkpoint.save(folder, step, stage, config, LINEAGE, position=Position(1))
     assert load_syncnet(folder).config.head == "cosine"
 
     scorer = SyncScorer(tmp_path)

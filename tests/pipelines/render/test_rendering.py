@@ -58,7 +58,7 @@ def network(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     generator = Generator(GeneratorConfig(audio_dim=320, base_channels=4, warp_grid=8))
     meta = {"mouth_px": 32, "crop_width": 80, "features": {"mel": {"dim": 320}}}
-    checkpoint(folder / "clip_256" / "epoch_0012", generator=generator, meta=meta)
+    checkpoint(folder / "clip_96" / "epoch_0012", generator=generator, meta=meta)
     return folder
 
 
