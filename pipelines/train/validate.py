@@ -38,7 +38,8 @@ class Validation:
     def __call__(self, network: nn.Module) -> dict[str, float]:
         """Return those of `VALIDATION_METRICS` (see `lawdnet.training.gates`) that can be measured.
 
-        There are none without held-out videos. A sync network also gets the number of segments found at each offset, such as `offset_at_+3`.
+        There are none without held-out videos. A sync network also gets the number of segments found at each offset,
+        such as `offset_at_+3`.
 
         All workers call it together.
         """
