@@ -165,7 +165,7 @@ def test_a_list_names_files_above_it(source: Location) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"a.mp4\nhttp://host/b.mp4\n", "list.txt: line 2: http://host/b.mp4: .* cannot be read"),
+        (b"a.mp4\nhttp://host/b.mp4\n", "list.txt: line 2: http://host/b.mp4: .* is not supported"),
         ("a.mp4\n".encode("utf-16"), "list.txt: a list is UTF-8 text"),
     ],
 )
