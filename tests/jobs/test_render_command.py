@@ -72,7 +72,7 @@ def test_a_list_and_no_result(given: Path, tmp_path: Path, ray_session: None) ->
         ([], "give --videos and --speeches, or --pairs"),
         (["--videos", "v"], "give --videos and --speeches, or --pairs"),
         (["--videos", "v", "--speeches", "s", "--pairs", "p"], "give --videos and --speeches, or --pairs"),
-        (["--videos", "ftp://v", "--speeches", "s"], "ftp:// cannot be read"),
+        (["--videos", "ftp://v", "--speeches", "s"], "ftp:// is not supported"),
         (["--videos", "v", "--speeches", "s", "--gpu", "-1"], "--gpu"),
     ],
 )
