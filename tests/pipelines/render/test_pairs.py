@@ -102,7 +102,7 @@ def test_a_given_name_is_kept_from_others(tmp_path: Path) -> None:
         ("a.mp4,x.wav,.render/b.mp4", "name a file below"),
         ("a.mp4,x.wav,b.avi", "line 2: 'b.avi': the result is an MP4"),
         ("a.mp4,x.wav,b\x1b.mp4", "the result is an MP4"),
-        ("ftp://a.mp4,x.wav", "line 2: ftp://a.mp4: ftp:// cannot be read"),
+        ("ftp://a.mp4,x.wav", "line 2: ftp://a.mp4: ftp:// is not supported"),
         ("a.mp4,x.wav,b.mp4\nc.mp4,x.wav,b.mp4", "line 3: b.mp4 is the result of line 2 already"),
         ('a.mp4,"x.wav\nb.mp4,x.wav', "close the quotes"),
     ],
