@@ -1,11 +1,11 @@
-"""Drawing a training sample from a segment against what the published loader does: imread and resize of six JPGs.
+"""Compare drawing a training sample from a segment with the published loader: imread and resize of six JPGs.
 
     python -m benchmarks.sampling_speed [--mouth 64] [--samples 32] [--frames 180]
 
-Both start from 832×640 crops of a drawn head with the same JPEG settings, and give six pictures at the size of the
-stage. `--samples` is what a stage draws from a segment per epoch and `--frames` the segment's length: the more samples
-and the fewer frames, the more often a decoded picture is used again. `decode ms` is six pictures decoded at reduced
-size and nothing else: what a sample costs of which every picture is new.
+Both start from 832×640 crops of a drawn head with the same JPEG settings, and return six images at the size of the
+stage. `--samples` is the number of samples that a stage draws from a segment per epoch, and `--frames` the length of
+the segment: with more samples and fewer frames, decoded images are reused more often. `decode ms` is the time to decode
+six images at reduced size and nothing else: the cost of a sample without reuse.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
         write_talking_head(
             root / "head.mp4", identity=1, motion=2, speech=3, seconds=options.frames / 25, size=(832, WIDTH)
         )
-        jpegs = [encode_jpeg(picture, 95) for _, picture in decode(root / "head.mp4")][:frames]
+        jpegs = [encode_jpeg(image, 95) for _, image in decode(root / "head.mp4")][:frames]
         for number, data in enumerate(jpegs):
             (root / f"{number:04d}.jpg").write_bytes(data)
         segment = Segment(
@@ -76,8 +76,8 @@ def main() -> None:
         began = time.perf_counter()
         for _ in range(options.samples):
             for number in rng.integers(frames, size=6):
-                picture = cv2.imread(str(root / f"{number:04d}.jpg"))
-                cv2.resize(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), (width, height))
+                image = cv2.imread(str(root / f"{number:04d}.jpg"))
+                cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), (width, height))
         theirs = (time.perf_counter() - began) / options.samples
         began = time.perf_counter()
         for data in jpegs:

@@ -48,7 +48,8 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or GeneratorConfig()
-        base, code_dim = config.base_channels, 4 * config.base_channels
+        base = config.base_channels
+        code_dim = 4 * base
         self.source_encoder = _image_encoder(3, base)
         self.reference_encoder = _image_encoder(3 * NUM_REFERENCES, base)
         self.pair_encoder = _pair_encoder(2 * code_dim, 2 * base)

@@ -57,8 +57,9 @@ def read_state(folder: Location) -> dict[str, Any]:
         raise ValueError(f"{folder}: not a checkpoint ({STATE} is missing)") from None
     except Exception as error:  # torch raises many kinds for a damaged file
         del error  # its advice is to switch off the protection, which nobody should do
-        hint = "damaged, truncated, or not only tensors; delete this folder to resume from the checkpoint before it"
-        raise ValueError(f"{folder / STATE}: cannot be read; {hint}") from None
+        detail = "it is damaged, truncated, or holds more than tensors"
+        hint = "delete this folder to resume from the checkpoint before it"
+        raise ValueError(f"{folder / STATE}: cannot be read; {detail}; {hint}") from None
     return state
 
 

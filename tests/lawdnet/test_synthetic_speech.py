@@ -29,17 +29,17 @@ def test_every_frame_has_640_samples(seconds: float, frames: int) -> None:
 
 
 def test_values_are_in_range_and_use_it(spoken: list[Speech]) -> None:
-    opening, spread, wave = (
+    opening, spread, audio = (
         np.concatenate([getattr(speech, name) for speech in spoken]) for name in ("opening_T", "spread_T", "audio_S")
     )
     assert opening.min() == 0
     assert 0.9 < opening.max() <= 1
     assert -1 <= spread.min() < -0.6
     assert 0.6 < spread.max() <= 1
-    assert 0.3 < np.abs(wave).max() < 0.95
+    assert 0.3 < np.abs(audio).max() < 0.95
 
 
-def test_a_seed_decides_the_sound() -> None:
+def test_a_seed_decides_the_audio() -> None:
     first, again, other = make_speech(2, 5), make_speech(2, 5), make_speech(2, 6)
     assert first.audio_S.tobytes() == again.audio_S.tobytes()
     assert not np.array_equal(first.audio_S, other.audio_S)
@@ -60,14 +60,14 @@ def test_some_clips_start_silent_and_some_do_not(spoken: list[Speech]) -> None:
 
 
 def test_lips_that_shut_stay_shut_for_two_frames(spoken: list[Speech]) -> None:
-    """Only a closure that the clip's ends cut off may be shorter."""
+    """Only a closure that is cut off by the end of the clip may be shorter."""
     closures = [run for speech in spoken for run in runs(speech.opening_T == 0) if run[0] > 0 and run[1] < 100]
     assert len(closures) > 60
     assert min(stop - start for start, stop in closures) >= 2
 
 
 def test_lips_close_with_the_voice_on() -> None:
-    """An m hums through shut lips: the mouth is not simply the loudness."""
+    """An m is audible through shut lips, so the opening is not simply the loudness."""
     speeches = [make_speech(8, seed) for seed in range(3)]
     levels = [np.sqrt(np.square(s.audio_S.reshape(-1, SAMPLES_PER_FRAME)).mean(1)) for s in speeches]
     shut = np.concatenate([level[s.opening_T == 0] for level, s in zip(levels, speeches, strict=True)])
@@ -86,7 +86,7 @@ def _heard(speeches: list[Speech]) -> tuple[NDArray[np.float32], NDArray[np.floa
 
 
 def test_opening_can_be_heard_in_other_voices() -> None:
-    """Ridge regression on five mel rows, fitted to some speakers and tried on others."""
+    """Ridge regression on five mel rows, fitted to some speakers and tested on others."""
     x, y = _heard([make_speech(8, seed) for seed in range(100, 120)])
     x_new, y_new = _heard([make_speech(8, seed) for seed in range(200, 206)])
     centre, scale = x.mean(0), x.std(0) + 1e-6

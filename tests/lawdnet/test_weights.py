@@ -1,4 +1,4 @@
-"""lawdnet.weights: where files are looked for, and what is said of those that are not there."""
+"""lawdnet.weights: where files are searched, and the errors about missing ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return found
 
 
-def test_folders_are_looked_in_one_after_the_other(folders: list[Path]) -> None:
+def test_folders_are_searched_in_order(folders: list[Path]) -> None:
     assert weights_folders(folders[0]) == folders
     for folder in reversed(folders):
         (folder / "net.pb").touch()
@@ -29,7 +29,7 @@ def test_folders_are_looked_in_one_after_the_other(folders: list[Path]) -> None:
     assert find_weights(str(folders[2] / "net.pb"), folders[0], hint="") == folders[2] / "net.pb"
 
 
-def test_the_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv(weights.WEIGHTS_ENV, raising=False)
     assert weights_folders() == [tmp_path / ".cache" / "lawdnet"]
@@ -39,10 +39,10 @@ def test_the_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_missing_file_names_everything(folders: list[Path]) -> None:
     with pytest.raises(ValueError, match=r"net\.pb: not found") as caught:
         find_weights("net.pb", folders[0], hint="get it at example.org")
-    said = str(caught.value)
-    assert all(str(folder) in said for folder in folders)
-    assert said.endswith("get it at example.org")
-    assert "\n" not in said
+    message = str(caught.value)
+    assert all(str(folder) in message for folder in folders)
+    assert message.endswith("get it at example.org")
+    assert "\n" not in message
 
 
 def test_a_missing_package_names_its_extra() -> None:

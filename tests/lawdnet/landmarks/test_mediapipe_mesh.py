@@ -1,4 +1,4 @@
-"""MediaPipe as a source: the real package up to where weights are needed, then a landmarker that sees a bright dot."""
+"""MediaPipe as a source: the real package where no weights are needed, else a landmarker that detects bright dots."""
 
 import importlib.util
 from pathlib import Path
@@ -27,7 +27,7 @@ LEFT = [
     *[356, 454, 323, 361, 288, 397, 365, 379, 400, 300, 293, 334, 296, 336, 327, 326, 263, 387, 385, 362, 380, 373],
     *[291, 269, 267, 321, 405, 314, 308, 312, 317],
 ]
-"""Points of the mesh on the person's right, and their partners on the left."""
+"""Points of the mesh on the person's right, and the corresponding ones on the left."""
 
 
 def video(height: int, width: int) -> Video:
@@ -44,8 +44,8 @@ def test_the_68_points_are_the_same_on_both_sides() -> None:
     assert len(set(MESH_POINTS)) == 68
 
 
-def test_shares_of_the_picture_become_pixels_whose_centres_are_integers() -> None:
-    """The left edge of a picture is at -0.5, the right one of 40 px at 39.5."""
+def test_fractions_of_the_image_become_pixels_whose_centres_are_integers() -> None:
+    """The left edge of an image is at -0.5, the right one of 40 px at 39.5."""
     mesh = [SimpleNamespace(x=index / 477, y=0.5) for index in range(478)]
     points = to_68(mesh, 20, 40)
     assert points.shape == (68, 2)
@@ -57,18 +57,18 @@ def test_shares_of_the_picture_become_pixels_whose_centres_are_integers() -> Non
 
 
 class Dots:
-    """Stands for the landmarker: a face of 20 px around every white pixel; of small faces the place is off by 3 px."""
+    """Stands in for the landmarker: a face of 20 px around every white pixel; small faces are off by 3 px."""
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
 
     def detect(self, image: object) -> SimpleNamespace:
-        picture = image.numpy_view()  # type: ignore[attr-defined]
-        self.shapes.append(picture.shape)
-        height, width = picture.shape[:2]
+        image = image.numpy_view()  # type: ignore[attr-defined]
+        self.shapes.append(image.shape)
+        height, width = image.shape[:2]
         off = 3 if width > 100 else 0
         faces = []
-        for y, x in np.argwhere(picture[..., 1] > 200):
+        for y, x in np.argwhere(image[..., 1] > 200):
             spread = np.linspace(-10, 10, 478)
             faces.append([SimpleNamespace(x=(x + 0.5 + off + s) / width, y=(y + 0.5 + s) / height) for s in spread])
         return SimpleNamespace(face_landmarks=faces)
@@ -80,7 +80,7 @@ class Dots:
         self.shapes.append(())
 
 
-def picture(*places: tuple[int, int], size: tuple[int, int] = (160, 240)) -> UInt8:
+def image(*places: tuple[int, int], size: tuple[int, int] = (160, 240)) -> UInt8:
     dark = np.zeros((*size, 3), np.uint8)
     for x, y in places:
         dark[y, x] = 255
@@ -89,9 +89,9 @@ def picture(*places: tuple[int, int], size: tuple[int, int] = (160, 240)) -> UIn
 
 @needs_package
 @pytest.mark.parametrize("place", [(120, 80), (1, 2), (238, 158), (30, 159)])
-def test_a_face_is_looked_at_again_from_close(place: tuple[int, int]) -> None:
+def test_a_face_is_detected_again_in_a_close_up(place: tuple[int, int]) -> None:
     landmarker = Dots()
-    (face,) = find_faces(landmarker, picture(place))
+    (face,) = find_faces(landmarker, image(place))
     spread = np.linspace(-10, 10, 478)
     np.testing.assert_allclose(face.points_68x2[51], (place[0] + spread[0], place[1] + spread[0]), atol=1e-3)
     np.testing.assert_allclose(face.points_68x2[27], np.array(place) + spread[168], atol=1e-3)
@@ -101,7 +101,7 @@ def test_a_face_is_looked_at_again_from_close(place: tuple[int, int]) -> None:
 
 @needs_package
 def test_of_two_faces_near_each_other_each_stays_itself() -> None:
-    faces = find_faces(Dots(), picture((100, 80), (112, 84)))
+    faces = find_faces(Dots(), image((100, 80), (112, 84)))
     np.testing.assert_allclose([face.points_68x2[51] for face in faces], [(90, 70), (102, 74)], atol=1e-3)
 
 
@@ -112,7 +112,7 @@ def test_a_face_that_is_not_found_again_stays_where_it_was() -> None:
             found = super().detect(image)
             return found if len(self.shapes) == 1 else SimpleNamespace(face_landmarks=[])
 
-    (face,) = find_faces(Once(), picture((120, 80)))
+    (face,) = find_faces(Once(), image((120, 80)))
     np.testing.assert_allclose(face.points_68x2[51], (113, 70), atol=1e-3)
 
 
@@ -124,7 +124,7 @@ def test_every_tick_gets_its_faces_and_the_landmarker_is_closed(
     landmarker = Dots()
     source = make_source("mediapipe", weights_dir=tmp_path)
     monkeypatch.setattr(source, "_open", lambda: landmarker)
-    shown = [picture((50, 50)), picture(), picture((60, 70), (150, 90))[:, ::-1]]
+    shown = [image((50, 50)), image(), image((60, 70), (150, 90))[:, ::-1]]
     faces = list(source.faces(video(160, 240), [(0, shown[0]), (0, shown[0]), (1, shown[1]), (2, shown[2])]))
     assert [len(found) for found in faces] == [1, 1, 0, 2]
     assert sum(shape == (160, 240, 3) for shape in landmarker.shapes) == 3
@@ -132,7 +132,7 @@ def test_every_tick_gets_its_faces_and_the_landmarker_is_closed(
     assert len(source.model_sha256 or "") == 64
 
 
-def test_the_model_is_looked_for_and_the_error_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_searched_and_the_error_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
     monkeypatch.setenv("LAWDNET_WEIGHTS", str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"face_landmarker\.task") as caught:
