@@ -161,7 +161,7 @@ def test_build_train_render(head: Head, corpus: Path, empty: Path, tmp_path: Pat
 def test_following_can_be_stopped_and_so_can_the_job(head: Head, empty: Path, tmp_path: Path) -> None:
     words = ["synth", str(tmp_path / "many"), "--videos", "1000", "--seconds", "60"]
     follower = lawdnet(head, empty, *words)
-    until(follower, "RunOptions entrypoint")
+    until(follower, "Running entrypoint")
     follower.send_signal(signal.SIGINT)
     code, _, err = end(follower)
     assert code == 130
@@ -173,7 +173,7 @@ def test_following_can_be_stopped_and_so_can_the_job(head: Head, empty: Path, tm
     assert job is not None
     assert client.get_job_status(job) == JobStatus.RUNNING
     follower = lawdnet(head, empty, *words)
-    until(follower, "RunOptions entrypoint")
+    until(follower, "Running entrypoint")
     client.stop_job(job)
     code, _, err = end(follower)
     assert code == 130
@@ -197,7 +197,7 @@ def test_a_head_with_a_token_is_restarted(corpus: Path, empty: Path, tmp_path: P
 
         words = ["synth", str(tmp_path / "many"), "--videos", "1000"]
         follower = begin(empty, [*command, *words], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
-        until(follower, "RunOptions entrypoint")
+        until(follower, "Running entrypoint")
         head.kill()
         deadline = time.monotonic() + 30
         while is_running("jobs.synth", words[1]):
