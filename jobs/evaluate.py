@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -95,10 +95,10 @@ def find_network(path: Path) -> Path:
     from lawdnet.models.saved import find_checkpoint
 
     try:
-        return find_checkpoint(path)
+        return cast("Path", find_checkpoint(path))  # below a local path
     except ValueError as error:
         try:
-            return find_checkpoint(path, "syncnet")
+            return cast("Path", find_checkpoint(path, "syncnet"))
         except ValueError:
             raise error from None
 

@@ -30,7 +30,7 @@ Arrays = Mapping[str, np.ndarray]
 class Report(Protocol):
     """Called by every rank after every epoch, to validate, save and log."""
 
-    def __call__(self, metrics: dict[str, float], *, epoch: int) -> None:
+    def __call__(self, metrics: dict[str, float], /, *, epoch: int) -> None:
         """`epoch` counts complete epochs."""
         ...
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lawdnet.storage import Location, is_remote
+from lawdnet.storage import Location
 from lawdnet.training.loggers import MetricLogger, make_loggers
 from lawdnet.training.position import Position
 
@@ -22,8 +22,8 @@ class StageRecorder:
     """The folder of a stage as loggers see it: on this machine, and uploaded if the run lies in an object store."""
 
     def __init__(self, folder: Location) -> None:
-        self.remote = folder if is_remote(folder) else None
-        self._scratch = tempfile.TemporaryDirectory(prefix="lawdnet-") if is_remote(folder) else None
+        self.remote = None if isinstance(folder, Path) else folder
+        self._scratch = tempfile.TemporaryDirectory(prefix="lawdnet-") if self.remote else None
         self.folder = Path(self._scratch.name) if self._scratch else Path(str(folder))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sent: dict[str, tuple[int, int]] = {}
