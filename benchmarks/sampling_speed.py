@@ -31,6 +31,24 @@ from lawdnet.video import decode
 WIDTH = 640
 
 
+def store(path: Path, jpegs: list[bytes]) -> SegmentRef:
+    """Write the frames as a segment without landmarks and features."""
+    frames = len(jpegs)
+    segment = Segment(
+        segment_id="head-0000",
+        video_id="head",
+        index=0,
+        start_frame=0,
+        split="train",
+        frames_jpeg=tuple(jpegs),
+        landmarks_T68x2=np.zeros((frames, 68, 2), np.float32),
+        matrix_T33=np.zeros((frames, 3, 3), np.float32),
+        features={"mel": np.zeros((frames, 320), np.float32)},
+    )
+    write_segments(path, iter([segment]))
+    return SegmentRef("head-0000", "head", "train", frames, str(path), 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mouth", type=int, default=64)
@@ -48,18 +66,7 @@ def main() -> None:
         jpegs = [encode_jpeg(image, 95) for _, image in decode(root / "head.mp4")][:frames]
         for number, data in enumerate(jpegs):
             (root / f"{number:04d}.jpg").write_bytes(data)
-        segment = Segment(
-            segment_id="head-0000",
-            video_id="head",
-            index=0,
-            start_frame=0,
-            split="train",
-            frames_jpeg=tuple(jpegs),
-            landmarks_T68x2=np.zeros((frames, 68, 2), np.float32),
-            matrix_T33=np.zeros((frames, 3, 3), np.float32),
-            features={"mel": np.zeros((frames, 320), np.float32)},
-        )
-        write_segments(root / "head.parquet", iter([segment]))
+        ref = store(root / "head.parquet", jpegs)
         spec = SampleSpec(
             mouth_px=options.mouth,
             num_frames=1,
@@ -68,7 +75,6 @@ def main() -> None:
             audio="mel",
             sync=None,
         )
-        ref = SegmentRef("head-0000", "head", "train", frames, str(root / "head.parquet"), 0)
         began = time.perf_counter()
         count = sum(1 for _ in draw_batches(Work(0, 0, 0, (ref,)), spec, seed=0, stored_width=WIDTH))
         ours = (time.perf_counter() - began) / count

@@ -15,8 +15,7 @@ import yaml
 
 from lawdnet.data.manifest import Dataset
 from pipelines.cluster.resources import PREPROCESS, TRAIN
-from tests.pipelines.conftest import copy
-from tests.pipelines.conftest import drawn as drawn
+from tests.support.drawn_clip import copy
 from tests.support.ray_heads import ENVIRONMENT, Head, free_port
 from tests.support.runs import grey
 

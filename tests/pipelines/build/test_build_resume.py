@@ -24,7 +24,7 @@ from lawdnet.tasks.inputs import list_inputs
 from lawdnet.tasks.task import DiskFull, TaskRunner
 from pipelines.build.build import build
 from pipelines.build.task import BuildJob, VideoItem, VideoTask
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
 from tests.support.fragile import fragile
 from tests.support.in_process import map_in_process
 

@@ -21,7 +21,7 @@ from pipelines.build.build import build
 from pipelines.render.pairs import RECORDS, all_pairs
 from pipelines.render.render import render
 from tests.lawdnet.tasks.test_records import BEFORE
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
 from tests.support.in_process import map_in_process
 from tests.support.tiny_checkpoints import checkpoint
 

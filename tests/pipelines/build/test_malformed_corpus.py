@@ -19,7 +19,7 @@ from lawdnet.tasks.task import TaskRunner
 from lawdnet.types import RejectReason
 from pipelines.build.build import build
 from pipelines.build.task import BuildJob, VideoItem, VideoTask
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
 from tests.support.malformed import CORPUS
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0, landmarks="openface")

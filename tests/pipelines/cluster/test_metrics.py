@@ -24,7 +24,7 @@ from pipelines.build.build import build
 from pipelines.cluster import metrics
 from pipelines.render.pairs import PairRecord
 from pipelines.train.train import train
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
 from tests.support.fragile import telling
 from tests.support.runs import grey, here, tiny
 

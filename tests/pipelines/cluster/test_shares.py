@@ -17,7 +17,7 @@ from ray.data import ExecutionResources
 from lawdnet.training.virtual_ranks import Workers
 from pipelines.cluster import resources
 from pipelines.train.elastic import scaling
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
 from tests.support.ray_heads import ENVIRONMENT, Head, ray_head
 from tests.support.runs import TINY, grey
 

@@ -9,7 +9,7 @@ from lawdnet.data.sampling import SampleSpec, batches_per_epoch, draw_batches, p
 from lawdnet.training.position import Position
 from pipelines.build.build import build
 from pipelines.train.dataloader import rank_batches
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
 
 SPEC = SampleSpec(mouth_px=32, num_frames=5, batch_size=2, samples_per_segment=3, audio="mel", sync="mel")
 
