@@ -143,7 +143,7 @@ def _option(name: str, option: str, value: Any) -> Any:
     from lawdnet.landmarks.base import SOURCES, source_options
 
     if name not in (*EXTRACTORS, *SOURCES):
-        raise ValueError(f"--set {name}.{option}: no feature or landmark source {name!r}; there are "
+        raise ValueError(f"--set {name}.{option}: no feature or landmark source {name!r}; choose from "
                          f"{', '.join([*EXTRACTORS, *SOURCES])}")  # fmt: skip
     known = extractor_options(name) if name in EXTRACTORS else source_options(name)
     valid = [key for key in known if key not in ("weights_dir", "device")]

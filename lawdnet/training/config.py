@@ -97,7 +97,7 @@ class TrainConfig:
             if stage.init_from is None:
                 continue
             if stage.init_from not in names:
-                raise ValueError(f"{stage.name}.init_from: unknown {stage.init_from!r}; there are {', '.join(names)}")
+                raise ValueError(f"{stage.name}.init_from: unknown {stage.init_from!r}; choose from {', '.join(names)}")
             if names.index(stage.init_from) >= names.index(stage.name):
                 raise ValueError(f"stages: {stage.name} starts from {stage.init_from}, which must come before it")
 
@@ -114,7 +114,7 @@ class TrainConfig:
         for row in self.stages:
             if row.name == name:
                 return row
-        raise ValueError(f"stages: unknown {name!r}; there are {', '.join(s.name for s in self.stages)}")
+        raise ValueError(f"stages: unknown {name!r}; choose from {', '.join(s.name for s in self.stages)}")
 
     def sample_spec(self, stage: Stage) -> SampleSpec:
         """What the sampler must draw for a stage."""
@@ -157,7 +157,7 @@ def make_config(preset: str = "full", stages: Sequence[str] | None = None, setti
         ValueError: a preset, stage or key is unknown (the message lists the valid ones), or a value does not fit.
     """
     if preset not in PRESETS:
-        raise ValueError(f"preset: unknown {preset!r}; there are {', '.join(PRESETS)}")
+        raise ValueError(f"preset: unknown {preset!r}; choose from {', '.join(PRESETS)}")
     rows = PRESETS[preset]
     config = TrainConfig(preset=preset, stages=rows, **(_SMALL_NETWORKS if preset == "small" else {}))
     for setting in settings:

@@ -96,7 +96,7 @@ def check_loggers(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in LOGGERS:
-            raise ValueError(f"logger: unknown {name!r}; there are {', '.join(LOGGERS)}")
+            raise ValueError(f"logger: unknown {name!r}; choose from {', '.join(LOGGERS)}")
         package = LOGGERS[name]
         if package and not _is_installed(package):
             raise ValueError(f"logger {name}: is not installed; {install_hint(package)}")

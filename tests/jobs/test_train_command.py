@@ -78,7 +78,7 @@ def test_options_reach_the_pipeline(dataset: Path, tmp_path: Path, monkeypatch: 
         (["--workers", "many"], "neither N nor MIN:MAX"),
         (["--gate", "psnr>=30"], "ignores the audio"),
         (["--best", "beauty"], "unknown metric"),
-        (["--logger", "paper"], "there are jsonl, wandb, tensorboard"),
+        (["--logger", "paper"], "choose from jsonl, wandb, tensorboard"),
         (["--keep", "0"], "--keep"),
     ],
 )

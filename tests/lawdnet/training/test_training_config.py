@@ -47,7 +47,7 @@ def test_the_names_tell_the_size(rows: tuple[Stage, ...], names: list[str]) -> N
 
 
 def test_a_stage_starts_from_one_of_its_preset_that_comes_before_it() -> None:
-    with pytest.raises(ValueError, match=r"frame_96.init_from: unknown 'frame_128'; there are syncnet, frame_32"):
+    with pytest.raises(ValueError, match=r"frame_96.init_from: unknown 'frame_128'; choose from syncnet, frame_32"):
         make_config("small", settings=["frame_96.init_from=frame_128"])
     with pytest.raises(ValueError, match="frame_64 starts from frame_96, which must come before it"):
         make_config("small", settings=["frame_64.init_from=frame_96"])

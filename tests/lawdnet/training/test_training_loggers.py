@@ -122,7 +122,7 @@ def test_the_folder_always_has_everything(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_lists_the_choices(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="logger: unknown 'mlflow'; there are jsonl, wandb, tensorboard"):
+    with pytest.raises(ValueError, match="logger: unknown 'mlflow'; choose from jsonl, wandb, tensorboard"):
         make_loggers(("jsonl", "mlflow"), tmp_path / "x", **ABOUT, run_name="run/x")
     assert not (tmp_path / "x").exists()
 
