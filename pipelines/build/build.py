@@ -19,7 +19,7 @@ from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset
 from lawdnet.data.records import STATE, VideoRecord, read_records, video_records
 from lawdnet.data.rules import parse_rule
 from lawdnet.data.transfer import refuse_inside
-from lawdnet.landmarks.base import ready_network
+from lawdnet.landmarks.base import prepare_landmarks
 from lawdnet.storage import Location, read_json, write_json
 from lawdnet.tasks import lock
 from lawdnet.tasks.inputs import list_inputs
@@ -65,8 +65,8 @@ def build(
     weights = str(weights_dir) if weights_dir else None
     extractors = extractors_of(config, weights)
     marks = feature_marks(config, extractors)
-    if config.landmarks != "auto":
-        source_of(config, config.landmarks, weights)  # says at once what is missing
+    have_csv = [bool(file.csv_fingerprint) for file in inputs]
+    finds_faces = prepare_landmarks(config.landmarks, have_csv, lambda name: source_of(config, name, weights))
     sync_mark = _check_sync(sync, config, marks)
     records = read_records(root)
     _check_rules(config, bool(sync_mark) or any(record.sync for record in records.values()))
@@ -76,7 +76,7 @@ def build(
         files={path.name for path in (root / SEGMENTS).glob("*.parquet")},
         marks=marks,
         sync_mark=sync_mark,
-        finds_faces=config.landmarks == "auto" and ready_network(weights_dir) is not None,
+        finds_faces=finds_faces,
     )
     plan.check_gone(root)
     job = BuildJob(
