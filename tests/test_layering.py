@@ -18,7 +18,7 @@ ALLOWED = {
     "install": set(),
     "types": set(),
     "storage": {"install", "types"},
-    "fetch": set(),
+    "fetch": {"storage"},
     "weights": {"install", "storage", "fetch"},
     "video": {"types"},
     "audio": {"types", "storage", "weights", "video", "models.device"},
