@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("lawdnet", "pipelines", "jobs")
-HEAVY = {"tensorflow", "face_alignment", "mediapipe", "transformers", "wandb"}
+HEAVY = {"tensorflow", "face_alignment", "ai_edge_litert", "huggingface_hub", "transformers", "wandb"}
 
 
 def sources() -> list[Path]:
