@@ -42,7 +42,7 @@ class TrainConfig:
     warp_layout: str = "correct"
     """`lawdnet2024` for published weights, which were trained with a scrambled field."""
     perceptual_weights: str = ""
-    """Path of torchvision's VGG19 weights; empty: no perceptual loss."""
+    """Path or URI of torchvision's VGG19 weights, which every stage with a perceptual loss needs."""
     pixel_loss: str = "l2"
     precision: str = "auto"
     """fp32, bf16, fp16 with a gradient scaler, or auto: bf16 on a GPU that has it."""

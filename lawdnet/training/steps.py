@@ -7,7 +7,6 @@ C feature dimension.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol, cast
 
 import torch
@@ -19,6 +18,7 @@ from lawdnet.models.discriminator import Discriminator
 from lawdnet.models.generator import Generator
 from lawdnet.models.perceptual import VGG19Features
 from lawdnet.models.syncnet import SyncNet
+from lawdnet.storage import locate
 from lawdnet.training.alarms import NonFiniteLoss, check_finite
 from lawdnet.training.collectives import Collectives
 from lawdnet.training.config import TrainConfig
@@ -96,7 +96,7 @@ class GanStep(Networks):
         self.parts |= {"ramp": self.ramp, "bound": self.bound}
         self.features = None
         if weights.perceptual and config.perceptual_weights:
-            self.features = VGG19Features.from_file(Path(config.perceptual_weights)).to(device)
+            self.features = VGG19Features.from_file(locate(config.perceptual_weights)).to(device)
         self.keep_HW = torch.from_numpy(keep_mask(*stage_size(stage.mouth_px)).copy()).to(device)
         self.taken = 0
         self.powers: list[Tensor] = []
