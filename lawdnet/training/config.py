@@ -67,7 +67,8 @@ class TrainConfig:
     max_skipped: int = 3
     """Steps of an epoch that may be skipped because a loss is not finite, before the run stops."""
     plateau_steps: int = 500
-    """Steps at chance after which an alarm is raised for the sync network; 0: never."""
+    """Steps after which there is an alarm if the sync network stays at chance, or the sync loss waits for its ramp; 0:
+    never."""
     sample_every: int = 1
     """Epochs between two sheets in `samples/`."""
 

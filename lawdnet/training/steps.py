@@ -19,7 +19,7 @@ from lawdnet.models.generator import Generator
 from lawdnet.models.perceptual import VGG19Features
 from lawdnet.models.syncnet import SyncNet
 from lawdnet.storage import locate
-from lawdnet.training.alarms import NonFiniteLoss, check_finite
+from lawdnet.training.alarms import Alarm, NonFiniteLoss, check_finite
 from lawdnet.training.collectives import Collectives
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.contrast import SyncStep
@@ -66,6 +66,7 @@ class GanStep(Networks):
         audio_dim: C of the generator's feature.
         syncnet: trained sync network; required if the stage has a sync loss.
         collectives: see `Networks`.
+        alarm: called once if the sync loss waits for `plateau_steps`.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class GanStep(Networks):
         audio_dim: int,
         syncnet: SyncNet | None = None,
         collectives: Collectives | None = None,
+        alarm: Alarm = lambda text: None,
     ) -> None:
         super().__init__(config, stage, device, wrap, collectives)
         weights = stage.weights
@@ -92,7 +94,10 @@ class GanStep(Networks):
         if weights.clip_gan:
             self.add("clip_discriminator", Discriminator(discriminator_config(config, stage, 3 * stage.num_frames)))
         self.syncnet = syncnet.to(device).eval().requires_grad_(False) if syncnet and weights.sync else None
-        self.ramp, self.bound = SyncRamp(config.sync_ramp, config.sync_below), SyncBound(config.sync_share)
+        self.ramp = SyncRamp(
+            config.sync_ramp, config.sync_below, config.plateau_steps, lambda text: alarm(f"{stage.name}: {text}")
+        )
+        self.bound = SyncBound(config.sync_share)
         self.parts |= {"ramp": self.ramp, "bound": self.bound}
         self.features = None
         if weights.perceptual and config.perceptual_weights:

@@ -270,6 +270,28 @@ def test_a_loss_that_stays_bad_stops_the_run(dataset: Dataset, tmp_path: Path, m
     assert CheckpointStore(tmp_path / "frame_32").position() == Position(2, 0)
 
 
+def test_a_sync_loss_that_never_starts_is_one_alarm(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every worker tells of it; the log has it once, also after resuming."""
+    monkeypatch.setattr("pipelines.train.worker.gather", lambda value: [value, value])
+
+    def alarms(epochs: int) -> list[str]:
+        settings = (
+            "clip_96.init_from=null",
+            "sync_below=0.01",
+            "plateau_steps=12",
+            f"clip_96.epochs_constant={epochs}",
+        )
+        train(dataset, tmp_path, tiny(["syncnet", "clip_96"], *settings), here())
+        return [row["text"] for row in rows(tmp_path, "clip_96", "alarm")]
+
+    assert alarms(1) == [], "7 steps"
+    (text,) = alarms(2)
+    assert text.startswith("clip_96: the sync loss still does not count after 12 steps: its mean is ")
+    assert alarms(4) == [text]
+
+
 def tuple_with_nan(found: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> tuple[torch.Tensor, Any]:
     total, metrics = found
     return total * torch.nan, metrics | {"total": total * torch.nan}
