@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lawdnet.data.config import BuildConfig
+from lawdnet.data.export import export_segments
 from lawdnet.data.manifest import Dataset
 from lawdnet.data.schema import read_segment, table_to_segment
 from lawdnet.types import Segment
@@ -65,6 +66,9 @@ def test_the_part_with_audio_has_the_rows_that_it_has_in_the_whole(
     assert row["detail"] == "54 of 75 frames used; 15 without audio"
     part = only_segment(dataset)
     assert (part.start_frame, part.num_frames) == (first, 54)
+
+    exported = export_segments(dataset, tmp_path / "exported")
+    assert exported.silent == {}, "with its audio, although `load_audio` refuses the file"
 
     whole = only_segment(built(make(drawn, tmp_path / "silent", silenced(quiet)), tmp_path / "other"))
     assert (whole.start_frame, whole.num_frames) == (0, 72)
