@@ -30,7 +30,7 @@ from lawdnet.data.schema import (
     write_segments,
 )
 from lawdnet.data.segments import Tally, split_draw, video_id, video_segments
-from lawdnet.landmarks.base import LandmarkSource, make_source, resolve_auto, source_options
+from lawdnet.landmarks.base import LandmarkSource, choose_source, make_source, source_options
 from lawdnet.landmarks.openface import csv_of
 from lawdnet.storage import locate
 from lawdnet.tasks.inputs import CSV_SUFFIXES, InputFile, opened
@@ -247,9 +247,7 @@ class VideoTask(Task[VideoItem, VideoRecord]):
         return self.scorer(segment.frames_jpeg, segment.landmarks_T68x2, segment.features, audio_S)
 
     def _source(self, path: Path) -> LandmarkSource:
-        name = self.config.landmarks
-        weights_dir = Path(self.job.weights_dir) if self.job.weights_dir else None
-        return self._made_source(resolve_auto(path, weights_dir) if name == "auto" else name)
+        return choose_source(path, self.config.landmarks, self._made_source)
 
     @cache  # noqa: B019 a worker lives as long as its process
     def _made_source(self, name: str) -> LandmarkSource:

@@ -131,7 +131,7 @@ def test_landmarks_are_looked_for_again_once_a_network_is_there(
     assert rows(builds())["b.mp4"]["reason"] == "no_landmarks"
     builds()
     assert not builds.worked_on, "nothing has changed"
-    monkeypatch.setattr("pipelines.build.build.ready_network", lambda weights_dir: "mediapipe")
+    monkeypatch.setattr("pipelines.build.build.prepare_landmarks", lambda name, have_csv, make: True)
     builds()
     assert builds.worked_on == ["b.mp4"]
 

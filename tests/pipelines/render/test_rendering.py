@@ -176,12 +176,10 @@ def test_a_video_without_landmarks_waits_for_something_that_finds_them(
     mine, out = tmp_path / "given", tmp_path / "out"
     shutil.copytree(given, mine)
     (mine / "videos" / "bob.csv").unlink()
-    monkeypatch.setattr("pipelines.render.render.ready_network", lambda folder: None)
-    monkeypatch.setattr("lawdnet.landmarks.base.ready_network", lambda folder: None)
     rows, _ = in_process(mine, out)
     assert rows["bob--bye.mp4"]["reason"] == "no_landmarks"
     assert in_process(mine, out)[1] == []
-    monkeypatch.setattr("pipelines.render.render.ready_network", lambda folder: "mediapipe")
+    monkeypatch.setattr("pipelines.render.render.prepare_landmarks", lambda name, have_csv, make: True)
     assert sorted(in_process(mine, out)[1]) == ["bob--bye.mp4", "bob--hello.mp4", "bob--mute.mp4"]
 
 
