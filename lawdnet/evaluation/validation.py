@@ -9,7 +9,11 @@ truth (`truth_…`: the result of a perfect generator) and with a mouth that ign
 shows the mouth of its first reference). A useful value lies between the baseline's and the truth's; a metric that
 could not be measured honestly is missing.
 
-Shape letters: T frames of the window, N frames of a clip (9), K references (5), H W crop, C feature dimension.
+How the mouth moves is measured by landmarks (`motion.py`), in drawn and in real faces. For drawn heads, the pixels give
+a second opinion (`mouth.py`), which needs no network.
+
+Shape letters: T frames of the window, A frames of the segment, N frames of a clip (9), K references (5), H W crop,
+C feature dimension.
 """
 
 from __future__ import annotations
@@ -22,15 +26,18 @@ import torch
 from torch import nn
 
 from lawdnet.audio.base import windows
-from lawdnet.audio.mel import FLOOR_DB, TOP_DB
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import decode_jpeg
 from lawdnet.data.schema import FEATURES, from_rows, read_segment
 from lawdnet.data.segments import encode_jpeg
+from lawdnet.evaluation.choices import seed_of
 from lawdnet.evaluation.image import psnr, ssim
+from lawdnet.evaluation.landmarks import LandmarksByRow, scale_points
+from lawdnet.evaluation.motion import REFERENCE_WIDTH, Heard, motion_metrics, motion_sums
 from lawdnet.evaluation.mouth import MEASURABLE, mouth_opening_from_pixels
 from lawdnet.evaluation.plan import WINDOW_CLIPS, OnSegment, Sums, choose, merge, plan
 from lawdnet.evaluation.protocol import correlate
+from lawdnet.evaluation.speech import mean_level, quiet
 from lawdnet.evaluation.sync import SyncScorer
 from lawdnet.evaluation.sync_validation import offsets, sync_metrics, validate_sync
 from lawdnet.face.geometry import mouth_box, stage_size
@@ -38,7 +45,7 @@ from lawdnet.face.lips import lip_gap
 from lawdnet.face.mask import keep_mask, paste_alpha
 from lawdnet.models.device import images_to_tensor
 from lawdnet.storage import locate
-from lawdnet.types import CLIP_FRAMES, NUM_LANDMARKS, Bool, Float32, UInt8
+from lawdnet.types import CLIP_FRAMES, NUM_LANDMARKS, Bool, Float32, Landmarks, UInt8
 
 __all__ = ["OnSegment", "Sums", "merge", "metrics", "offsets", "plan", "validate", "validate_sync"]
 
@@ -46,8 +53,6 @@ SHARE_MEASURABLE = 0.5
 """Least share of segments with a measurable mouth; fewer would be a choice of lucky ones."""
 MOUTH_MIN_WIDTH = 32
 """Width in px of the narrowest crop in which a mouth is measured."""
-QUIET_DB = -70.0
-"""Level in dB of the loudest mel band below which nobody speaks; drawn speech is silent far below."""
 JPEG_QUALITY = 95
 """Quality of stored crops: generated, true and copied mouths are compressed alike before the sync network."""
 
@@ -61,6 +66,8 @@ def validate(
     stored_width: int,
     device: torch.device | str = "cpu",
     scorer: SyncScorer | None = None,
+    landmarks: LandmarksByRow | None = None,
+    clips: int = WINDOW_CLIPS,
     seed: int = 0,
     on_segment: OnSegment | None = None,
 ) -> Sums:
@@ -73,6 +80,9 @@ def validate(
         audio: the stored feature that it needs.
         stored_width: width of the dataset's crops in px.
         scorer: a sync network that needs a stored feature. The one that the generator was trained against flatters it.
+        landmarks: finds the landmarks of generated, true and copied mouths; None if its network is not there. It
+            remembers those that do not depend on the generator, for the next call with equal arguments.
+        clips: most clips of a segment to measure, each of 9 frames.
         seed: seed of the windows and references.
 
     Returns:
@@ -89,8 +99,8 @@ def validate(
     generator.eval()
     try:
         for done, ref in enumerate(refs, 1):
-            window = _open(ref, mouth_px, audio, scorer, stored_width, seed)
-            parts.append(_measure(_shown(generator, window, torch.device(device)), window, scorer))
+            window = _open(ref, mouth_px, audio, scorer, stored_width, seed, clips)
+            parts.append(_measure(_shown(generator, window, torch.device(device)), window, scorer, landmarks))
             if on_segment:
                 on_segment(done, len(refs))
     finally:
@@ -102,38 +112,69 @@ def validate(
 class _Window:
     """Consecutive frames of a segment, with what is needed to generate and to measure them."""
 
+    ref: SegmentRef
+    start: int
+    """Frame of the segment at which the window begins."""
     mouth_px: int
+    seed: int
     truth_THW3: UInt8
     reference_KHW3: list[UInt8]
     """References of each clip."""
     audio_TC5: Float32
     landmarks_T68x2: Float32
     """In stored crop px."""
+    stored_width: int
     features: dict[str, Float32]
-    """Features that metrics need, T rows each."""
+    """Features of the whole segment that metrics need, A rows each."""
+
+    @property
+    def span(self) -> slice:
+        """Frames of the segment."""
+        return slice(self.start, self.start + len(self.truth_THW3))
+
+    def points(self, width: int) -> Float32:
+        """Return the stored landmarks in px of crops of another width."""
+        return scale_points(self.landmarks_T68x2, self.stored_width, width)
+
+    @property
+    def quiet_T(self) -> Bool:
+        """Whether nobody speaks; False everywhere if there are no mel features to tell."""
+        if "mel" not in self.features:
+            return np.zeros(len(self.truth_THW3), bool)
+        return quiet(self.features["mel"])[self.span]
 
 
 def _open(
-    ref: SegmentRef, mouth_px: int, audio: str, scorer: SyncScorer | None, stored_width: int, seed: int
+    ref: SegmentRef,
+    mouth_px: int,
+    audio: str,
+    scorer: SyncScorer | None,
+    stored_width: int,
+    seed: int,
+    clips: int = WINDOW_CLIPS,
 ) -> _Window:
     needed = {"mel"} | ({scorer.feature} if scorer and scorer.feature else set())
     columns = ["frames_jpeg", "landmarks", *sorted({FEATURES + name for name in needed | {audio}})]
     table = read_segment(locate(ref.path), ref.row_group, columns)
     jpegs = table["frames_jpeg"][0].values
     height, width = stage_size(mouth_px)
-    start, references = choose(ref, seed)
-    span = slice(start, start + WINDOW_CLIPS * CLIP_FRAMES)
+    start, references = choose(ref, seed, clips)
+    span = slice(start, start + len(references) * CLIP_FRAMES)
 
     def images(frames: Iterable[int]) -> UInt8:
         return np.stack([decode_jpeg(jpegs[f].as_py(), height, width, stored_width=stored_width) for f in frames])
 
     return _Window(
+        ref=ref,
+        start=start,
         mouth_px=mouth_px,
+        seed=seed,
         truth_THW3=images(range(span.start, span.stop)),
         reference_KHW3=[images(row) for row in references],
         audio_TC5=windows(from_rows(table[FEATURES + audio]))[span],
         landmarks_T68x2=from_rows(table["landmarks"]).reshape(-1, NUM_LANDMARKS, 2)[span],
-        features={n: from_rows(table[FEATURES + n])[span].copy() for n in needed if FEATURES + n in table.column_names},
+        stored_width=stored_width,
+        features={n: from_rows(table[FEATURES + n]).copy() for n in needed if FEATURES + n in table.column_names},
     )
 
 
@@ -159,12 +200,16 @@ def _shown(generator: nn.Module, window: _Window, device: torch.device) -> dict[
     return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
-def _measure(shown: dict[str, UInt8], window: _Window, scorer: SyncScorer | None) -> Sums:
+def _measure(
+    shown: dict[str, UInt8], window: _Window, scorer: SyncScorer | None, landmarks: LandmarksByRow | None
+) -> Sums:
     sums: Sums = {"segments": 1, "frames": len(window.truth_THW3)}
     for name, images_THW3 in shown.items():
         sums |= {name + key: value for key, value in _image_sums(images_THW3, window).items()}
     everything = shown | {"truth_": window.truth_THW3}
     sums |= _mouth_sums(everything, window)
+    if landmarks:
+        sums |= _motion_sums(everything, window, landmarks)
     if scorer:
         for name, images_THW3 in everything.items():
             sums |= {name + key: value for key, value in _sync_sums(images_THW3, window, scorer).items()}
@@ -193,7 +238,7 @@ def _mouth_sums(shown: Mapping[str, UInt8], window: _Window) -> Sums:
     gap_T = lip_gap(window.landmarks_T68x2)
     if correlate(opening["truth_"], gap_T) < MEASURABLE or not np.isfinite(gap_T).all():
         return {}
-    quiet_T = _quiet(window)
+    quiet_T = window.quiet_T
     sums: Sums = {"mouth_segments": 1, "quiet_frames": int(quiet_T.sum())}
     for name, opening_T in opening.items():
         against_T = gap_T if name == "truth_" else opening["truth_"]
@@ -207,17 +252,27 @@ def _mouth_sums(shown: Mapping[str, UInt8], window: _Window) -> Sums:
     return sums
 
 
-def _quiet(window: _Window) -> Bool:
-    """Whether nobody speaks, for T frames; False everywhere if there are no mel features to tell."""
-    if "mel" not in window.features:
-        return np.zeros(len(window.truth_THW3), bool)
-    loudest_T = window.features["mel"].max(1)
-    return np.asarray(FLOOR_DB + (loudest_T + 1) / 2 * (TOP_DB - FLOOR_DB) < QUIET_DB)
+def _motion_sums(shown: Mapping[str, UInt8], window: _Window, landmarks: LandmarksByRow) -> Sums:
+    width = window.truth_THW3.shape[2]
+    key = (window.ref.segment_id, window.span.start, window.span.stop, window.mouth_px, window.seed)
+    rows = {
+        name: Landmarks(
+            points_T68x2=scale_points(found.points_T68x2, width, REFERENCE_WIDTH),
+            valid_T=found.valid_T,
+            source=found.source,
+        )
+        for name, found in landmarks.find(key, shown, window.points(width)).items()
+    }
+    level_A = mean_level(window.features["mel"]) if "mel" in window.features else np.empty(0, np.float32)
+    seed = seed_of(window.ref.segment_id, window.seed)
+    heard = Heard(quiet_T=window.quiet_T, level_A=level_A, start=window.start, seed=seed)
+    return motion_sums(rows, window.points(REFERENCE_WIDTH), heard)
 
 
 def _sync_sums(shown_THW3: UInt8, window: _Window, scorer: SyncScorer) -> Sums:
     jpegs = [encode_jpeg(image_HW3, JPEG_QUALITY) for image_HW3 in shown_THW3]
-    found = scorer(jpegs, window.landmarks_T68x2, window.features, None)
+    features = {name: rows_AC[window.span] for name, rows_AC in window.features.items()}
+    found = scorer(jpegs, window.landmarks_T68x2, features, None)
     return {
         "sync_segments": 1,
         "sync_distance": found["sync_distance"],
@@ -248,7 +303,7 @@ def _generator_metrics(sums: Mapping[str, float]) -> dict[str, float]:
             if sums["quiet_frames"]:
                 found |= _means(sums, name, ("silence",), "quiet_frames")
         found |= _means(sums, name, ("sync_distance", "sync_confidence", "sync_in_time"), f"{name}sync_segments")
-    return found
+    return found | motion_metrics(sums)
 
 
 def _means(sums: Mapping[str, float], row: str, names: Iterable[str], count: str) -> dict[str, float]:
