@@ -12,6 +12,7 @@ from jobs import console, options
 
 if TYPE_CHECKING:
     from lawdnet.data.manifest import Dataset, SegmentRef
+    from lawdnet.evaluation.landmarks import LandmarksByRow
 
 ROWS = {"generated": "", "baseline": "baseline_", "truth": "truth_"}
 """Columns of the table, and the prefix that their metrics have."""
@@ -31,10 +32,11 @@ def evaluate(
         list[str],
         typer.Option(
             metavar="RULE",
-            help="Fail unless this holds, such as 'mouth_correlation>=0.8'; may be repeated.",
+            help="Fail unless this holds, such as 'opening_correlation>=0.5'; may be repeated.",
             show_default=False,
         ),
     ] = [],  # noqa: B006 typer copies it
+    weights_dir: options.WeightsDir = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
@@ -42,9 +44,9 @@ def evaluate(
 
     The table shows the generated mouths beside the truth (what a perfect generator would get) and a baseline that
     ignores the audio: still mouths of the same person, a new one every 9 frames. A generator that does not beat the
-    baseline at mouth_correlation or sync_… has not learnt to follow the audio, whatever its PSNR.
+    baseline at opening_correlation or sync_… has not learnt to follow the audio, whatever its PSNR.
 
-    Example: `lawdnet evaluate run dataset --sync run --gate 'mouth_correlation>=0.8'`
+    Example: `lawdnet evaluate run dataset --sync run --gate 'opening_correlation>=0.5'`
     """
     with console.parsing_options():
         from lawdnet.training.gates import check_gates, parse_gate
@@ -61,7 +63,7 @@ def evaluate(
         raise ValueError(
             f"{dataset}: no segments of split {split!r}; build with a larger --set val_fraction, or give --split train"
         )
-    content = _measure(checkpoint, opened, refs, sync, device=device, seed=seed)
+    content = _measure(checkpoint, opened, refs, sync, weights_dir=weights_dir, device=device, seed=seed)
     figures: dict[str, float] = content["figures"]
     content |= {"split": split, "videos": len({ref.video_id for ref in refs})}
     content["failed"] = check_gates(gates, figures, content["kind"])
@@ -74,7 +76,14 @@ def evaluate(
 
 
 def _measure(
-    checkpoint: Path, dataset: Dataset, refs: list[SegmentRef], sync: Path | None, *, device: str, seed: int
+    checkpoint: Path,
+    dataset: Dataset,
+    refs: list[SegmentRef],
+    sync: Path | None,
+    *,
+    weights_dir: Path | None,
+    device: str,
+    seed: int,
 ) -> dict[str, Any]:
     """Measure the generator or sync network in `checkpoint`."""
     from lawdnet.models.saved import read_meta
@@ -83,7 +92,16 @@ def _measure(
     with console.Meter("evaluate", "segments") as meter:
         if folder and read_meta(folder)["kind"] == "syncnet":
             return _measure_syncnet(folder, dataset, refs, device=device, seed=seed, meter=meter)
-        return _measure_generator(folder or checkpoint, dataset, refs, sync, device=device, seed=seed, meter=meter)
+        return _measure_generator(
+            folder or checkpoint,
+            dataset,
+            refs,
+            sync,
+            weights_dir=weights_dir,
+            device=device,
+            seed=seed,
+            meter=meter,
+        )
 
 
 def find_network(path: Path) -> Path:
@@ -109,10 +127,12 @@ def _measure_generator(
     refs: list[SegmentRef],
     sync: Path | None,
     *,
+    weights_dir: Path | None,
     device: str,
     seed: int,
     meter: console.Meter,
 ) -> dict[str, Any]:
+    from lawdnet.evaluation.plan import LONG_CLIPS, foreign_segments
     from lawdnet.evaluation.sync import SyncScorer
     from lawdnet.evaluation.validation import metrics, validate
     from lawdnet.inference.engine import open_generator
@@ -122,6 +142,7 @@ def _measure_generator(
     generator, meta = open_generator(checkpoint)
     _check_feature(checkpoint, meta, dataset, meta["audio_feature"], generator.config.audio_dim)
     scorer = SyncScorer(sync, str(chosen)) if sync else None
+    landmarks, landmark_notes = _landmarks(weights_dir)
     sums = validate(
         generator.to(chosen),
         refs,
@@ -130,6 +151,9 @@ def _measure_generator(
         stored_width=dataset.crop_width,
         device=chosen,
         scorer=scorer,
+        landmarks=landmarks,
+        foreign=foreign_segments(refs),
+        clips=LONG_CLIPS,
         seed=seed,
         on_segment=meter.update,
     )
@@ -139,8 +163,18 @@ def _measure_generator(
         notes.append(
             "lip sync was measured by the network that it was trained against, so its sync metrics are too good"
         )
-    notes += _missing(figures)
+    notes += [*_missing(figures), *landmark_notes]
     return {"stage": meta.get("stage", "generator"), "kind": "gan", "figures": figures, "notes": notes}
+
+
+def _landmarks(weights_dir: Path | None) -> tuple[LandmarksByRow | None, list[str]]:
+    """Return what finds landmarks in generated frames, or None and the reason why there are none."""
+    from lawdnet.evaluation.landmarks import LandmarksByRow, MeshLandmarker, find_bundle
+
+    try:
+        return LandmarksByRow(MeshLandmarker(find_bundle(weights_dir, fetch=True))), []
+    except ValueError as error:
+        return None, [str(error)]
 
 
 def _missing(figures: Mapping[str, float]) -> list[str]:
@@ -157,6 +191,7 @@ def _missing(figures: Mapping[str, float]) -> list[str]:
 def _measure_syncnet(
     folder: Path, dataset: Dataset, refs: list[SegmentRef], *, device: str, seed: int, meter: console.Meter
 ) -> dict[str, Any]:
+    from lawdnet.evaluation.plan import LONG_CLIPS, foreign_segments
     from lawdnet.evaluation.validation import metrics, offsets, validate_sync
     from lawdnet.models.device import pick_device
     from lawdnet.models.saved import load_syncnet, read_meta
@@ -170,6 +205,8 @@ def _measure_syncnet(
         refs,
         feature=meta["sync_feature"],
         device=chosen,
+        foreign=foreign_segments(refs),
+        clips=LONG_CLIPS,
         seed=seed,
         on_segment=meter.update,
     )
@@ -219,8 +256,9 @@ def table(content: Mapping[str, Any]) -> list[str]:
     figures = content["figures"]
     if content["kind"] == "syncnet":
         rows = [
-            (name, f"{figures[name]:8.4g}  {VALIDATION_METRICS[name].text}")
-            for name in ("accuracy", "offset_within_one")
+            (name, f"{figures[name]:8.4g}  {metric.text}")
+            for name, metric in VALIDATION_METRICS.items()
+            if metric.kind == "syncnet" and name in figures
         ]
         found = ", ".join(f"{offset:+d}: {number}" for offset, number in content["offsets"].items() if number)
         return console.columns([*rows, ("offsets", f"{found}  frames: segments; positive = the audio is late")])

@@ -10,7 +10,7 @@ Shape letters: T frames of the mouth, A frames of audio, K choices.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -80,20 +80,23 @@ def seed_of(segment_id: str, seed: int) -> tuple[int, int, int]:
     return seed, zlib.crc32(segment_id.encode()), 1
 
 
-def accuracies(sums: Mapping[str, float], prefix: str, names: Mapping[str, str]) -> dict[str, float]:
-    """Return the shares of right choices of those spans that were measured.
+def accuracies(
+    sums: Mapping[str, float], prefix: str, kind: str, name: str, spans: Sequence[int] = SPANS
+) -> dict[str, float]:
+    """Return the shares of right choices, `{name}_25` and so on, for the spans that were measured.
 
     Args:
         sums: merged sums of `choice_sums`.
         prefix: as given there.
-        names: kind of choice (`shifted`, `foreign`) → name of the metric, without the span.
+        kind: of the other audio, `shifted` or `foreign`.
+        name: of the metric, without the span.
+        spans: in frames.
     """
-    found = {}
-    for kind, name in names.items():
-        for span in SPANS:
-            if choices := sums.get(f"{prefix}{kind}_{span}_choices"):
-                found[f"{name}_{span}"] = sums[f"{prefix}{kind}_{span}_right"] / choices
-    return found
+    return {
+        f"{name}_{span}": sums[f"{prefix}{kind}_{span}_right"] / choices
+        for span in spans
+        if (choices := sums.get(f"{prefix}{kind}_{span}_choices"))
+    }
 
 
 def level_score(gap_T: Float32, level_A: Float32) -> Score:

@@ -149,4 +149,4 @@ def _row_metrics(sums: Mapping[str, float], row: str, frames: float) -> dict[str
         found["silence_opening"] = sums[f"{row}silence_opening"] / count
     if count := sums[f"{row}bend_frames"]:
         found["landmark_jitter"] = (sums[f"{row}landmark_bend"] / count) ** 0.5
-    return found | accuracies(sums, f"{row}level_", {"shifted": "opening_level"})
+    return found | accuracies(sums, f"{row}level_", "shifted", "opening_level")

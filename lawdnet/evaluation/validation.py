@@ -19,7 +19,7 @@ C feature dimension.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import decode_jpeg
 from lawdnet.data.schema import FEATURES, from_rows, read_segment
 from lawdnet.data.segments import encode_jpeg
-from lawdnet.evaluation.choices import seed_of
+from lawdnet.evaluation.choices import accuracies, seed_of
 from lawdnet.evaluation.image import psnr, ssim
 from lawdnet.evaluation.landmarks import LandmarksByRow, scale_points
 from lawdnet.evaluation.motion import REFERENCE_WIDTH, Heard, motion_metrics, motion_sums
@@ -38,7 +38,8 @@ from lawdnet.evaluation.mouth import MEASURABLE, mouth_opening_from_pixels
 from lawdnet.evaluation.plan import WINDOW_CLIPS, OnSegment, Sums, choose, merge, plan
 from lawdnet.evaluation.protocol import correlate
 from lawdnet.evaluation.speech import mean_level, quiet
-from lawdnet.evaluation.sync import SyncScorer
+from lawdnet.evaluation.sync import SyncEncoder, SyncScorer, distance_curve, read_curve
+from lawdnet.evaluation.sync_choices import sync_choice_sums
 from lawdnet.evaluation.sync_validation import offsets, sync_metrics, validate_sync
 from lawdnet.face.geometry import mouth_box, stage_size
 from lawdnet.face.lips import lip_gap
@@ -67,6 +68,7 @@ def validate(
     device: torch.device | str = "cpu",
     scorer: SyncScorer | None = None,
     landmarks: LandmarksByRow | None = None,
+    foreign: Mapping[str, SegmentRef] | None = None,
     clips: int = WINDOW_CLIPS,
     seed: int = 0,
     on_segment: OnSegment | None = None,
@@ -82,6 +84,7 @@ def validate(
         scorer: a sync network that needs a stored feature. The one that the generator was trained against flatters it.
         landmarks: finds the landmarks of generated, true and copied mouths; None if its network is not there. It
             remembers those that do not depend on the generator, for the next call with equal arguments.
+        foreign: result of `foreign_segments`; with it, the sync network also chooses between audio (`sync_accuracy_…`).
         clips: most clips of a segment to measure, each of 9 frames.
         seed: seed of the windows and references.
 
@@ -100,6 +103,8 @@ def validate(
     try:
         for done, ref in enumerate(refs, 1):
             window = _open(ref, mouth_px, audio, scorer, stored_width, seed, clips)
+            if scorer and foreign is not None:
+                window = replace(window, others=_foreign_features(foreign.get(ref.segment_id), scorer))
             parts.append(_measure(_shown(generator, window, torch.device(device)), window, scorer, landmarks))
             if on_segment:
                 on_segment(done, len(refs))
@@ -126,6 +131,8 @@ class _Window:
     stored_width: int
     features: dict[str, Float32]
     """Features of the whole segment that metrics need, A rows each."""
+    others: dict[str, Float32] | None = None
+    """The scorer's feature of another person's segment, perhaps empty; None if it shall not choose between audio."""
 
     @property
     def span(self) -> slice:
@@ -269,16 +276,42 @@ def _motion_sums(shown: Mapping[str, UInt8], window: _Window, landmarks: Landmar
     return motion_sums(rows, window.points(REFERENCE_WIDTH), heard)
 
 
+def _foreign_features(ref: SegmentRef | None, scorer: SyncScorer) -> dict[str, Float32]:
+    if ref is None or scorer.feature is None:
+        return {}
+    table = read_segment(locate(ref.path), ref.row_group, [FEATURES + scorer.feature])
+    return {scorer.feature: from_rows(table[FEATURES + scorer.feature]).copy()}
+
+
 def _sync_sums(shown_THW3: UInt8, window: _Window, scorer: SyncScorer) -> Sums:
     jpegs = [encode_jpeg(image_HW3, JPEG_QUALITY) for image_HW3 in shown_THW3]
-    features = {name: rows_AC[window.span] for name, rows_AC in window.features.items()}
-    found = scorer(jpegs, window.landmarks_T68x2, features, None)
-    return {
+    sums: Sums = {}
+    if window.others is None:
+        features = {name: rows_AC[window.span] for name, rows_AC in window.features.items()}
+        found = scorer(jpegs, window.landmarks_T68x2, features, None)
+    else:
+        found, sums = _judged(jpegs, window, scorer.encoder, window.others)
+    return sums | {
         "sync_segments": 1,
         "sync_distance": found["sync_distance"],
         "sync_confidence": found["sync_confidence"],
         "sync_in_time": float(abs(found["sync_offset"]) <= 1),
     }
+
+
+@torch.inference_mode()
+def _judged(
+    jpegs: Sequence[bytes], window: _Window, encoder: SyncEncoder, others: Mapping[str, Float32]
+) -> tuple[dict[str, float], Sums]:
+    """Return what `SyncScorer` measures, and sums of choices between audio."""
+    faces = encoder.encode_frames(jpegs, window.landmarks_T68x2, 1)
+    frames = len(next(iter(window.features.values())))
+    everywhere = encoder.encode_audio(window.features, None, frames)
+    foreign = encoder.encode_audio(others, None, len(next(iter(others.values())))) if others else None
+    own = everywhere[window.start : window.span.stop - CLIP_FRAMES + 1]
+    seed = seed_of(window.ref.segment_id, window.seed)
+    sums = sync_choice_sums("sync_", encoder, faces, everywhere, foreign, start=window.start, seed=seed)
+    return read_curve(distance_curve(faces, own, encoder.distance, encoder.lead)), sums
 
 
 def metrics(sums: Mapping[str, float]) -> dict[str, float]:
@@ -303,6 +336,8 @@ def _generator_metrics(sums: Mapping[str, float]) -> dict[str, float]:
             if sums["quiet_frames"]:
                 found |= _means(sums, name, ("silence",), "quiet_frames")
         found |= _means(sums, name, ("sync_distance", "sync_confidence", "sync_in_time"), f"{name}sync_segments")
+        found |= accuracies(sums, f"{name}sync_", "shifted", f"{name}sync_accuracy")
+        found |= accuracies(sums, f"{name}sync_", "foreign", f"{name}sync_foreign")
     return found | motion_metrics(sums)
 
 

@@ -40,6 +40,7 @@ _DRAWN = "drawn heads, whose mouth can be measured in the image"
 _LANDMARKS = "the network that finds landmarks (lawdnet weights face_landmarker)"
 _LEVEL = f"mel features and {_LANDMARKS}"
 _SPANS = (9, 25, 50)
+"""Frames over which a choice between audio is made, as in `lawdnet.evaluation.choices`."""
 _NETWORK = "a sync network (--sync)"
 
 VALIDATION_METRICS = {
@@ -88,7 +89,42 @@ VALIDATION_METRICS = {
     ),
     "sync_confidence": Metric("how sure the sync network is of the offset", needs=_NETWORK),
     "sync_in_time": Metric("share of segments within one frame of offset 0", needs=_NETWORK),
+    **{
+        f"sync_accuracy_{span}": Metric(
+            f"share of {span}-frame mouths that the sync network gives their own audio, not that of another moment",
+            needs=f"{_NETWORK}, and segments longer than the span",
+        )
+        for span in _SPANS
+    },
+    **{
+        f"sync_foreign_{span}": Metric(
+            f"share of {span}-frame mouths that the sync network gives their own audio, not another person's",
+            needs=f"{_NETWORK}, and several people",
+        )
+        for span in _SPANS
+    },
     "accuracy": Metric("share of right choices between the true audio and another", kind="syncnet"),
+    **{
+        f"accuracy_{span}": Metric(f"the same with scores averaged over {span} frames", kind="syncnet")
+        for span in _SPANS[1:]
+    },
+    **{
+        f"foreign_{span}": Metric(
+            f"share of right choices between own and another person's audio over {span} frames",
+            kind="syncnet",
+            needs="several people",
+        )
+        for span in _SPANS
+    },
+    **{
+        f"floor_{span}": Metric(
+            f"accuracy over {span} frames of the lips' gap and the audio's level alone, without a network",
+            needs_audio=False,
+            kind="syncnet",
+            needs="mel features",
+        )
+        for span in _SPANS
+    },
     "offset_within_one": Metric("share of segments found within one frame of offset 0", kind="syncnet"),
 }
 """Every metric that a gate or the choice of a checkpoint may use; `truth_…` and `baseline_…` are for comparison."""

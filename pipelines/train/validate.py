@@ -12,6 +12,7 @@ from torch import nn
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.evaluation import validation
 from lawdnet.evaluation.landmarks import LandmarksByRow, MeshLandmarker, find_bundle
+from lawdnet.evaluation.plan import foreign_segments
 from lawdnet.evaluation.sync import SyncScorer
 from lawdnet.evaluation.sync_validation import OFFSET
 from lawdnet.models.syncnet import SyncNet
@@ -50,10 +51,16 @@ class Validation:
 
         All workers call it together.
         """
-        refs = validation.plan(self.segments, self.rank, self.world, limit=PER_VIDEO, most=self.most)
+        everywhere = validation.plan(self.segments, limit=PER_VIDEO, most=self.most)
+        refs = everywhere[self.rank :: self.world]
         if isinstance(network, SyncNet):
             sums = validation.validate_sync(
-                network, refs, feature=self.config.sync_feature, device=self.device, seed=self.config.seed
+                network,
+                refs,
+                feature=self.config.sync_feature,
+                device=self.device,
+                foreign=foreign_segments(everywhere),
+                seed=self.config.seed,
             )
         else:
             sums = validation.validate(
