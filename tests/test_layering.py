@@ -13,7 +13,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("lawdnet", "pipelines", "jobs")
-HEAVY = {"tensorflow", "face_alignment", "ai_edge_litert", "huggingface_hub", "transformers", "wandb"}
+HEAVY = {"tensorflow", "face_alignment", "ai_edge_litert", "huggingface_hub", "transformers", "wandb"} | {
+    "lpips",
+    "pytorch_fid",
+    "dlib",
+}
 
 
 def sources() -> list[Path]:

@@ -19,6 +19,19 @@ def test_psnr_and_ssim_equal_scikit_image() -> None:
     assert ssim(*pair()) == pytest.approx(0.953075990845389, abs=1e-6)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_ssim_equals_the_installed_scikit_image(seed: int) -> None:
+    metrics = pytest.importorskip("skimage.metrics", reason="scikit-image is not installed")
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, 256, (33, 47, 3), np.uint8)
+    second = np.clip(first + rng.normal(0, 20, first.shape), 0, 255).astype(np.uint8)
+    expected = metrics.structural_similarity(
+        first, second, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    assert ssim(first, second) == pytest.approx(expected, abs=1e-6)
+    assert psnr(first, second) == pytest.approx(metrics.peak_signal_noise_ratio(first, second), abs=1e-9)
+
+
 def test_equal_images_have_the_best_values() -> None:
     first, _ = pair()
     assert psnr(first, first.copy()) == MAX_PSNR
