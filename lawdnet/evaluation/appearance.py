@@ -34,7 +34,8 @@ class AppearanceMetric(Protocol):
     name: str
     text: str
     """What it measures, where, and in which range of values."""
-    is_higher_better: bool
+    is_paired: bool
+    """Whether each frame is compared with its own true frame, which must then show the same mouth."""
 
     @property
     def sha256(self) -> str:
@@ -92,8 +93,8 @@ class Lpips:
     """
 
     name = "lpips"
-    text = "LPIPS 0.1 (AlexNet) of the aligned crop, RGB in [-1, 1]"
-    is_higher_better = False
+    text = "LPIPS 0.1 (AlexNet) of the aligned crop, RGB in [-1, 1]; lower is better"
+    is_paired = True
 
     def __init__(self, weights_dir: Path | None = None, device: str = "cpu") -> None:
         need_package("lpips", EXTRA)
@@ -174,8 +175,8 @@ class Fid:
     """
 
     name = "fid"
-    text = "FID (pytorch-fid, 2048 features) of the aligned crop, RGB in [0, 1]"
-    is_higher_better = False
+    text = "FID (pytorch-fid, 2048 features) of the aligned crop, RGB in [0, 1]; lower is better"
+    is_paired = False
 
     def __init__(self, weights_dir: Path | None = None, device: str = "cpu", dims: int = 2048) -> None:
         need_package("pytorch_fid", EXTRA)
@@ -247,7 +248,7 @@ class DlibSimilarity:
 
     name = "csim_dlib"
     text = "cosine similarity of dlib's face embeddings, aligned crop, 8-bit RGB"
-    is_higher_better = True
+    is_paired = False
 
     def __init__(self, weights_dir: Path | None = None, device: str = "cpu") -> None:
         need_package("dlib", EXTRA)
@@ -310,11 +311,19 @@ class Appearance:
                 found.missing[kind.name] = str(error).splitlines()[0]  # type: ignore[attr-defined]
         return found
 
-    def add(self, row: str, true_THW3: UInt8, shown_THW3: UInt8, points_T68x2: Float32) -> None:
-        """Take frames into account; see `AppearanceMetric.add`."""
+    def add(
+        self, row: str, true_THW3: UInt8, shown_THW3: UInt8, points_T68x2: Float32, *, same_words: bool = True
+    ) -> None:
+        """Take frames into account; see `AppearanceMetric.add`.
+
+        Args:
+            row, true_THW3, shown_THW3, points_T68x2: as there.
+            same_words: whether both show the same words; otherwise metrics that compare frame by frame are left out.
+        """
         self.rows[row] = None
         for metric in self.metrics:
-            metric.add(row, true_THW3, shown_THW3, points_T68x2)
+            if same_words or not metric.is_paired:
+                metric.add(row, true_THW3, shown_THW3, points_T68x2)
 
     def results(self) -> dict[str, float]:
         """Return `{row}{metric}` → value."""

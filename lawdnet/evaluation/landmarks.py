@@ -9,6 +9,7 @@ Shape letters: T frames, H W crop height and width.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -140,3 +141,8 @@ def scale_points(points_T68x2: Float32, from_width: int, to_width: int) -> Float
     """Return points in px of crops of another width; pixel centres are at integers."""
     scaled = (np.asarray(points_T68x2, np.float32) + 0.5) * np.float32(to_width / from_width) - 0.5
     return np.asarray(scaled, np.float32)
+
+
+def scale_landmarks(landmarks: Landmarks, from_width: int, to_width: int) -> Landmarks:
+    """Return landmarks in px of crops of another width."""
+    return replace(landmarks, points_T68x2=scale_points(landmarks.points_T68x2, from_width, to_width))

@@ -20,7 +20,7 @@ from lawdnet.types import Bool, Float32, Landmarks
 
 REFERENCE_WIDTH = 256
 """Width in px of the crop in whose px distances are given, whatever the size of the frames."""
-ROWS = ("", "truth_", "baseline_")
+ROWS = ("", "truth_", "baseline_", "cross_")
 SHARE_FOUND = 0.5
 """Least share of the true frames in which the network must find the face for the landmarks to be measured."""
 
@@ -50,25 +50,36 @@ def motion_sums(rows: Mapping[str, Landmarks], exact_T68x2: Float32, heard: Hear
     """
     truth = rows["truth_"]
     true_T = _gap(truth)
-    sums: dict[str, float] = {"landmark_frames": len(true_T)}
+    sums: dict[str, float] = {}
     for row, landmarks in rows.items():
-        gap_T = _gap(landmarks)
-        sums[f"{row}landmarks_found"] = int(landmarks.valid_T.sum())
-        found = _opening_sums(gap_T, lip_gap(exact_T68x2) if row == "truth_" else true_T)
-        found |= _silence_sums(gap_T, heard.quiet_T) | _jitter_sums(landmarks)
+        found = row_sums(landmarks, heard)
+        found |= _opening_sums(_gap(landmarks), lip_gap(exact_T68x2) if row == "truth_" else true_T)
         if row != "truth_":
             found |= _distance_sums(truth, landmarks)
         sums |= {row + name: value for name, value in found.items()}
-        if len(heard.level_A):
-            sums |= choice_sums(
-                f"{row}level_",
-                level_score(gap_T, heard.level_A),
-                None,
-                mouths=len(gap_T),
-                audio=len(heard.level_A),
-                start=heard.start,
-                seed=heard.seed,
-            )
+    return sums
+
+
+def row_sums(landmarks: Landmarks, heard: Heard) -> dict[str, float]:
+    """Return the sums that need no truth.
+
+    Args:
+        landmarks: in px of a crop `REFERENCE_WIDTH` wide.
+        heard: what is heard meanwhile.
+    """
+    gap_T = _gap(landmarks)
+    sums: dict[str, float] = {"landmark_frames": len(gap_T), "landmarks_found": int(landmarks.valid_T.sum())}
+    sums |= _silence_sums(gap_T, heard.quiet_T) | _jitter_sums(landmarks)
+    if len(heard.level_A):
+        sums |= choice_sums(
+            "level_",
+            level_score(gap_T, heard.level_A),
+            None,
+            mouths=len(gap_T),
+            audio=len(heard.level_A),
+            start=heard.start,
+            seed=heard.seed,
+        )
     return sums
 
 
@@ -125,24 +136,23 @@ def motion_metrics(sums: Mapping[str, float]) -> dict[str, float]:
 
     Their names and meanings are in `lawdnet.training.gates.VALIDATION_METRICS`.
     """
-    frames = sums.get("landmark_frames", 0)
+    frames = sums.get("truth_landmark_frames", 0)
     if not frames or sums["truth_landmarks_found"] < SHARE_FOUND * frames:
         return {}
     found: dict[str, float] = {}
     for row in ROWS:
         if f"{row}landmarks_found" in sums:
-            found |= {row + name: value for name, value in _row_metrics(sums, row, frames).items()}
+            found |= {row + name: value for name, value in _row_metrics(sums, row).items()}
     return found
 
 
-def _row_metrics(sums: Mapping[str, float], row: str, frames: float) -> dict[str, float]:
-    xx, xy, yy = (sums[f"{row}opening_{part}"] for part in ("xx", "xy", "yy"))
-    found = {
-        "landmarks_found": sums[f"{row}landmarks_found"] / frames,
-        "opening_correlation": xy / (xx * yy) ** 0.5 if xx > 0 and yy > 0 else 0.0,
-    }
-    if row != "truth_" and yy > 0:
-        found["articulation"] = (xx / yy) ** 0.5
+def _row_metrics(sums: Mapping[str, float], row: str) -> dict[str, float]:
+    found = {"landmarks_found": sums[f"{row}landmarks_found"] / sums[f"{row}landmark_frames"]}
+    if f"{row}opening_xx" in sums:
+        xx, xy, yy = (sums[f"{row}opening_{part}"] for part in ("xx", "xy", "yy"))
+        found["opening_correlation"] = xy / (xx * yy) ** 0.5 if xx > 0 and yy > 0 else 0.0
+        if row != "truth_" and yy > 0:
+            found["articulation"] = (xx / yy) ** 0.5
     if count := sums.get(f"{row}lmd_frames"):
         found |= {name: sums[row + name] / count for name in ("lmd", "lmd_eye")}
     if count := sums[f"{row}silence_frames"]:

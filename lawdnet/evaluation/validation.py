@@ -18,37 +18,37 @@ C feature dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
-from lawdnet.audio.base import windows
 from lawdnet.data.manifest import SegmentRef
-from lawdnet.data.sampling import decode_jpeg
-from lawdnet.data.schema import FEATURES, from_rows, read_segment
 from lawdnet.data.segments import encode_jpeg
 from lawdnet.evaluation.choices import accuracies, seed_of
 from lawdnet.evaluation.image import psnr, ssim
-from lawdnet.evaluation.landmarks import LandmarksByRow, scale_points
-from lawdnet.evaluation.motion import REFERENCE_WIDTH, Heard, motion_metrics, motion_sums
+from lawdnet.evaluation.landmarks import LandmarksByRow, scale_landmarks
+from lawdnet.evaluation.motion import REFERENCE_WIDTH, Heard, motion_metrics, motion_sums, row_sums
 from lawdnet.evaluation.mouth import MEASURABLE, mouth_opening_from_pixels
-from lawdnet.evaluation.plan import WINDOW_CLIPS, OnSegment, Sums, choose, merge, plan
+from lawdnet.evaluation.plan import WINDOW_CLIPS, OnSegment, Sums, merge, plan
 from lawdnet.evaluation.protocol import correlate
-from lawdnet.evaluation.speech import mean_level, quiet
+from lawdnet.evaluation.speech import mean_level
 from lawdnet.evaluation.sync import SyncEncoder, SyncScorer, distance_curve, read_curve
 from lawdnet.evaluation.sync_choices import sync_choice_sums
 from lawdnet.evaluation.sync_validation import offsets, sync_metrics, validate_sync
+from lawdnet.evaluation.window import Window, WindowSpec, open_other, open_window
 from lawdnet.face.geometry import mouth_box, stage_size
 from lawdnet.face.lips import lip_gap
 from lawdnet.face.mask import keep_mask, paste_alpha
 from lawdnet.models.device import images_to_tensor
-from lawdnet.storage import locate
-from lawdnet.types import CLIP_FRAMES, NUM_LANDMARKS, Bool, Float32, Landmarks, UInt8
+from lawdnet.types import CLIP_FRAMES, Landmarks, UInt8
 
 __all__ = ["OnSegment", "Sums", "merge", "metrics", "offsets", "plan", "validate", "validate_sync"]
+
+OnFrames = Callable[[Window, Mapping[str, UInt8]], None]
+"""Called with every window and the frames of its rows: "" (generated), `baseline_` and perhaps `cross_`."""
 
 SHARE_MEASURABLE = 0.5
 """Least share of segments with a measurable mouth; fewer would be a choice of lucky ones."""
@@ -72,6 +72,7 @@ def validate(
     clips: int = WINDOW_CLIPS,
     seed: int = 0,
     on_segment: OnSegment | None = None,
+    on_frames: OnFrames | None = None,
 ) -> Sums:
     """Measure a generator on segments; its training mode is restored afterwards.
 
@@ -84,9 +85,12 @@ def validate(
         scorer: a sync network that needs a stored feature. The one that the generator was trained against flatters it.
         landmarks: finds the landmarks of generated, true and copied mouths; None if its network is not there. It
             remembers those that do not depend on the generator, for the next call with equal arguments.
-        foreign: result of `foreign_segments`; with it, the sync network also chooses between audio (`sync_accuracy_…`).
+        foreign: result of `foreign_segments`. With it, the sync network also chooses between audio (`sync_accuracy_…`),
+            and the generator is also driven by another person's audio (`cross_…`), where there is no truth.
         clips: most clips of a segment to measure, each of 9 frames.
         seed: seed of the windows and references.
+        on_segment: see `OnSegment`.
+        on_frames: see `OnFrames`.
 
     Returns:
         Sums for `metrics`.
@@ -97,15 +101,31 @@ def validate(
     if scorer and scorer.feature is None:
         hint = "use a sync network of ours, or `lawdnet compare` on videos"
         raise ValueError(f"{scorer.name} needs the waveform, which a dataset does not contain; {hint}")
+    spec = WindowSpec(
+        mouth_px=mouth_px,
+        audio=audio,
+        sync_feature=scorer.feature if scorer else None,
+        stored_width=stored_width,
+        seed=seed,
+        clips=clips,
+    )
     was_training = generator.training
     parts = []
     generator.eval()
     try:
         for done, ref in enumerate(refs, 1):
-            window = _open(ref, mouth_px, audio, scorer, stored_width, seed, clips)
-            if scorer and foreign is not None:
-                window = replace(window, others=_foreign_features(foreign.get(ref.segment_id), scorer))
-            parts.append(_measure(_shown(generator, window, torch.device(device)), window, scorer, landmarks))
+            window = open_window(ref, spec)
+            shown = _shown(generator, window, torch.device(device))
+            cross, driven = None, {}
+            if foreign is not None:
+                window = replace(window, is_judged=True, other=open_other(foreign.get(ref.segment_id), spec))
+                cross = window.driven_by_other()
+            if cross:
+                driven = {"cross_": _shown(generator, cross, torch.device(device))[""]}
+                parts.append(_measure_cross(driven["cross_"], cross, scorer, landmarks))
+            parts.append(_measure(shown, window, scorer, landmarks))
+            if on_frames:
+                on_frames(window, shown | driven)
             if on_segment:
                 on_segment(done, len(refs))
     finally:
@@ -113,80 +133,8 @@ def validate(
     return merge(parts)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Window:
-    """Consecutive frames of a segment, with what is needed to generate and to measure them."""
-
-    ref: SegmentRef
-    start: int
-    """Frame of the segment at which the window begins."""
-    mouth_px: int
-    seed: int
-    truth_THW3: UInt8
-    reference_KHW3: list[UInt8]
-    """References of each clip."""
-    audio_TC5: Float32
-    landmarks_T68x2: Float32
-    """In stored crop px."""
-    stored_width: int
-    features: dict[str, Float32]
-    """Features of the whole segment that metrics need, A rows each."""
-    others: dict[str, Float32] | None = None
-    """The scorer's feature of another person's segment, perhaps empty; None if it shall not choose between audio."""
-
-    @property
-    def span(self) -> slice:
-        """Frames of the segment."""
-        return slice(self.start, self.start + len(self.truth_THW3))
-
-    def points(self, width: int) -> Float32:
-        """Return the stored landmarks in px of crops of another width."""
-        return scale_points(self.landmarks_T68x2, self.stored_width, width)
-
-    @property
-    def quiet_T(self) -> Bool:
-        """Whether nobody speaks; False everywhere if there are no mel features to tell."""
-        if "mel" not in self.features:
-            return np.zeros(len(self.truth_THW3), bool)
-        return quiet(self.features["mel"])[self.span]
-
-
-def _open(
-    ref: SegmentRef,
-    mouth_px: int,
-    audio: str,
-    scorer: SyncScorer | None,
-    stored_width: int,
-    seed: int,
-    clips: int = WINDOW_CLIPS,
-) -> _Window:
-    needed = {"mel"} | ({scorer.feature} if scorer and scorer.feature else set())
-    columns = ["frames_jpeg", "landmarks", *sorted({FEATURES + name for name in needed | {audio}})]
-    table = read_segment(locate(ref.path), ref.row_group, columns)
-    jpegs = table["frames_jpeg"][0].values
-    height, width = stage_size(mouth_px)
-    start, references = choose(ref, seed, clips)
-    span = slice(start, start + len(references) * CLIP_FRAMES)
-
-    def images(frames: Iterable[int]) -> UInt8:
-        return np.stack([decode_jpeg(jpegs[f].as_py(), height, width, stored_width=stored_width) for f in frames])
-
-    return _Window(
-        ref=ref,
-        start=start,
-        mouth_px=mouth_px,
-        seed=seed,
-        truth_THW3=images(range(span.start, span.stop)),
-        reference_KHW3=[images(row) for row in references],
-        audio_TC5=windows(from_rows(table[FEATURES + audio]))[span],
-        landmarks_T68x2=from_rows(table["landmarks"]).reshape(-1, NUM_LANDMARKS, 2)[span],
-        stored_width=stored_width,
-        features={n: from_rows(table[FEATURES + n]).copy() for n in needed if FEATURES + n in table.column_names},
-    )
-
-
 @torch.inference_mode()
-def _shown(generator: nn.Module, window: _Window, device: torch.device) -> dict[str, UInt8]:
+def _shown(generator: nn.Module, window: Window, device: torch.device) -> dict[str, UInt8]:
     """Return T×H×W×3 of what one would see: from the generator (""), and from the mouth that ignores the audio."""
     height, width = stage_size(window.mouth_px)
     keep_HW = torch.from_numpy(keep_mask(height, width).copy()).to(device)
@@ -208,7 +156,7 @@ def _shown(generator: nn.Module, window: _Window, device: torch.device) -> dict[
 
 
 def _measure(
-    shown: dict[str, UInt8], window: _Window, scorer: SyncScorer | None, landmarks: LandmarksByRow | None
+    shown: dict[str, UInt8], window: Window, scorer: SyncScorer | None, landmarks: LandmarksByRow | None
 ) -> Sums:
     sums: Sums = {"segments": 1, "frames": len(window.truth_THW3)}
     for name, images_THW3 in shown.items():
@@ -223,7 +171,7 @@ def _measure(
     return sums
 
 
-def _image_sums(shown_THW3: UInt8, window: _Window) -> Sums:
+def _image_sums(shown_THW3: UInt8, window: Window) -> Sums:
     box = mouth_box(window.mouth_px)
     pairs = [
         (np.ascontiguousarray(truth_HW3[box]), np.ascontiguousarray(image_HW3[box]))
@@ -237,7 +185,7 @@ def _image_sums(shown_THW3: UInt8, window: _Window) -> Sums:
     }
 
 
-def _mouth_sums(shown: Mapping[str, UInt8], window: _Window) -> Sums:
+def _mouth_sums(shown: Mapping[str, UInt8], window: Window) -> Sums:
     """Return sums of squares and products of openings about their means, and the opening while nobody speaks."""
     if window.truth_THW3.shape[2] < MOUTH_MIN_WIDTH:
         return {}
@@ -259,38 +207,44 @@ def _mouth_sums(shown: Mapping[str, UInt8], window: _Window) -> Sums:
     return sums
 
 
-def _motion_sums(shown: Mapping[str, UInt8], window: _Window, landmarks: LandmarksByRow) -> Sums:
+def _motion_sums(shown: Mapping[str, UInt8], window: Window, landmarks: LandmarksByRow) -> Sums:
+    return motion_sums(_landmarks(shown, window, landmarks), window.points(REFERENCE_WIDTH), _heard(window))
+
+
+def _landmarks(shown: Mapping[str, UInt8], window: Window, landmarks: LandmarksByRow) -> dict[str, Landmarks]:
+    """Return the landmarks of every row in px of a crop `REFERENCE_WIDTH` wide."""
     width = window.truth_THW3.shape[2]
-    key = (window.ref.segment_id, window.span.start, window.span.stop, window.mouth_px, window.seed)
-    rows = {
-        name: Landmarks(
-            points_T68x2=scale_points(found.points_T68x2, width, REFERENCE_WIDTH),
-            valid_T=found.valid_T,
-            source=found.source,
-        )
-        for name, found in landmarks.find(key, shown, window.points(width)).items()
-    }
+    found = landmarks.find(window.key, shown, window.points(width))
+    return {name: scale_landmarks(row, width, REFERENCE_WIDTH) for name, row in found.items()}
+
+
+def _heard(window: Window) -> Heard:
     level_A = mean_level(window.features["mel"]) if "mel" in window.features else np.empty(0, np.float32)
     seed = seed_of(window.ref.segment_id, window.seed)
-    heard = Heard(quiet_T=window.quiet_T, level_A=level_A, start=window.start, seed=seed)
-    return motion_sums(rows, window.points(REFERENCE_WIDTH), heard)
+    return Heard(quiet_T=window.quiet_T, level_A=level_A, start=window.start, seed=seed)
 
 
-def _foreign_features(ref: SegmentRef | None, scorer: SyncScorer) -> dict[str, Float32]:
-    if ref is None or scorer.feature is None:
-        return {}
-    table = read_segment(locate(ref.path), ref.row_group, [FEATURES + scorer.feature])
-    return {scorer.feature: from_rows(table[FEATURES + scorer.feature]).copy()}
+def _measure_cross(
+    shown_THW3: UInt8, cross: Window, scorer: SyncScorer | None, landmarks: LandmarksByRow | None
+) -> Sums:
+    """Measure mouths that another person's audio drives, without a truth to compare them with."""
+    sums: Sums = {}
+    if landmarks:
+        found = _landmarks({"": shown_THW3}, cross, landmarks)[""]
+        sums |= row_sums(found, _heard(cross))
+    if scorer:
+        sums |= _sync_sums(shown_THW3, cross, scorer)
+    return {f"cross_{name}": value for name, value in sums.items()}
 
 
-def _sync_sums(shown_THW3: UInt8, window: _Window, scorer: SyncScorer) -> Sums:
+def _sync_sums(shown_THW3: UInt8, window: Window, scorer: SyncScorer) -> Sums:
     jpegs = [encode_jpeg(image_HW3, JPEG_QUALITY) for image_HW3 in shown_THW3]
     sums: Sums = {}
-    if window.others is None:
+    if not window.is_judged:
         features = {name: rows_AC[window.span] for name, rows_AC in window.features.items()}
         found = scorer(jpegs, window.landmarks_T68x2, features, None)
     else:
-        found, sums = _judged(jpegs, window, scorer.encoder, window.others)
+        found, sums = _judged(jpegs, window, scorer.encoder)
     return sums | {
         "sync_segments": 1,
         "sync_distance": found["sync_distance"],
@@ -300,14 +254,12 @@ def _sync_sums(shown_THW3: UInt8, window: _Window, scorer: SyncScorer) -> Sums:
 
 
 @torch.inference_mode()
-def _judged(
-    jpegs: Sequence[bytes], window: _Window, encoder: SyncEncoder, others: Mapping[str, Float32]
-) -> tuple[dict[str, float], Sums]:
+def _judged(jpegs: Sequence[bytes], window: Window, encoder: SyncEncoder) -> tuple[dict[str, float], Sums]:
     """Return what `SyncScorer` measures, and sums of choices between audio."""
     faces = encoder.encode_frames(jpegs, window.landmarks_T68x2, 1)
-    frames = len(next(iter(window.features.values())))
-    everywhere = encoder.encode_audio(window.features, None, frames)
-    foreign = encoder.encode_audio(others, None, len(next(iter(others.values())))) if others else None
+    everywhere = encoder.encode_audio(window.features, None, window.num_frames)
+    other = window.other
+    foreign = encoder.encode_audio(other.features, None, other.num_frames) if other else None
     own = everywhere[window.start : window.span.stop - CLIP_FRAMES + 1]
     seed = seed_of(window.ref.segment_id, window.seed)
     sums = sync_choice_sums("sync_", encoder, faces, everywhere, foreign, start=window.start, seed=seed)
@@ -328,9 +280,9 @@ def metrics(sums: Mapping[str, float]) -> dict[str, float]:
 def _generator_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     found = {"segments": sums["segments"], "frames": sums["frames"]}
     is_measurable = sums.get("mouth_segments", 0) >= SHARE_MEASURABLE * sums["segments"]
-    for name in ("", "truth_", "baseline_"):
+    for name in ("", "truth_", "baseline_", "cross_"):
         found |= _means(sums, name, ("psnr", "ssim", "pixel"), "frames")
-        if is_measurable:
+        if is_measurable and f"{name}mouth_xx" in sums:
             size = (sums[f"{name}mouth_xx"] * sums[f"{name}mouth_yy"]) ** 0.5
             found[f"{name}mouth_correlation"] = sums[f"{name}mouth_xy"] / size if size else 0.0
             if sums["quiet_frames"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,12 +13,14 @@ from torch import Tensor
 from lawdnet.data.manifest import Dataset, SegmentRef
 from lawdnet.data.sampling import decode_jpeg
 from lawdnet.evaluation import sync_validation
+from lawdnet.evaluation.landmarks import LandmarksByRow
 from lawdnet.evaluation.plan import LONG_CLIPS, choose, foreign_segments
 from lawdnet.evaluation.validation import metrics, plan, validate, validate_sync
 from lawdnet.face.geometry import mouth_box, stage_size
 from lawdnet.models.syncnet import SyncNet, SyncNetConfig
 from tests.lawdnet.evaluation.test_evaluation_motion import Deaf
 from tests.support.drawn_datasets import WIDTH, drawn_dataset, drawn_segment
+from tests.support.fake_landmarker import FakeLandmarker
 
 SEEN: dict[str, Any] = {"mouth_px": 32, "audio": "mel", "stored_width": WIDTH}
 
@@ -127,6 +130,52 @@ def test_true_mouths_are_told_from_mouths_that_ignore_the_audio(refs: list[Segme
     assert found["truth_sync_foreign_25"] > 0.8
     assert found["sync_accuracy_25"] == found["baseline_sync_accuracy_25"] < 0.75
     assert {"sync_accuracy_9", "sync_accuracy_50", "sync_distance"} <= found.keys()
+
+
+class Loud(torch.nn.Module):
+    """Shows a bright mouth where its audio is loud, and nothing else."""
+
+    def forward(self, source: Tensor, reference: Tensor, audio: Tensor) -> Tensor:
+        level_B = audio.mean((1, 2))
+        return (0.5 - 0.4 * level_B)[:, None, None, None].expand_as(source)
+
+
+def test_a_mouth_driven_by_another_voice_is_measured_against_that_voice(refs: list[SegmentRef]) -> None:
+    scorer: Any = Judge()
+    seen: list[dict[str, Any]] = []
+    landmarks = LandmarksByRow(FakeLandmarker())
+    found = metrics(
+        validate(
+            Loud(),
+            refs,
+            **SEEN,
+            scorer=scorer,
+            landmarks=landmarks,
+            foreign=foreign_segments(refs),
+            clips=LONG_CLIPS,
+            on_frames=lambda window, shown: seen.append(dict(shown)),
+        )
+    )
+    assert found["cross_sync_accuracy_25"] > 0.9
+    assert found["sync_accuracy_25"] > 0.9
+    assert found["cross_landmarks_found"] == 1
+    assert "cross_landmark_jitter" in found
+    assert not {"cross_psnr", "cross_lmd", "cross_opening_correlation", "cross_articulation"} & found.keys()
+    assert [sorted(shown) for shown in seen] == [["", "baseline_", "cross_"]] * 2
+    assert not np.array_equal(seen[0][""], seen[0]["cross_"])
+
+
+def test_how_a_mouth_moves_is_compared_with_the_audio_that_drives_it(refs: list[SegmentRef]) -> None:
+    landmarks = LandmarksByRow(FakeLandmarker())
+    given: dict[str, Any] = {**SEEN, "landmarks": landmarks, "foreign": foreign_segments(refs), "clips": LONG_CLIPS}
+    found = metrics(validate(Deaf(), refs, **given))
+    assert 0 < found["cross_opening_level_25"] < 0.8 < found["truth_opening_level_25"]
+
+
+def test_without_another_person_there_is_no_cross_audio(refs: list[SegmentRef]) -> None:
+    alone = refs[:1]
+    found = metrics(validate(Loud(), alone, **SEEN, foreign=foreign_segments(alone)))
+    assert not [name for name in found if name.startswith("cross_")]
 
 
 def test_a_short_segment_is_measured_whole() -> None:
