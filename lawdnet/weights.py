@@ -176,6 +176,27 @@ TABLE = (
         sha256="dcbb9e9d",
     ),
     Weights(
+        name="alexnet",
+        file="alexnet-owt-7be5be79.pth",
+        purpose="LPIPS in evaluate and compare",
+        sources=(Url("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"),),
+        licence="BSD-3-Clause",
+        sha256="7be5be79",
+    ),
+    Weights(
+        name="inception_fid",
+        file="pt_inception-2015-12-05-6726825d.pth",
+        purpose="FID in evaluate and compare",
+        sources=(
+            Url(
+                "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+                "pt_inception-2015-12-05-6726825d.pth"
+            ),
+        ),
+        licence="Apache-2.0",
+        sha256="6726825d",
+    ),
+    Weights(
         name="syncnet_v2",
         file="syncnet_v2.model",
         purpose="measures lip sync (--sync FILE)",

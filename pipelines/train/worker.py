@@ -35,7 +35,7 @@ from pipelines.cluster import metrics
 from pipelines.train.dataloader import Batch, is_starved, rank_batches
 from pipelines.train.elastic import Parallel, find_shared_collectives, gather
 from pipelines.train.recorder import StageRecorder
-from pipelines.train.validate import Validation, scorer_of
+from pipelines.train.validate import Validation, landmarks_of, scorer_of
 
 STOPPED = "stopped.txt"
 """File with the reason why the workers stopped together, if another attempt could not help."""
@@ -127,8 +127,13 @@ class Worker:
             stored_width=self.job.lineage.crop_width,
             device=self.device,
             scorer=scorer_of(syncnet, self.device),
+            landmarks=landmarks_of(self.job.options) if self._validates_generator else None,
         )
         self._loop().run(start)
+
+    @property
+    def _validates_generator(self) -> bool:
+        return self.stage.kind == "gan" and bool(self.job.held_out) and self.job.options.validate_every > 0
 
     def _local(self, location: str | None) -> Path | None:
         """A checkpoint, or an old file, on this machine."""

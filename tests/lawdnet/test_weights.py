@@ -110,7 +110,7 @@ def test_folders_are_searched_one_after_the_other(folders: list[Path]) -> None:
     assert find_weights(str(folders[2] / "net.pb"), folders[0]) == folders[2] / "net.pb"
 
 
-def test_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv(weights.WEIGHTS_ENV, raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME")
