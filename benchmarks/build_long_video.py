@@ -63,7 +63,7 @@ def main() -> None:
         (file,) = list_inputs(source)
         began = time.perf_counter()
         ((_, record),) = runner([VideoItem.of(file)])
-        row = record.columns()
+        row = record.row().columns()
         seconds = time.perf_counter() - began
     print(
         json.dumps(

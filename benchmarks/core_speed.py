@@ -1,10 +1,10 @@
-"""Warp and generator against the published structure, in one run on one machine: ratios, not seconds, carry over.
+"""Compare warp and generator with the published structure; ratios, not seconds, carry over to other machines.
 
     python -m benchmarks.core_speed [--threads 2] [--repeats 5] [--device cpu] [--compile]
 
-Prints a JSON object. `memory` is the growth of the peak of a fresh process's resident memory (CPU) or of the
-allocator's peak (GPU) in one forward and backward pass, not compiled. `--compile` runs our warp through torch.compile,
-alone and in the generator; compiling itself is not timed.
+Prints a JSON object. `memory` is how much one forward and backward pass, not compiled, raises the peak of a new
+process's resident memory (CPU) or of the allocator (GPU). `--compile` runs our warp through torch.compile, alone and in
+the generator; compilation itself is not timed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONFIG = GeneratorConfig(audio_dim=29)
 
 
 def warp(kind: str, size: tuple[int, int], device: str) -> Callable[[bool], None]:
-    """A pass through a warp: with gradients or without."""
+    """Return a function that runs a warp, with or without gradients."""
     torch.manual_seed(0)
     made = PublishedWarp(layout="correct") if kind == "published" else LocalAffineWarp(256, 256, 5, 60, "correct")
     feature, code = torch.randn(1, 256, *size, device=device), torch.randn(1, 256, device=device)
@@ -49,7 +49,7 @@ def warp(kind: str, size: tuple[int, int], device: str) -> Callable[[bool], None
 
 
 def generator(kind: str, mouth_px: int, device: str) -> Callable[[bool], None]:
-    """A pass through a whole generator."""
+    """Return a function that runs a whole generator, with or without gradients."""
     torch.manual_seed(0)
     made = (PublishedGenerator if kind == "published" else Generator)(CONFIG).to(device)
     if kind == "compiled":
@@ -68,7 +68,7 @@ def generator(kind: str, mouth_px: int, device: str) -> Callable[[bool], None]:
 
 
 def seconds(runs: dict[str, Callable[[bool], None]], backward: bool, repeats: int, device: str) -> dict[str, float]:
-    """Median time of each, taken in turns so that a busy machine hurts both alike."""
+    """Return the median time of each, measured in turns so that a busy machine affects all alike."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():
@@ -76,13 +76,13 @@ def seconds(runs: dict[str, Callable[[bool], None]], backward: bool, repeats: in
             run(backward)
             if device != "cpu":
                 torch.cuda.synchronize()
-            if turn:  # the first warms up
+            if turn:  # the first turn is for warm-up
                 times[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def peak(kind: str, size: tuple[int, int], device: str) -> int:
-    """MiB of one forward and backward pass of a warp, in this process."""
+    """Return the MiB of one forward and backward pass of a warp, in this process."""
     run = warp(kind, size, device)
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -95,13 +95,13 @@ def peak(kind: str, size: tuple[int, int], device: str) -> int:
 
 
 def high_water() -> int:
-    """Peak resident memory of this process in KiB; `getrusage` would count that of the process it was forked from."""
+    """Return the peak resident memory of this process in KiB; `getrusage` would include the parent process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
-def peak_elsewhere(kind: str, size: tuple[int, int], device: str) -> int:
-    """The same, in a fresh process."""
+def peak_in_new_process(kind: str, size: tuple[int, int], device: str) -> int:
+    """Run `peak` in a new process."""
     code = f"from benchmarks.core_speed import peak; print(peak({kind!r}, {size!r}, {device!r}))"
     return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
@@ -130,7 +130,7 @@ def main() -> None:
     report: dict[str, object] = {"torch": torch.__version__, "threads": options.threads, "device": options.device}
     for size in WARP_SIZES:
         entry = compare(warp, ours, size, options.repeats, options.device)
-        peaks = {kind: peak_elsewhere(kind, size, options.device) for kind in ("published", "ours")}
+        peaks = {kind: peak_in_new_process(kind, size, options.device) for kind in ("published", "ours")}
         entry |= {f"memory MiB ({kind})": value for kind, value in peaks.items()}
         entry["memory ratio"] = round(peaks["ours"] / max(1, peaks["published"]), 3)
         report[f"warp {size[0]}x{size[1]}"] = entry

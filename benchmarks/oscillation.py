@@ -43,38 +43,52 @@ from lawdnet.types import TrainBatch, UInt8
 CPU = torch.device("cpu")
 EVERY = 3
 """Steps between two measurements."""
-PUBLISHED = ["sync_ramp=0", "sync_share=1", "grad_clip=0", "ema_decay=0", "clip_256.weights.gan=1",
-             "clip_256.weights.clip_gan=1"]  # fmt: skip
+PUBLISHED = [
+    "sync_ramp=0",
+    "sync_share=1",
+    "grad_clip=0",
+    "ema_decay=0",
+    "clip_96.weights.gan=1",
+    "clip_96.weights.clip_gan=1",
+]
 RECIPES = {"published": PUBLISHED, "published, our rate": PUBLISHED, "here": ["sync_ramp=50"]}
-SHOWN = {"published": ("published", "last"), "published, our rate": ("published, our rate", "last"),
-         "here": ("here", "last"), "here, running mean": ("here", "mean")}  # fmt: skip
-"""Curve → recipe, and which of its weights draw."""
+SHOWN = {
+    "published": ("published", "last"),
+    "published, our rate": ("published, our rate", "last"),
+    "here": ("here", "last"),
+    "here, running mean": ("here", "mean"),
+}
+"""Curve → recipe, and which of its weights generate."""
 PANEL = (560, 420)
 """Width and height, px."""
 LEFT, RIGHT, TOP, BOTTOM = 70, 16, 44, 44
 INK, GRID = (105, 85, 71), (240, 232, 226)
-COLOURS = {"published": (12, 65, 194), "published, our rate": (60, 170, 240), "here": (216, 78, 29),
-           "here, running mean": (61, 128, 21)}  # fmt: skip
+COLOURS = {
+    "published": (12, 65, 194),
+    "published, our rate": (60, 170, 240),
+    "here": (216, 78, 29),
+    "here, running mean": (61, 128, 21),
+}
 
 
 def batches(segments: Sequence[SegmentRef], spec: SampleSpec, width: int, seed: int) -> Iterator[TrainBatch]:
-    """Without end."""
+    """Yield batches without end."""
     for epoch in range(1_000_000):
         for work in plan_epoch(segments, spec, seed=seed, epoch=epoch, rank=0, world=1):
             yield from (to_batch(arrays, CPU) for arrays in draw_batches(work, spec, seed=seed, stored_width=width))
 
 
 def recipe(name: str, seed: int, sync: float) -> tuple[TrainConfig, Stage]:
-    """The small preset's clip stage at the size of its first one. The published recipe has its own weights of the two
-    discriminators; both have the preset's absolute errors where the published one has VGG19's features."""
-    config = make_config("small", settings=[f"seed={seed}", f"clip_256.weights.sync={sync}", *RECIPES[name]])
-    stage, first = config.stage("clip_256"), config.stage("frame_64")
+    """The small preset's clip stage at the size of its first stage. The published recipe has its own weights of the two
+    discriminators; both recipes use the preset's absolute errors in place of VGG19's features."""
+    config = make_config("small", settings=[f"seed={seed}", f"clip_96.weights.sync={sync}", *RECIPES[name]])
+    stage, first = config.stage("clip_96"), config.stage("frame_32")
     return config, replace(stage, mouth_px=first.mouth_px, lr=first.lr if name == "published" else stage.lr)
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Eight held-out clips for the curves, and all held-out people for the end."""
+class Evaluator:
+    """Measures on eight held-out clips for the curves, and on all held-out people at the end."""
 
     clips: TrainBatch
     segments: list[SegmentRef]
@@ -85,43 +99,52 @@ class Judge:
         """Squared distance of the sync network's score from 1, and the mean absolute error of the mouth."""
         assert step.syncnet
         assert self.clips.sync_audio_BC9 is not None
-        made_M3HW = step.generate(self.clips, network)
-        made_BN3HW = made_M3HW.unflatten(0, self.clips.source_BN3HW.shape[:2])
-        square = mouth_square(made_BN3HW, step.stage.mouth_px, step.syncnet.config.face_px)
+        generated_M3HW = step.generate(self.clips, network)
+        generated_BN3HW = generated_M3HW.unflatten(0, self.clips.source_BN3HW.shape[:2])
+        square = mouth_square(generated_BN3HW, step.stage.mouth_px, step.syncnet.config.face_px)
         sync = (step.syncnet(square, self.clips.sync_audio_BC9).mean((1, 2, 3)) - 1).square().mean()
-        return float(sync), float(mouth_l1(made_M3HW, self.clips.source_BN3HW.flatten(0, 1), 1 - step.keep_HW))
+        return float(sync), float(mouth_l1(generated_M3HW, self.clips.source_BN3HW.flatten(0, 1), 1 - step.keep_HW))
 
     def correlation(self, step: GanStep, network: torch.nn.Module) -> float:
-        """Of the mouth's opening with the truth's."""
-        sums = validation.validate(network, self.segments, mouth_px=step.stage.mouth_px, audio="mel",
-                                   stored_width=self.stored_width)  # fmt: skip
+        """Correlation of the mouth's opening with the truth's."""
+        sums = validation.validate(
+            network, self.segments, mouth_px=step.stage.mouth_px, audio="mel", stored_width=self.stored_width
+        )
         return validation.metrics(sums)["mouth_correlation"]
 
 
 def train(
     name: str, dataset: Dataset, run: Path, others: Dataset, *, seed: int, sync: float, steps: int
-) -> dict[str, Any]:  # fmt: skip
-    """The curves of one recipe by the weights that draw: `last`, and where there is one their running `mean`."""
+) -> dict[str, Any]:
+    """The curves of one recipe for its `last` weights, and for their running `mean` if there is one."""
     config, stage = recipe(name, seed, sync)
     spec = config.sample_spec(stage)
     torch.manual_seed(seed)
-    step = GanStep(config, stage, CPU, lambda network: network, audio_dim=dataset.feature_dim("mel"),
-                   syncnet=load_syncnet(find_checkpoint(run, "syncnet")))  # fmt: skip
-    checkpoint.start_from(find_checkpoint(run / "frame_64"), step)
+    step = GanStep(
+        config,
+        stage,
+        CPU,
+        lambda network: network,
+        audio_dim=dataset.feature_dim("mel"),
+        syncnet=load_syncnet(find_checkpoint(run, "syncnet")),
+    )
+    checkpoint.start_from(find_checkpoint(run / "frame_32"), step)
     held_out = others.segments("val")
     clips = next(batches(held_out, replace(spec, batch_size=8), others.crop_width, 1))
-    judge = Judge(clips, validation.plan(held_out), others.crop_width)
-    drawing = {"last": step.networks["generator"]} | ({"mean": step.judged} if step.ema else {})
-    curves: dict[str, dict[str, list[float]]] = {which: {"sync": [], "mouth": []} for which in drawing}
+    evaluate = Evaluator(clips, validation.plan(held_out), others.crop_width)
+    networks = {"last": step.networks["generator"]} | ({"mean": step.evaluated} if step.ema else {})
+    curves: dict[str, dict[str, list[float]]] = {which: {"sync": [], "mouth": []} for which in networks}
     stream = batches(dataset.segments("train"), spec, dataset.crop_width, seed)
     for number, batch in zip(range(steps), stream, strict=False):
         step(batch)
         if number % EVERY == 0:
-            for which, network in drawing.items():
-                for key, value in zip(("sync", "mouth"), judge(step, network), strict=True):
+            for which, network in networks.items():
+                for key, value in zip(("sync", "mouth"), evaluate(step, network), strict=True):
                     curves[which][key].append(value)
-    return {which: curves[which] | {"correlation": judge.correlation(step, network)}
-            for which, network in drawing.items()}  # fmt: skip
+    return {
+        which: curves[which] | {"correlation": evaluate.correlation(step, network)}
+        for which, network in networks.items()
+    }
 
 
 def summary(found: dict[str, Any]) -> dict[str, float]:
@@ -129,20 +152,20 @@ def summary(found: dict[str, Any]) -> dict[str, float]:
     figures = {"correlation": found["correlation"]}
     for key in ("sync", "mouth"):
         late = np.asarray(found[key][len(found[key]) // 2 :])
-        places = np.arange(len(late))
-        figures[f"{key}_oscillation"] = float((late - np.polyval(np.polyfit(places, late, 1), places)).std())
+        steps = np.arange(len(late))
+        figures[f"{key}_oscillation"] = float((late - np.polyval(np.polyfit(steps, late, 1), steps)).std())
         figures[f"{key}_worst"] = float(late.max())
         figures[f"{key}_level"] = float(late[-len(late) // 3 :].mean())
     return figures
 
 
-def draw(title: str, curves: dict[str, list[float]], top: float) -> UInt8:
+def plot(title: str, curves: dict[str, list[float]], top: float) -> UInt8:
     """One panel: sync loss over steps, up to `top`."""
     width, height = PANEL
     panel = np.full((height, width, 3), 255, np.uint8)
     steps = EVERY * (max(map(len, curves.values())) - 1)
 
-    def place(step: float, value: float) -> tuple[int, int]:
+    def point(step: float, value: float) -> tuple[int, int]:
         down = (height - BOTTOM) - min(value, top) / top * (height - BOTTOM - TOP)
         return round(LEFT + step / steps * (width - LEFT - RIGHT)), round(down)
 
@@ -151,15 +174,15 @@ def draw(title: str, curves: dict[str, list[float]], top: float) -> UInt8:
 
     for value in nice_ticks(0, top):
         if value <= top:
-            cv2.line(panel, place(0, value), place(steps, value), GRID, 1)
-            write(f"{value:.2g}", 20, place(0, value)[1] + 5)
+            cv2.line(panel, point(0, value), point(steps, value), GRID, 1)
+            write(f"{value:.2g}", 20, point(0, value)[1] + 5)
     for tick in nice_ticks(0, steps):
         if tick <= steps:
-            write(f"{tick:.0f}", place(tick, 0)[0] - 10, height - BOTTOM + 20)
+            write(f"{tick:.0f}", point(tick, 0)[0] - 10, height - BOTTOM + 20)
     write("step", width - RIGHT - 36, height - 8)
     write(title, LEFT, 24, size=0.55)
     for row, (label, curve) in enumerate(curves.items()):
-        points = np.array([place(EVERY * i, value) for i, value in enumerate(curve)], np.int32)
+        points = np.array([point(EVERY * i, value) for i, value in enumerate(curve)], np.int32)
         cv2.polylines(panel, [points], False, COLOURS[label], 2 if "mean" in label else 1, cv2.LINE_AA)
         write(label, width - 190, TOP + 18 + 20 * row, COLOURS[label], 0.5)
     return panel
@@ -169,18 +192,28 @@ def figure(results: dict[str, Any], seeds: Sequence[int], weights: Sequence[floa
     """A row of panels for each weight of the sync loss, a panel for each seed."""
     rows = []
     for weight in weights:
-        panels = [{label: results[f"{name} {weight:g} {seed}"][which]["sync"] for label, (name, which) in SHOWN.items()}
-                  for seed in seeds]  # fmt: skip
+        panels = [
+            {label: results[f"{name} {weight:g} {seed}"][which]["sync"] for label, (name, which) in SHOWN.items()}
+            for seed in seeds
+        ]
         top = float(max(max(curve[5:]) for panel in panels for curve in panel.values()))
-        rows.append(np.hstack([draw(f"held-out sync loss, weight {weight:g}, seed {seed}", panel, top)
-                               for seed, panel in zip(seeds, panels, strict=True)]))  # fmt: skip
+        rows.append(
+            np.hstack(
+                [
+                    plot(f"held-out sync loss, weight {weight:g}, seed {seed}", panel, top)
+                    for seed, panel in zip(seeds, panels, strict=True)
+                ]
+            )
+        )
     return np.vstack(rows)
 
 
 def table(results: dict[str, Any], seeds: Sequence[int], weights: Sequence[float]) -> str:
     """Means over the seeds as Markdown."""
-    rows = ["| sync weight | recipe | sync oscillation | sync loss | mouth oscillation | mouth error | correlation |",
-            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    rows = [
+        "| sync weight | recipe | sync oscillation | sync loss | mouth oscillation | mouth error | correlation |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for weight in weights:
         for label, (name, which) in SHOWN.items():
             found = [summary(results[f"{name} {weight:g} {seed}"][which]) for seed in seeds]
@@ -195,7 +228,7 @@ def main() -> None:
     """Trains by all recipes and writes the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("run", type=Path, help="with a finished syncnet and frame_64")
+    parser.add_argument("run", type=Path, help="with a finished syncnet and frame_32")
     parser.add_argument("held_out", type=Path, help="dataset of other people, marked val")
     parser.add_argument("--out", type=Path, default=Path())
     parser.add_argument("--steps", type=int, default=120)
@@ -211,12 +244,13 @@ def main() -> None:
         for seed in options.seeds:
             for name in RECIPES:
                 if (key := f"{name} {weight:g} {seed}") not in results:
-                    results[key] = train(name, dataset, options.run, others, seed=seed, sync=weight,
-                                         steps=options.steps)  # fmt: skip
+                    results[key] = train(
+                        name, dataset, options.run, others, seed=seed, sync=weight, steps=options.steps
+                    )
                     file.write_text(json.dumps(results), encoding="utf8")
                     print(key, {which: summary(found) for which, found in results[key].items()}, flush=True)
-    picture = figure(results, options.seeds, options.sync_weights)
-    (options.out / "oscillation.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+    image = figure(results, options.seeds, options.sync_weights)
+    (options.out / "oscillation.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
     print(table(results, options.seeds, options.sync_weights))
 
 

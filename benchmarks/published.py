@@ -1,9 +1,9 @@
-"""The published code's operations, in its order and with its tensors: what the speed of ours is measured against.
+"""The operations of the published code, in the same order and with the same tensors: the baseline for our speed.
 
-It mirrors `LocalAffineWarp` and `LawDNet` of `models/LawDNet.py` in iPaw-AI-LAB/LawDNet_2024, in words of our own: each
-key point's field is a tensor of its own, what a key point has once is repeated over its cells before it is used, the
-rotation is a 2×2 matrix per cell, the three-dimensional sampling reads its feature as one volume, and both warp layers
-are computed though only the last one's result is used. What the published network shares with ours is ours.
+It reimplements `LocalAffineWarp` and `LawDNet` of `models/LawDNet.py` in iPaw-AI-LAB/LawDNet_2024: each key point has a
+field tensor of its own, the values of a key point are repeated over its cells before use, the rotation is a 2×2 matrix
+per cell, the three-dimensional sampling reads its feature as one volume, and both warp layers are computed although
+only the result of the last one is used. The parts that are the same in both networks come from ours.
 
 Shape letters: B batch, N key points, C channels, G cells along a side of the coarse grid, H W feature map.
 """
@@ -22,11 +22,11 @@ from lawdnet.models.warp import cell_centres
 
 
 class PublishedWarp(nn.Module):
-    """The local affine warp; its parameters are named and shaped as those of `LocalAffineWarp`.
+    """The local affine warp; its parameters have the names and shapes of `LocalAffineWarp`.
 
     Args:
-        layout: `lawdnet2024` reads the averaged field scrambled, as the published code does; `correct` does not, for
-            the same work.
+        layout: `lawdnet2024` reads the averaged field scrambled, as the published code does; `correct` does not, and
+            takes as much work.
     """
 
     def __init__(
@@ -52,18 +52,18 @@ class PublishedWarp(nn.Module):
         radius_BNC1 = self.radius(code_BD).view(shape_BNC).sigmoid()
         similarity_BNC4 = self.similarity(code_BD).view(shape_BNC).tanh()
         field_BCGG2 = self._field(key_BNC2, radius_BNC1, similarity_BNC4)
-        # `lawdnet2024`: memory (C, G, G, 2) with the columns before the rows, read as (C, 2, G, G).
+        # `lawdnet2024`: (C, G, G, 2) with columns before rows in memory, read as (C, 2, G, G).
         order = (0, 1, 3, 2, 4) if self.layout == "lawdnet2024" else (0, 1, 4, 2, 3)
         planes = field_BCGG2.permute(order).contiguous().view(batch, 2 * channels, self.grid, self.grid)
         resized = F.interpolate(planes, (height, width), mode="bilinear", antialias=True)
-        place_BCHW2 = resized.view(batch, channels, 2, height, width).permute(0, 1, 3, 4, 2)
+        position_BCHW2 = resized.view(batch, channels, 2, height, width).permute(0, 1, 3, 4, 2)
         depth_C = torch.linspace(1 / channels - 1, 1 - 1 / channels, channels, device=feature_BCHW.device)
         depth_BCHW1 = depth_C.view(1, -1, 1, 1, 1).repeat(batch, 1, height, width, 1)
-        volume_B1CHW, grid_BCHW3 = feature_BCHW.unsqueeze(1), torch.cat((place_BCHW2, depth_BCHW1), -1)
+        volume_B1CHW, grid_BCHW3 = feature_BCHW.unsqueeze(1), torch.cat((position_BCHW2, depth_BCHW1), -1)
         return F.grid_sample(volume_B1CHW, grid_BCHW3, align_corners=False).squeeze(1)
 
     def _field(self, key_BNC2: Tensor, radius_BNC1: Tensor, similarity_BNC4: Tensor) -> Tensor:
-        """B×C×G×G×2: the place that each cell reads."""
+        """Return B×C×G×G×2: the position that each cell reads."""
         batch, points, channels, _ = key_BNC2.shape
         grid = self.grid
         cells_GG2 = cell_centres(grid, grid, key_BNC2).permute(1, 2, 0).contiguous()
@@ -80,12 +80,12 @@ class PublishedWarp(nn.Module):
         shift = over_cells(similarity_BNC4[..., 2:]) * effect
         matrix = torch.cat((turn.cos(), turn.sin(), -turn.sin(), turn.cos()), -1).view(*effect.shape[:-1], 2, 2)
         turned = offset.matmul(matrix.transpose(-1, -2))
-        place = factor * turned.squeeze(-2) + shift + key_BNC2.view(*per_point, 2)
-        return (place * F.softmax(effect, dim=1)).sum(1)
+        position = factor * turned.squeeze(-2) + shift + key_BNC2.view(*per_point, 2)
+        return (position * F.softmax(effect, dim=1)).sum(1)
 
 
 class PublishedGenerator(Generator):
-    """Two rounds of appearance and warp from the same reference feature; the first one's result is thrown away."""
+    """Runs appearance and warp twice from the same reference feature, and discards the first result."""
 
     def __init__(self, config: GeneratorConfig | None = None) -> None:
         super().__init__(config)

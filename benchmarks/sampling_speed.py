@@ -1,11 +1,11 @@
-"""Drawing a training sample from a segment against what the published loader does: imread and resize of six JPGs.
+"""Compare drawing a training sample from a segment with the published loader: imread and resize of six JPGs.
 
     python -m benchmarks.sampling_speed [--mouth 64] [--samples 32] [--frames 180]
 
-Both start from 832×640 crops of a drawn head with the same JPEG settings, and give six pictures at the size of the
-stage. `--samples` is what a stage draws from a segment per epoch and `--frames` the segment's length: the more samples
-and the fewer frames, the more often a decoded picture is used again. `decode ms` is six pictures decoded at reduced
-size and nothing else: what a sample costs of which every picture is new.
+Both start from 832×640 crops of a drawn head with the same JPEG settings, and return six images at the size of the
+stage. `--samples` is the number of samples that a stage draws from a segment per epoch, and `--frames` the length of
+the segment: with more samples and fewer frames, decoded images are reused more often. `decode ms` is the time to decode
+six images at reduced size and nothing else: the cost of a sample without reuse.
 """
 
 from __future__ import annotations
@@ -31,6 +31,24 @@ from lawdnet.video import decode
 WIDTH = 640
 
 
+def store(path: Path, jpegs: list[bytes]) -> SegmentRef:
+    """Write the frames as a segment without landmarks and features."""
+    frames = len(jpegs)
+    segment = Segment(
+        segment_id="head-0000",
+        video_id="head",
+        index=0,
+        start_frame=0,
+        split="train",
+        frames_jpeg=tuple(jpegs),
+        landmarks_T68x2=np.zeros((frames, 68, 2), np.float32),
+        matrix_T33=np.zeros((frames, 3, 3), np.float32),
+        features={"mel": np.zeros((frames, 320), np.float32)},
+    )
+    write_segments(path, iter([segment]))
+    return SegmentRef("head-0000", "head", "train", frames, str(path), 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mouth", type=int, default=64)
@@ -45,21 +63,10 @@ def main() -> None:
         write_talking_head(
             root / "head.mp4", identity=1, motion=2, speech=3, seconds=options.frames / 25, size=(832, WIDTH)
         )
-        jpegs = [encode_jpeg(picture, 95) for _, picture in decode(root / "head.mp4")][:frames]
+        jpegs = [encode_jpeg(image, 95) for _, image in decode(root / "head.mp4")][:frames]
         for number, data in enumerate(jpegs):
             (root / f"{number:04d}.jpg").write_bytes(data)
-        segment = Segment(
-            segment_id="head-0000",
-            video_id="head",
-            index=0,
-            start_frame=0,
-            split="train",
-            frames_jpeg=tuple(jpegs),
-            landmarks_T68x2=np.zeros((frames, 68, 2), np.float32),
-            matrix_T33=np.zeros((frames, 3, 3), np.float32),
-            features={"mel": np.zeros((frames, 320), np.float32)},
-        )
-        write_segments(root / "head.parquet", iter([segment]))
+        ref = store(root / "head.parquet", jpegs)
         spec = SampleSpec(
             mouth_px=options.mouth,
             num_frames=1,
@@ -68,7 +75,6 @@ def main() -> None:
             audio="mel",
             sync=None,
         )
-        ref = SegmentRef("head-0000", "head", "train", frames, str(root / "head.parquet"), 0)
         began = time.perf_counter()
         count = sum(1 for _ in draw_batches(Work(0, 0, 0, (ref,)), spec, seed=0, stored_width=WIDTH))
         ours = (time.perf_counter() - began) / count
@@ -76,8 +82,8 @@ def main() -> None:
         began = time.perf_counter()
         for _ in range(options.samples):
             for number in rng.integers(frames, size=6):
-                picture = cv2.imread(str(root / f"{number:04d}.jpg"))
-                cv2.resize(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), (width, height))
+                image = cv2.imread(str(root / f"{number:04d}.jpg"))
+                cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), (width, height))
         theirs = (time.perf_counter() - began) / options.samples
         began = time.perf_counter()
         for data in jpegs:

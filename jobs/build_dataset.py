@@ -120,21 +120,20 @@ def build_config(settings: Iterable[str], **options: Any) -> BuildConfig:
     import dataclasses
 
     from lawdnet.data.config import BuildConfig
+    from lawdnet.settings import convert, parse_setting, unknown_key
 
     defaults = {field.name: field.default for field in dataclasses.fields(BuildConfig) if field.name != "options"}
     nested: dict[str, dict[str, Any]] = {}
     for setting in settings:
-        key, sign, text = setting.partition("=")
-        key = key.strip()
-        if not sign:
-            raise ValueError(f"--set {setting!r}: write key=value")
+        key, value = parse_setting(setting)
         name, dot, option = key.partition(".")
         if dot:
-            nested.setdefault(name, {})[option] = _option(name, option, _value(key, text))
+            nested.setdefault(name, {})[option] = _option(name, option, value)
             continue
         if key not in defaults:
-            raise ValueError(f"--set: unknown key {key!r}; valid are {', '.join(defaults)}, and FEATURE.OPTION")
-        options[key] = _typed(key, _value(key, text), type(defaults[key]))
+            raise unknown_key(key, defaults, f"{', '.join(defaults)}, and FEATURE.OPTION")
+        wanted = type(defaults[key])
+        options[key] = convert(key, split(value) if wanted is tuple and isinstance(value, str) else value, wanted)
     return BuildConfig(**options, options=nested)
 
 
@@ -144,33 +143,12 @@ def _option(name: str, option: str, value: Any) -> Any:
     from lawdnet.landmarks.base import SOURCES, source_options
 
     if name not in (*EXTRACTORS, *SOURCES):
-        raise ValueError(f"--set {name}.{option}: no feature or landmark source {name!r}; there are "
+        raise ValueError(f"--set {name}.{option}: no feature or landmark source {name!r}; choose from "
                          f"{', '.join([*EXTRACTORS, *SOURCES])}")  # fmt: skip
     known = extractor_options(name) if name in EXTRACTORS else source_options(name)
     valid = [key for key in known if key not in ("weights_dir", "device")]
     if option not in valid:
         raise ValueError(f"--set {name}.{option}: valid are {', '.join(valid) or 'none'}")
-    return value
-
-
-def _value(key: str, text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"--set {key}: {text!r} is no YAML value; quotes around it make it text") from None
-
-
-def _typed(key: str, value: Any, wanted: type) -> Any:
-    if wanted is tuple and isinstance(value, str):
-        return split(value)
-    if wanted is tuple and isinstance(value, list):
-        return tuple(map(str, value))
-    if wanted is float and type(value) is int:
-        return float(value)
-    if type(value) is not wanted:
-        raise ValueError(f"--set {key}: {value!r} is no {wanted.__name__}")
     return value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -95,10 +95,10 @@ def find_network(path: Path) -> Path:
     from lawdnet.models.saved import find_checkpoint
 
     try:
-        return find_checkpoint(path)
+        return cast("Path", find_checkpoint(path))  # below a local path
     except ValueError as error:
         try:
-            return find_checkpoint(path, "syncnet")
+            return cast("Path", find_checkpoint(path, "syncnet"))
         except ValueError:
             raise error from None
 
@@ -145,10 +145,10 @@ def _measure_generator(
 
 def _missing(figures: Mapping[str, float]) -> list[str]:
     """Say which metrics of a generator were not measured, and what they need."""
-    from lawdnet.training.gates import MEASURES
+    from lawdnet.training.gates import VALIDATION_METRICS
 
     missing: dict[str, list[str]] = {}
-    for name, metric in MEASURES.items():
+    for name, metric in VALIDATION_METRICS.items():
         if metric.kind == "gan" and name not in figures:
             missing.setdefault(metric.needs, []).append(name)
     return [f"not measured: {', '.join(names)}; needs {needs}" for needs, names in missing.items()]
@@ -214,18 +214,21 @@ def _notes(meta: Mapping[str, Any], dataset: Dataset, refs: list[SegmentRef]) ->
 
 def table(content: Mapping[str, Any]) -> list[str]:
     """Return a line per metric with a column for each of ROWS; for a sync network its metrics and the offsets found."""
-    from lawdnet.training.gates import MEASURES
+    from lawdnet.training.gates import VALIDATION_METRICS
 
     figures = content["figures"]
     if content["kind"] == "syncnet":
-        rows = [(name, f"{figures[name]:8.4g}  {MEASURES[name].text}") for name in ("accuracy", "offset_within_one")]
+        rows = [
+            (name, f"{figures[name]:8.4g}  {VALIDATION_METRICS[name].text}")
+            for name in ("accuracy", "offset_within_one")
+        ]
         found = ", ".join(f"{offset:+d}: {number}" for offset, number in content["offsets"].items() if number)
         return console.columns([*rows, ("offsets", f"{found}  frames: segments; positive = the audio is late")])
     head = "".join(f"{name:>11}" for name in ROWS)
     rows = [("", head)]
-    for name in (name for name in MEASURES if name in figures):
+    for name in (name for name in VALIDATION_METRICS if name in figures):
         cells = (f"{figures[row + name]:11.4g}" if row + name in figures else f"{'–':>11}" for row in ROWS.values())
-        rows.append((name, f"{''.join(cells)}  {MEASURES[name].text}"))
+        rows.append((name, f"{''.join(cells)}  {VALIDATION_METRICS[name].text}"))
     return console.columns(rows)
 
 

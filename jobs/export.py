@@ -40,13 +40,13 @@ def export(
             raise ValueError(f"{out}: must be a file name that ends in .pth")
     import torch
 
-    from lawdnet.models.export import departures, to_legacy
+    from lawdnet.models.export import incompatibilities, to_legacy
     from lawdnet.models.export import options as legacy_options
     from lawdnet.models.saved import read_meta
     from lawdnet.storage import atomic
 
     folder = find_network(run)
-    problems = departures(folder)
+    problems = incompatibilities(folder)
     meta = read_meta(folder)
     if problems and not force:
         reasons = "; ".join(problems)

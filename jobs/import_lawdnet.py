@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs import console, options
 from jobs.inspect_dataset import describe, summary
+
+if TYPE_CHECKING:
+    from lawdnet.data.schema import VideoRow
 
 
 def import_lawdnet(
@@ -81,9 +84,9 @@ def _pair(text: str) -> tuple[str, str]:
     return old, new
 
 
-def _show(meter: console.Meter, row: dict[str, Any], done: int, total: int) -> None:
-    rejected = f"{row['path']}: {row['reason']}, {row['detail']}" if row["status"] != "accepted" else ""
-    meter.update(done, total, note=console.count(row["segments"], "segment"), event=rejected)
+def _show(meter: console.Meter, row: VideoRow, done: int, total: int) -> None:
+    rejected = "" if row.is_accepted else f"{row.path}: {row.reason}, {row.detail}"
+    meter.update(done, total, note=console.count(row.segments, "segment"), event=rejected)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -30,7 +31,7 @@ def report(
 
     folder = locate(run)
     page = locate(out) if out else folder / "report.html"
-    content = {"run": run, **run_report(folder, page), "report": str(page)}
+    content = {"run": run, **asdict(run_report(folder, page)), "report": str(page)}
     lines = [run, *console.columns([(name, _line(stage)) for name, stage in content["stages"].items()])]
     lines += [f"next: {text}" for text in content["advice"]]
     console.result(content, [*lines, f"report: {page}"], as_json)
@@ -38,7 +39,7 @@ def report(
 
 def _line(stage: dict[str, Any]) -> str:
     """Return a stage's state and its best metrics, without those that a mouth which ignores the audio could reach."""
-    from lawdnet.training.gates import MEASURES
+    from lawdnet.training.gates import VALIDATION_METRICS
 
     of = f"{stage['epochs']} of " if stage["of"] else ""
     parts = [stage["state"], of + console.count(stage["of"] or stage["epochs"], "epoch")]
@@ -47,7 +48,7 @@ def _line(stage: dict[str, Any]) -> str:
     parts += [
         f"best {name} {best['value']:.4g} (epoch {best['epoch']})"
         for name, best in stage["best"].items()
-        if MEASURES[name].needs_sound
+        if VALIDATION_METRICS[name].needs_audio
     ]
     parts += [console.count(len(stage["alarms"]), "alarm")] if stage["alarms"] else []
     return ", ".join(parts)

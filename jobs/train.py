@@ -57,7 +57,7 @@ def train(
     A step takes `batch_size` samples for each of the most workers that --workers allows. With fewer workers, each takes
     several batches, with the same result.
 
-    Example: `lawdnet train dataset --out run --preset small --stages syncnet,frame_64 --gate 'accuracy>=0.95'`
+    Example: `lawdnet train dataset --out run --preset small --stages syncnet,frame_32 --gate 'accuracy>=0.95'`
     """
     from lawdnet.storage import locate
 
@@ -84,9 +84,9 @@ def train(
         run = locate(out)
     check_gpu(gpu)
     seconds = _run(source, run, config, run_options)
-    outcome = _outcome(run, config)
-    content = {"run": out, "seconds": round(seconds, 3), "stages": outcome}
-    lines = [f"trained {out} in {console.duration(seconds)}", *_lines(outcome)]
+    result = _results(run, config)
+    content = {"run": out, "seconds": round(seconds, 3), "stages": result}
+    lines = [f"trained {out} in {console.duration(seconds)}", *_lines(result)]
     if any(stage.kind == "gan" for stage in config.stages):
         lines.append(f"next: lawdnet infer {out} --video V --audio A --out O.mp4")
     console.result(content, lines, as_json)
@@ -139,13 +139,13 @@ class Watch:
         self.meter.update(done, self.total, note=f"{row['steps_per_second']:.1f} steps/s", event=text)
 
 
-def _outcome(run: Location, config: TrainConfig) -> dict[str, dict[str, Any]]:
-    from lawdnet.training.checkpoint_store import CheckpointStore, metrics_of, place_of
+def _results(run: Location, config: TrainConfig) -> dict[str, dict[str, Any]]:
+    from lawdnet.training.checkpoint_store import CheckpointStore, metrics_of, position_of
 
     newest = {stage.name: CheckpointStore(run / stage.name).complete()[-1] for stage in config.stages}
     return {
         name: {
-            "epochs": place_of(folder)[0],
+            "epochs": position_of(folder).epoch,
             "checkpoint": str(folder),
             "loss": _last_loss(run / name),
             "validation": metrics_of(folder),

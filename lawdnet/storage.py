@@ -289,7 +289,8 @@ def scan(folder: Location, suffixes: Collection[str]) -> dict[str, str]:
 def _scan_local(root: Path, suffixes: Collection[str]) -> Iterator[tuple[str, str]]:
     seen = {_identity(parent) for parent in root.resolve().parents}
     start = len(os.path.join(root, ""))
-    folders, links = [str(root)], list[str]()
+    folders = [str(root)]
+    links: list[str] = []
     while folders or links:
         # links last and by name, so that what they add does not depend on the order in which a folder lists its entries
         folder = folders.pop() if folders else heapq.heappop(links)

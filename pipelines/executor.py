@@ -25,7 +25,7 @@ R = TypeVar("R", bound=TaskRecord)
 
 
 class Execute(Protocol):
-    """Where the work is done: on Ray (`map_items`), or in this process (`map_in_process`)."""
+    """Where the work is done: on Ray (`map_items`); tests do it in their own process."""
 
     def __call__(
         self, task: type[Task[I, R]], job: Job, items: Sequence[I], *, name: str, gpu: float
@@ -91,15 +91,6 @@ def _lost(task: type[Task[I, R]], job: Job, item: I, store: RecordStore[R]) -> R
     store.write(item.key, record)
     task.count(record)
     return record
-
-
-def map_in_process(
-    task: type[Task[I, R]], job: Job, items: Sequence[I], *, name: str, gpu: float
-) -> Generator[tuple[str, R], None, None]:
-    """Do the work in this process, without Ray; an item that kills its process is not survived."""
-    runner = TaskRunner(task, job)
-    for batch in task.batches(items, workers=1):
-        yield from ((item.key, record) for item, record in runner(batch))
 
 
 def map_items(

@@ -9,10 +9,13 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
 
+from lawdnet.synthetic import write_talking_head
+from tests.support.drawn_clip import SECONDS
 from tests.support.s3_server import SOCKET, S3Server
 
 # a local cluster asks for a token where some earlier Ray has left one in the user's home
@@ -39,6 +42,14 @@ def ray_session() -> Iterator[None]:
     with resources.cluster(num_cpus=2):
         assert ray.is_initialized()
         yield
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good video of 75 frames with its CSV."""
+    path = tmp_path_factory.mktemp("drawn") / "good.mp4"
+    write_talking_head(path, identity=1, motion=2, speech=3, seconds=SECONDS, size=(160, 128))
+    return path
 
 
 @pytest.fixture(scope="session")

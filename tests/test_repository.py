@@ -19,7 +19,8 @@ APACHE_2_SHA256 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523
 NOT_ON_PYPI = "pip install 'lawdnet["
 """The package is not on PyPI, so an extra is installed from a checkout."""
 
-TEXTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "Makefile", "cluster.yaml", "docs", "jobs"]
+TEXTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "Makefile", "cluster.yaml"]
+TEXTS += ["docs", "jobs", "lawdnet", "pipelines"]
 SUFFIXES = {".md", ".py", ".yaml", ".json", ""}
 
 

@@ -1,1 +1,1 @@
-"""From one video to stored segments, and from stored segments to training samples."""
+"""Datasets: from a video to stored segments, and from stored segments to training samples."""

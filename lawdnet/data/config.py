@@ -1,4 +1,4 @@
-"""What decides the content of a dataset, and how much of it a change leaves standing."""
+"""The settings that determine the content of a dataset, and how much of it survives a change."""
 
 from __future__ import annotations
 
@@ -21,60 +21,61 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """Every choice that changes a dataset. Two builds with equal ones give the same rows.
+    """Every setting that changes a dataset. Two builds with equal settings give the same rows.
 
     A dataset can be built again with other `features`, `where` and `val_fraction`: only what is missing is computed.
-    Another value of any other field means other pictures, so it needs a folder of its own.
+    Any other field changes the stored images, so another value needs another folder.
     """
 
     landmarks: str = "auto"
-    """A landmark source by name, or `auto`: the CSV beside the video, else a source whose weights are there."""
+    """A landmark source by name, or `auto`: the CSV beside the video, else a source whose weights are available."""
     face: str = "largest"
-    """Whose face: `largest`, `all` (segments of everyone), `sync` (at any time the one who speaks; needs a sync
-    network), or a number: 0 is the largest."""
+    """Which face: `largest`; `all` (segments of every face); `sync` (at any time the face that speaks; needs a sync
+    network); or a number, 0 being the largest."""
     features: tuple[str, ...] = ("mel",)
-    """Audio extractors by name; all are stored."""
+    """Audio extractors by name; the rows of each are stored."""
     crop_width: int = 320
-    """Width of a stored crop in px; the height is 1.3 times that."""
+    """Width of a stored crop in px, a multiple of 20; the height is 1.3 times that."""
     jpeg_quality: int = 95
     shot_threshold: float = 3.0
-    """How far a cut must stand out from the motion around it; 0 takes every video as one shot."""
+    """How much stronger than the motion around it a cut must be; 0 treats every video as one shot."""
     smoothing: float = SMOOTHING
-    """Standard deviation in frames of the smoothing that steadies the crop; 0 is none."""
+    """Standard deviation, in frames, of the Gaussian that smooths the crop's position; 0 turns it off."""
     max_gap: int = MAX_GAP
-    """Frames without a face that are bridged by interpolation; longer gaps end a segment."""
+    """Longest gap without a face, in frames, that is interpolated; a longer gap ends a segment."""
     landmark_tolerance: int = 1
-    """Landmark rows that may be missing or too many at the end; OpenFace often loses the last frame."""
+    """Number of landmark rows that may be missing or extra at the end; OpenFace often drops the last frame."""
     min_clips: int = MIN_CLIPS
     max_clips: int = MAX_CLIPS
     where: tuple[str, ...] = ("scale_change<=1.5",)
-    """Rules that a segment's scores must meet to be part of the dataset; all that is measured stays stored."""
+    """Rules that a segment must meet to be in the dataset; segments that do not are still stored."""
     val_fraction: float = 0.05
-    """Share of the *videos* kept for validation."""
+    """Share of the *videos*, not segments, that are held out for validation, in [0, 1)."""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of extractors and landmark sources: name → option → value."""
 
     def __post_init__(self) -> None:
         if self.crop_width % 20:
-            raise ValueError(f"crop_width: {self.crop_width} is no multiple of 20, so 1.3 × it is no even number")
+            raise ValueError(f"crop_width: {self.crop_width} must be a multiple of 20, so that the height is even")
         if self.landmarks not in ("auto", *SOURCES):
-            raise ValueError(f"landmarks: unknown {self.landmarks!r}; there are auto, {', '.join(SOURCES)}")
+            raise ValueError(f"landmarks: unknown {self.landmarks!r}; choose from auto, {', '.join(SOURCES)}")
         if not self.features:
             raise ValueError(f"features: name at least one of {', '.join(EXTRACTORS)}")
         for name in self.features:
             if name not in EXTRACTORS:
-                raise ValueError(f"features: unknown {name!r}; there are {', '.join(EXTRACTORS)}")
+                raise ValueError(f"features: unknown {name!r}; choose from {', '.join(EXTRACTORS)}")
         if len(set(self.features)) < len(self.features):
-            raise ValueError(f"features: {', '.join(self.features)} names one twice")
+            raise ValueError(f"features: {', '.join(self.features)} contains a name twice")
         if not MIN_CLIPS <= self.min_clips <= self.max_clips <= MAX_CLIPS:
-            raise ValueError(f"min_clips, max_clips: need {MIN_CLIPS} ≤ min ≤ max ≤ {MAX_CLIPS}")
+            limits = f"{MIN_CLIPS} ≤ min_clips ≤ max_clips ≤ {MAX_CLIPS}"
+            raise ValueError(f"min_clips, max_clips: {self.min_clips}, {self.max_clips}; must satisfy {limits}")
         if not 0 <= self.val_fraction < 1:
-            raise ValueError(f"val_fraction: {self.val_fraction} is not in [0, 1)")
+            raise ValueError(f"val_fraction: {self.val_fraction} must be in [0, 1)")
         if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality: {self.jpeg_quality} is not in 1 … 100")
+            raise ValueError(f"jpeg_quality: {self.jpeg_quality} must be in 1 … 100")
         for name in ("shot_threshold", "smoothing", "max_gap", "landmark_tolerance"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is negative")
+                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
         face_rank(self.face)
         for rule in self.where:
             parse_rule(rule)
@@ -90,23 +91,23 @@ class BuildConfig:
         return self.max_clips * CLIP_FRAMES
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return the settings as plain values for JSON."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values |= {name: list(values[name]) for name in ("features", "where")}
         return values | {"options": {name: dict(options) for name, options in self.options.items()}}
 
     def structure(self) -> dict[str, Any]:
-        """What decides which pictures are stored: the fields that a dataset keeps for life."""
+        """Return the settings that a dataset keeps for life: those that change the stored images."""
         values = self.to_dict()
         for name in ("features", "where", "val_fraction"):
             del values[name]
         return values | {"options": {name: found for name, found in values["options"].items() if name in SOURCES}}
 
     def hash(self) -> str:
-        """16 hex digits that change with every field and with the format."""
+        """Hash of all settings and the format version, 16 hex digits."""
         return digest({"format": FORMAT_VERSION, **self.to_dict()})
 
 
 def digest(content: Any) -> str:
-    """16 hex digits of plain values."""
+    """Hash of plain values, 16 hex digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -12,9 +12,9 @@ import pyarrow as pa
 from lawdnet.data.config import BuildConfig, digest
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset, index_schema, manifest, write_index, write_videos
 from lawdnet.data.records import VideoRecord, read_records, video_records
-from lawdnet.data.rules import SCORES, Step, apply_rules, parse_rule
+from lawdnet.data.rules import SCORES, FunnelStep, apply_rules, parse_rule
 from lawdnet.data.schema import SCORE, rewrite_segments, with_columns
-from lawdnet.data.segments import split_draw
+from lawdnet.data.segments import split_videos
 from lawdnet.data.speakers import keep_speakers
 from lawdnet.storage import Location, atomic, is_remote, local_copy, remove_temporaries, write_json
 from lawdnet.tasks.records import Refusal
@@ -37,7 +37,7 @@ def finalize(root: Location, config: BuildConfig, extractors: Mapping[str, Mappi
     accepted = {key: record for key, record in records.items() if record.is_accepted}
     _split(root, accepted, config.val_fraction)
     index, funnel = choose(index_of(root, accepted), config)
-    videos = [record.columns() for record in after_rules(list(records.values()), index)]
+    videos = [record.row().columns() for record in after_rules(list(records.values()), index)]
     if not is_remote(root):
         (root / SEGMENTS).mkdir(parents=True, exist_ok=True)
     write_index(root, index)
@@ -94,10 +94,10 @@ def _index_rows(record: VideoRecord) -> Iterator[dict[str, Any]]:
         yield {**video, **asdict(row), **{SCORE + name: value for name, value in row.scores.items()}}
 
 
-def choose(index: pa.Table, config: BuildConfig) -> tuple[pa.Table, list[Step]]:
+def choose(index: pa.Table, config: BuildConfig) -> tuple[pa.Table, list[FunnelStep]]:
     """The index with `dropped` filled by the configuration's rules, and the funnel."""
     if not len(index):
-        return index, [Step("", 0, 0)]
+        return index, [FunnelStep("", 0, 0)]
     index, funnel = apply_rules(index, [parse_rule(rule) for rule in config.where])
     if config.face == "sync":
         index, step = keep_speakers(index)
@@ -141,18 +141,8 @@ def _reject_duplicates(root: Location, records: Mapping[str, VideoRecord]) -> No
 
 
 def _split(root: Location, accepted: Mapping[str, VideoRecord], val_fraction: float) -> None:
-    """Put every video on its side; segment files that say otherwise are written again.
-
-    Of a handful of videos chance may hold out none, or all: then the one with the smallest draw changes sides. A single
-    video is there to train on.
-    """
-    draws = {key: split_draw(record.sha256) for key, record in accepted.items()}
-    sides = {key: "val" if draw < val_fraction else "train" for key, draw in draws.items()}
-    if val_fraction and len(sides) > 1 and len(set(sides.values())) == 1:
-        smallest = min(draws, key=lambda key: draws[key])
-        sides[smallest] = "train" if sides[smallest] == "val" else "val"
-    if len(sides) == 1:
-        sides = dict.fromkeys(sides, "train")
+    """Put every video on its side; segment files that say otherwise are written again."""
+    sides = split_videos({key: record.sha256 for key, record in accepted.items()}, val_fraction)
     for key, record in accepted.items():
         if record.split != sides[key]:
             record.split = sides[key]

@@ -1,4 +1,4 @@
-"""The data of LawDNet 2024 and DINet as a dataset: `training_json.json`, JPG crops and DeepSpeech rows.
+"""Reading the data of LawDNet 2024 and DINet: `training_json.json`, JPG crops and DeepSpeech rows.
 
 The published layout (`generate_training_json` of iPaw-AI-LAB/LawDNet_2024 and MRzzm/DINet):
 
@@ -6,11 +6,11 @@ The published layout (`generate_training_json` of iPaw-AI-LAB/LawDNet_2024 and M
                                           {"frame_name_list", "frame_path_list": 9 names, "deep_speech_list": 9 × C}
     split_video_25fps_crop_face/VIDEO/CLIP/FRAME.jpg     crops; FRAME is the number on the 25 fps clock
     split_video_25fps_deepspeech/VIDEO_deepspeech.txt    `numpy.savetxt` of one row per frame
-    split_video_25fps/VIDEO.mp4                          the source, which need not be there
+    split_video_25fps/VIDEO.mp4                          the source, which may be missing
 
-What it does not tell is stored as unknown: landmarks are NaN, and a matrix leads from the published JPG to the crop.
+What was not published is stored as unknown: landmarks are NaN, and a matrix leads from the published JPG to the crop.
 
-Shape letters: T frames, C feature dimension, H W picture.
+Shape letters: T frames, C feature dimension, H W image.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ import numpy as np
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.segments import cut, encode_jpeg
 from lawdnet.face.geometry import crop_height
-from lawdnet.face.points import CROP_RATIO
 from lawdnet.storage import sha256 as file_sha256
 from lawdnet.types import CLIP_FRAMES, NUM_LANDMARKS, Float32, Rejected, RejectReason, Segment
 
@@ -40,21 +39,21 @@ FEATURE_FILES = {
     "deepspeech": ("split_video_25fps_deepspeech", "_deepspeech.txt"),
     "deepspeech2": ("split_video_25fps_deepspeech", "_deepspeech_dp2.txt"),
 }
-"""Feature → folder beside the JSON and end of the name of a video's text file."""
+"""Feature → folder beside the JSON, and end of the name of a video's text file."""
 ASPECT_TOLERANCE = 0.03
-"""By how much height / width may stray from 1.3; whole pixels make DINet's crops stray by 1 %."""
+"""Relative deviation of height / width from 1.3 that is accepted; rounding to whole px makes DINet's deviate by 1 %."""
 MAX_FRAME = 2**31
 READ_CHARS = 1 << 20
 
 Roots = Sequence[tuple[str, str]]
-"""Beginnings of paths in the JSON, and what stands in their place here."""
+"""Beginnings of paths in the JSON, and what replaces them on this machine."""
 
 
 def read_videos(path: Path) -> Iterator[tuple[str, Any]]:
-    """(name, entry) of every video in a training JSON, one in memory at a time: these files reach many gigabytes.
+    """Yield (name, entry) of every video in a training JSON, one in memory at a time: these files reach many gigabytes.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: the file is not a JSON object.
     """
     with path.open(encoding="utf8", errors="surrogateescape") as file:
         stream = _JsonStream(file)
@@ -67,15 +66,21 @@ def read_videos(path: Path) -> Iterator[tuple[str, Any]]:
                 yield str(name), stream.value()
                 sign = stream.expect(",}")
         except (ValueError, RecursionError) as error:
-            text = "nested too deeply" if isinstance(error, RecursionError) else error
-            raise ValueError(f"{path}: no training JSON of LawDNet 2024 or DINet ({text})") from None
+            why = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise ValueError(f"{path}: not a training JSON of LawDNet 2024 or DINet ({why})") from None
 
 
 class _JsonStream:
-    """Whole values out of a JSON text that is read piece by piece."""
+    """A JSON text that is read piece by piece, and gives whole values.
+
+    ijson cannot take its place: NaN, which Python writes for a damaged feature, and text that is not UTF-8 would end
+    the import instead of rejecting one video, and deep nesting takes memory quadratically (1 GB for 20 kB).
+    """
 
     def __init__(self, file: IO[str]) -> None:
-        self.file, self.text, self.decoder = file, "", json.JSONDecoder()
+        self.file = file
+        self.text = ""
+        self.decoder = json.JSONDecoder()
 
     def _more(self) -> bool:
         piece = self.file.read(max(READ_CHARS, len(self.text)))  # doubling: a value is tried a few times at most
@@ -83,14 +88,14 @@ class _JsonStream:
         return bool(piece)
 
     def peek(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """Return the next character that is not a space; empty at the end."""
         self.text = self.text.lstrip()
         while not self.text and self._more():
             self.text = self.text.lstrip()
         return self.text[:1]
 
     def expect(self, signs: str) -> str:
-        """Takes one of these characters."""
+        """Take one of these characters, and return it."""
         sign = self.peek()
         if not sign or sign not in signs:
             raise ValueError(f"found {sign or 'the end of the file'} instead of {' or '.join(signs)}")
@@ -98,7 +103,7 @@ class _JsonStream:
         return sign
 
     def value(self) -> Any:
-        """Takes one value."""
+        """Take one value, and return it."""
         self.peek()
         while True:
             try:
@@ -113,7 +118,7 @@ class _JsonStream:
 
 @dataclass(frozen=True)
 class Clip:
-    """Nine frames of a published dataset."""
+    """Nine consecutive frames of a published dataset."""
 
     start: int
     """Number of the first frame."""
@@ -122,25 +127,25 @@ class Clip:
 
 
 def read_clips(name: str, entry: Any, folder: Path, feature: str, roots: Roots = ()) -> list[Clip]:
-    """The clips of a video, by their first frame.
+    """Return the clips of a video, sorted by their first frame.
 
     Args:
-        name: of the video.
-        entry: its value in the JSON.
-        folder: of the JSON.
-        feature: what the rows are; where the JSON lacks them they come from the video's text file.
-        roots: replaced beginnings of paths; without one that fits, the crops are looked for beside the JSON, then
-            where the JSON says.
+        name: the name of the video.
+        entry: the value of the video in the JSON.
+        folder: the folder of the JSON.
+        feature: the feature in the rows; rows that the JSON lacks come from the video's text file.
+        roots: replaced beginnings of paths; if none fits, the crops are looked for beside the JSON, then where the
+            JSON says.
 
     Raises:
-        Rejected: DAMAGED or FEATURE_LENGTH, where the entry is not of the published form.
+        Rejected: DAMAGED or FEATURE_LENGTH if the entry does not have the published form.
     """
     try:
         clips = entry["clip_data_list"]
         parts = [(clip["frame_path_list"], clip.get("frame_name_list"), clip.get("deep_speech_list")) for clip in clips]
     except (KeyError, TypeError, AttributeError) as error:
         raise Rejected(
-            RejectReason.DAMAGED, f"its entry in the JSON is not of the published form ({error!r})"
+            RejectReason.DAMAGED, f"its entry in the JSON does not have the published form ({error!r})"
         ) from error
     texts = _load_text(name, folder, feature) if any(not _is_whole(rows) for _, _, rows in parts) else None
     found = []
@@ -151,22 +156,22 @@ def read_clips(name: str, entry: Any, folder: Path, feature: str, roots: Roots =
         found.append(Clip(start, _located(paths, names, folder, roots), _rows(number, rows, start)))
     found.sort(key=lambda clip: clip.start)
     if any(a.start + CLIP_FRAMES > b.start for a, b in pairwise(found)):
-        raise Rejected(RejectReason.DAMAGED, "two clips hold the same frame")
+        raise Rejected(RejectReason.DAMAGED, "two clips contain the same frame")
     if len({clip.rows_9xC.shape for clip in found}) > 1:
-        raise Rejected(RejectReason.FEATURE_LENGTH, "feature rows of different lengths")
+        raise Rejected(RejectReason.FEATURE_LENGTH, "the feature rows differ in length")
     return found
 
 
 def _first_frame(number: int, paths: Any) -> int:
-    """The first of nine numbers in a row, from the names of a clip's files."""
+    """Return the first of nine consecutive frame numbers, from the names of a clip's files."""
     try:
         frames = [int(str(path).replace("\\", "/").rsplit("/", 1)[-1].partition(".")[0]) for path in paths]
     except (TypeError, ValueError):
         frames = []
     if len(frames) != CLIP_FRAMES or frames != list(range(frames[0], frames[0] + CLIP_FRAMES)) or frames[0] < 0:
-        raise Rejected(RejectReason.DAMAGED, f"clip {number}: not nine numbered frames in a row")
+        raise Rejected(RejectReason.DAMAGED, f"clip {number}: not nine consecutive frame numbers")
     if frames[0] > MAX_FRAME:
-        raise Rejected(RejectReason.DAMAGED, f"clip {number}: no video has as many as {frames[0]} frames")
+        raise Rejected(RejectReason.DAMAGED, f"clip {number}: the frame number {frames[0]} is too large")
     return frames[0]
 
 
@@ -175,13 +180,13 @@ def _is_whole(rows: Any) -> bool:
 
 
 def _rows(number: int, rows: Any, start: int) -> Float32:
-    """Nine finite feature rows."""
+    """Return nine feature rows, all finite."""
     try:
         rows_9xC = np.array(rows, np.float32)
     except (TypeError, ValueError):
         rows_9xC = np.empty(0, np.float32)
     if rows_9xC.ndim != 2 or len(rows_9xC) != CLIP_FRAMES or not rows_9xC.shape[1]:
-        detail = f"clip {number} (frame {start}): not {CLIP_FRAMES} feature rows of one length"
+        detail = f"clip {number} (frame {start}): not {CLIP_FRAMES} feature rows of equal length"
         raise Rejected(RejectReason.FEATURE_LENGTH, detail)
     if not np.isfinite(rows_9xC).all():
         raise Rejected(RejectReason.DAMAGED, f"clip {number} (frame {start}): a feature is not finite")
@@ -189,7 +194,7 @@ def _rows(number: int, rows: Any, start: int) -> Float32:
 
 
 def _load_text(name: str, folder: Path, feature: str) -> Float32 | None:
-    """A row per frame from the video's text file; None where there is none."""
+    """Return a row per frame from the video's text file; None if there is none."""
     if feature not in FEATURE_FILES:
         return None
     inside, suffix = FEATURE_FILES[feature]
@@ -199,35 +204,45 @@ def _load_text(name: str, folder: Path, feature: str) -> Float32 | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise Rejected(RejectReason.FEATURE_LENGTH, f"{path.name}: no rows of numbers") from error
+        raise Rejected(RejectReason.FEATURE_LENGTH, f"{path.name}: not rows of numbers") from error
 
 
 def _located(paths: Sequence[Any], names: Any, folder: Path, roots: Roots) -> tuple[Path, ...]:
-    """Where a clip's files are on this machine."""
+    """Return the paths of a clip's files on this machine."""
     written = [str(path).replace("\\", "/") for path in paths]  # some were made on Windows
     for old, new in roots:
         if written[0].startswith(old.rstrip("/\\").replace("\\", "/") + "/"):
             return tuple(Path(new, path[len(old.rstrip("/\\")) + 1 :]) for path in written)
     tails = names if isinstance(names, list) and len(names) == len(paths) else written
     beside = tuple(folder.joinpath(CROPS, *str(tail).replace("\\", "/").split("/")[-3:]) for tail in tails)
-    there = tuple(Path(path) for path in written)
-    return there if not beside[0].parent.is_dir() and there[0].parent.is_dir() else beside
+    as_written = tuple(Path(path) for path in written)
+    return as_written if not beside[0].parent.is_dir() and as_written[0].parent.is_dir() else beside
 
 
-def identity(name: str, folder: Path, clips: Sequence[Clip]) -> dict[str, Any]:
-    """`path`, `bytes` and `sha256` of a video: of its source where that is there, else of its rows and crops.
+@dataclass(frozen=True)
+class Identity:
+    """What a video is known by."""
+
+    path: str
+    """Relative to the folder of the JSON."""
+    bytes: int
+    sha256: str
+
+
+def identify(name: str, folder: Path, clips: Sequence[Clip]) -> Identity:
+    """Return the identity of a video: that of its source if available, else that of its rows and crops.
 
     Raises:
-        Rejected: UNREADABLE, where a crop is missing.
+        Rejected: UNREADABLE if a crop is missing.
     """
     source = folder / SOURCES / f"{name}.mp4"
     if source.is_file():
-        return {"path": f"{SOURCES}/{name}.mp4", "bytes": source.stat().st_size, "sha256": file_sha256(source)}
+        return Identity(f"{SOURCES}/{name}.mp4", source.stat().st_size, file_sha256(source))
     sizes = [_size(path) for clip in clips for path in clip.paths]
     digest = hashlib.sha256(np.array(sizes, "<i8").tobytes())
     for clip in clips:
         digest.update(clip.rows_9xC.astype("<f4").tobytes())
-    return {"path": f"{CROPS}/{name}", "bytes": sum(sizes), "sha256": digest.hexdigest()}
+    return Identity(f"{CROPS}/{name}", sum(sizes), digest.hexdigest())
 
 
 def _size(path: Path) -> int:
@@ -239,12 +254,12 @@ def _size(path: Path) -> int:
 
 def _missing(path: Path, error: OSError | ValueError) -> Rejected:
     why = error.strerror if isinstance(error, OSError) else error
-    text = f"{path}: {why}; where the crops have moved, name both places with --root OLD=NEW"
+    text = f"{path}: {why}; if the crops were moved, give both folders with --root OLD=NEW"
     return Rejected(RejectReason.UNREADABLE, text)
 
 
 def runs(clips: Sequence[Clip], config: BuildConfig) -> Iterator[list[Clip]]:
-    """The clips of each segment: those that follow one another without a gap, 6 to 32 of them."""
+    """Yield the clips of each segment: 6 to 32 that follow one another without a gap."""
     row: list[Clip] = []
     for clip in [*clips, None]:
         if clip and row and clip.start == row[-1].start + CLIP_FRAMES:
@@ -259,17 +274,17 @@ def runs(clips: Sequence[Clip], config: BuildConfig) -> Iterator[list[Clip]]:
 def video_segments(
     clips: Sequence[Clip], *, name: str, split: str, config: BuildConfig, pool: ThreadPoolExecutor
 ) -> Iterator[Segment]:
-    """Draws the segments of one video, in order.
+    """Make the segments of one video, in order.
 
     Args:
-        clips: by their first frame.
+        clips: sorted by their first frame.
         name: the video id.
-        config: names the one feature, the crop's width and the limits of a segment.
-        pool: decodes and resizes.
+        config: gives the feature, the crop's width and the limits of a segment.
+        pool: decodes and resizes the crops.
 
     Raises:
-        Rejected: UNREADABLE, or DAMAGED for a crop that cannot be used, TOO_SHORT where fewer
-            than six clips follow one another.
+        Rejected: UNREADABLE or DAMAGED for a crop that cannot be used, TOO_SHORT if fewer than six clips follow one
+            another.
     """
     index = -1
     for index, row in enumerate(runs(clips, config)):
@@ -291,30 +306,30 @@ def video_segments(
 
 
 def read_crop(path: Path, config: BuildConfig) -> tuple[bytes, Float32]:
-    """A published crop as a stored one, and the matrix from the one's px to the other's.
+    """Return a published crop as a stored one, and the matrix from px of the former to px of the latter.
 
-    A JPG that has the stored size stays as it is, byte for byte.
+    A JPG that has the stored size already is kept, byte for byte.
 
     Raises:
-        Rejected: UNREADABLE (not there), DAMAGED (cut off, no picture, or not 1.3 times as high as wide).
+        Rejected: UNREADABLE (missing), DAMAGED (truncated, not an image, or not 1.3 times as high as wide).
     """
     try:
         data = path.read_bytes()
     except (OSError, ValueError) as error:  # a name may hold what no file can
         raise _missing(path, error) from error
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    if picture is None:
-        raise Rejected(RejectReason.DAMAGED, f"{path}: no whole JPG")
-    (height, width), (to_height, to_width) = picture.shape[:2], (crop_height(config.crop_width), config.crop_width)
-    if abs(height / width / CROP_RATIO - 1) > ASPECT_TOLERANCE:
-        raise Rejected(RejectReason.DAMAGED, f"{path}: {height}×{width} px, a crop is 1.3 times as high as wide")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if image is None:
+        raise Rejected(RejectReason.DAMAGED, f"{path}: not a complete JPG")
+    (height, width), (to_height, to_width) = image.shape[:2], (crop_height(config.crop_width), config.crop_width)
+    if abs(height / width / 1.3 - 1) > ASPECT_TOLERANCE:
+        raise Rejected(RejectReason.DAMAGED, f"{path}: {height}×{width} px, a crop must be 1.3 times as high as wide")
     if (height, width) != (to_height, to_width):
-        way = cv2.INTER_AREA if width > to_width else cv2.INTER_LINEAR
-        resized = cv2.resize(picture, (to_width, to_height), interpolation=way)
+        method = cv2.INTER_AREA if width > to_width else cv2.INTER_LINEAR
+        resized = cv2.resize(image, (to_width, to_height), interpolation=method)
         data = encode_jpeg(cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), config.jpeg_quality)
     return data, _scale_matrix(to_width / width, to_height / height)
 
 
 def _scale_matrix(x: float, y: float) -> Float32:
-    """Of a resize; centres of pixels are integers, so the corner at -0.5 stays where it is."""
+    """Return the matrix of a resize. Pixel centres are integers, so the corner at -0.5 stays where it is."""
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]], np.float32)

@@ -1,11 +1,11 @@
-"""A dataset as a folder, here or in an object store: where its files are, and what describes them."""
+"""A dataset as a folder, local or in an object store: its files, and what describes them."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from lawdnet import __version__
 from lawdnet.data.config import FORMAT_VERSION, BuildConfig
-from lawdnet.data.schema import PLACE_COLUMNS, SCORE, VIDEO_SCHEMA
+from lawdnet.data.schema import IDENTITY_COLUMNS, SCORE, VIDEO_SCHEMA, VideoRow
 from lawdnet.face.geometry import crop_height
 from lawdnet.storage import Location, atomic, locate, parquet_file
 from lawdnet.types import FPS, SAMPLE_RATE
@@ -25,12 +25,12 @@ VIDEOS = "videos.parquet"
 INDEX = "index.parquet"
 SEGMENTS = "segments"
 BUILD = ".build"
-"""One small JSON file per finished input: what a build that starts again skips."""
+"""Folder with one small JSON file per finished input, which a build that is started again skips."""
 
 
 @dataclass(frozen=True)
 class SegmentRef:
-    """Where a segment lies, without its bytes."""
+    """Location of a stored segment."""
 
     segment_id: str
     video_id: str
@@ -41,30 +41,30 @@ class SegmentRef:
 
 
 class Dataset:
-    """A built dataset, opened for reading.
+    """A built dataset, open for reading.
 
     Raises:
-        ValueError: the folder holds no dataset, or one of another format.
+        ValueError: the folder contains no dataset, or one of another format version.
     """
 
     def __init__(self, root: Location) -> None:
         root = locate(root)
-        self.root = root = root.absolute() if isinstance(root, Path) else root  # tasks run in folders of their own
+        self.root = root = root.absolute() if isinstance(root, Path) else root  # Ray tasks have other working folders
         try:
             self.info: dict[str, Any] = json.loads((root / MANIFEST).read_text(encoding="utf8"))
         except (FileNotFoundError, NotADirectoryError):
-            raise ValueError(
-                f"{root}: no dataset here ({MANIFEST} is missing); make one with `lawdnet build`"
-            ) from None
+            hint = f"({MANIFEST} is missing); create one with `lawdnet build`"
+            raise ValueError(f"{root}: no dataset here {hint}") from None
         except json.JSONDecodeError as error:
             raise ValueError(f"{root / MANIFEST}: damaged ({error}); run the same `lawdnet build` again") from None
         if not isinstance(self.info, dict) or self.info.get("format_version") != FORMAT_VERSION:
             found = self.info.get("format_version") if isinstance(self.info, dict) else "unknown"
-            raise ValueError(f"{root}: dataset format {found}, this version reads {FORMAT_VERSION}; build it again")
+            text = f"dataset format {found}, this version of lawdnet reads format {FORMAT_VERSION}"
+            raise ValueError(f"{root}: {text}; build the dataset again")
 
     @property
     def hash(self) -> str:
-        """Of the build configuration and the accepted sources."""
+        """Hash of the build configuration and the accepted sources."""
         return str(self.info["hash"])
 
     @property
@@ -73,26 +73,34 @@ class Dataset:
         return int(self.info["crop_width"])
 
     def feature_dim(self, name: str) -> int:
-        """C of a stored feature.
+        """Number of values per row of a stored feature.
 
         Raises:
-            ValueError: it is not stored; the message lists what is.
+            ValueError: the feature is not stored; the message lists those that are.
         """
         stored = self.info["extractors"]
         if name not in stored:
-            raise ValueError(f"{self.root}: no feature {name!r}; it holds {', '.join(stored)}")
+            raise ValueError(f"{self.root}: no feature {name!r}; the dataset has {', '.join(stored)}")
         return int(stored[name]["dim"])
 
     def videos(self) -> pa.Table:
-        """A row per input, in the columns of VIDEO_SCHEMA.
+        """Return a row per input, in the columns of VIDEO_SCHEMA.
 
         Raises:
             ValueError: the file is missing.
         """
         return self._table(VIDEOS)
 
+    def video_rows(self) -> list[VideoRow]:
+        """Return a row per input.
+
+        Raises:
+            ValueError: the file is missing.
+        """
+        return [VideoRow.from_columns(row) for row in self.videos().to_pylist()]
+
     def index(self) -> pa.Table:
-        """A row per stored segment, also of those a rule left out; see `index_schema`.
+        """Return a row per stored segment, including those that a rule dropped; see `index_schema`.
 
         Raises:
             ValueError: the file is missing.
@@ -107,7 +115,7 @@ class Dataset:
             raise ValueError(f"{self.root}: {name} is missing; run the same `lawdnet build` again") from None
 
     def segments(self, split: str | None = None) -> list[SegmentRef]:
-        """References to the segments of the dataset, in the index's order (by video id, then position)."""
+        """Return the segments of the dataset, or of one split of it, sorted by video id and position."""
         index = self.index()
         mask = pc.equal(index["dropped"], "")
         if split is not None:
@@ -117,22 +125,22 @@ class Dataset:
         return [SegmentRef(**{**row, "path": self.resolve(row["path"])}) for row in rows]
 
     def resolve(self, path: str) -> str:
-        """A path of the index as one that opens from anywhere."""
+        """Return a path of the index as one that can be opened from any working folder."""
         return path if "://" in path or Path(path).is_absolute() else str(self.root / path)
 
 
 def index_schema(scores: Sequence[str]) -> pa.Schema:
-    """Columns of index.parquet: what a segment is, where it lies, the rule it fell at, and its scores.
+    """Return the columns of index.parquet: what a segment is, its location, the rule that dropped it, and its scores.
 
-    `path` is relative to the dataset, or absolute (a path or URI) where the file belongs to another one; `dropped` is
-    empty for the segments of the dataset; a score is null where it was not measured.
+    `path` is relative to the dataset, or an absolute path or URI if the file belongs to another dataset; `dropped` is
+    empty for the segments of the dataset; a score that was not measured is null.
     """
-    place = {"path": pa.string(), "row_group": pa.int32(), "dropped": pa.string()}
-    return pa.schema({**PLACE_COLUMNS, **place, **{SCORE + name: pa.float32() for name in scores}})
+    location = {"path": pa.string(), "row_group": pa.int32(), "dropped": pa.string()}
+    return pa.schema({**IDENTITY_COLUMNS, **location, **{SCORE + name: pa.float32() for name in scores}})
 
 
 def write_index(root: Location, table: pa.Table) -> None:
-    """index.parquet, in row groups that a reader can skip."""
+    """Write index.parquet, in row groups that a reader can skip."""
     with atomic(root / INDEX) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=65536)
 
@@ -146,15 +154,14 @@ def manifest(
     funnel: Sequence[Mapping[str, Any]],
     dataset_hash: str,
 ) -> dict[str, Any]:
-    """The content of dataset.json.
+    """Return the content of dataset.json.
 
     Args:
-        extractors: name → dim, model_sha256.
-        rows: of videos.parquet.
-        source: the folder or list the videos came from.
-        funnel: rule, dropped, left; the first, with rule "", is all that was measured.
+        extractors: name → `dim`, `model_sha256`.
+        rows: the rows of videos.parquet.
+        source: the folder or list that the videos came from.
+        funnel: the funnel steps as plain values; the first, with an empty rule, counts everything that was measured.
     """
-    reasons = Counter(row["reason"] for row in rows if row["reason"])
     return {
         "format_version": FORMAT_VERSION,
         "code_version": __version__,
@@ -166,20 +173,44 @@ def manifest(
         "extractors": extractors,
         "rules": list(config.where),
         "funnel": list(funnel),
-        "counts": {
-            "videos": len(rows),
-            **{status: sum(row["status"] == status for row in rows) for status in ("accepted", "rejected", "failed")},
-            "segments": sum(row["segments"] for row in rows),
-            "frames": sum(row["frames_used"] for row in rows),
-            "reasons": dict(sorted(reasons.items())),
-        },
+        "counts": asdict(Counts.of(rows)),
         "config": config.to_dict(),
         "config_hash": config.hash(),
         "hash": dataset_hash,
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """The `counts` of dataset.json."""
+
+    videos: int
+    accepted: int
+    rejected: int
+    failed: int
+    segments: int
+    frames: int
+    """Number of frames in the segments of the dataset."""
+    reasons: Mapping[str, int]
+    """Reason → number of videos."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]]) -> Counts:
+        """Count the rows of videos.parquet."""
+        statuses = Counter(row["status"] for row in rows)
+        reasons = Counter(row["reason"] for row in rows if row["reason"])
+        return cls(
+            videos=len(rows),
+            accepted=statuses["accepted"],
+            rejected=statuses["rejected"],
+            failed=statuses["failed"],
+            segments=sum(row["segments"] for row in rows),
+            frames=sum(row["frames_used"] for row in rows),
+            reasons=dict(sorted(reasons.items())),
+        )
+
+
 def write_videos(root: Location, rows: Sequence[Mapping[str, Any]]) -> None:
-    """videos.parquet, one row per input."""
+    """Write videos.parquet, one row per input."""
     with atomic(root / VIDEOS) as temporary:
         pq.write_table(pa.Table.from_pylist(list(rows), schema=VIDEO_SCHEMA), temporary, compression="zstd")

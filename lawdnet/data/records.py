@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from lawdnet.data.manifest import BUILD
-from lawdnet.data.schema import BUILD_STAGES, VIDEO_SCHEMA
+from lawdnet.data.schema import BUILD_STAGES, VideoRow
 from lawdnet.storage import Location
 from lawdnet.tasks.records import RecordStore, Refusal, TaskRecord
 
@@ -70,27 +70,25 @@ class VideoRecord(TaskRecord):
         """Without the rows of its segments, which need far more memory than all else."""
         return replace(self, rows=[])
 
-    def columns(self) -> dict[str, Any]:
+    def row(self) -> VideoRow:
         """The row of videos.parquet."""
-        steps = {f"seconds_{step}": self.step_seconds.get(step, 0.0) for step in BUILD_STAGES}
-        return {name: steps[name] if name in steps else getattr(self, name) for name in VIDEO_SCHEMA.names}
+        return VideoRow(**{field.name: getattr(self, field.name) for field in fields(VideoRow)})
 
     @classmethod
-    def decode(cls, content: Any) -> Self:
-        """See `TaskRecord.decode`."""
-        record = super().decode(content)
-        try:
-            record.rows = [SegmentRow(**row) for row in content.get("rows", content.get("segments"))]
-        except TypeError as error:
-            raise ValueError(f"not the record of a video ({error})") from None
+    def from_fields(cls, content: dict[str, Any]) -> Self:
+        """See `TaskRecord.from_fields`."""
+        record = super().from_fields(content)
+        record.rows = [SegmentRow(**row) for row in content["rows"]]
         return record
 
     @classmethod
     def upgrade(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """Version 1 called the rows `segments`, and had a field per build step."""
-        row = content.get("row")
-        steps = {step: row.get(f"seconds_{step}", 0.0) for step in BUILD_STAGES} if isinstance(row, dict) else {}
-        return {**super().upgrade(content), "step_seconds": steps}
+        """Version 1 called the rows `segments`, had a field per build step, and imports named their one input."""
+        known = super().upgrade(content)
+        steps = {step: known.get(f"seconds_{step}", 0.0) for step in BUILD_STAGES}
+        inputs = content.get("inputs")
+        named = list(inputs.values()) if isinstance(inputs, dict) else inputs
+        return {**known, "inputs": named, "rows": content.get("segments", []), "step_seconds": steps}
 
 
 def video_records(root: Location) -> RecordStore[VideoRecord]:

@@ -1,6 +1,6 @@
-"""Which frames of a segment help or contradict best, told from what is stored beside its pictures; nothing is decoded.
+"""Choice of reference frames and of contrasting audio, from what is stored beside the images; nothing is decoded.
 
-Shape letters: T frames, L of a look, W nine-frame windows (one begins at every frame but the last eight).
+Shape letters: T frames, L numbers of a look, W nine-frame windows (one starts at every frame but the last eight).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from lawdnet.face.points import INNER_LIP_MIDDLES, JAW_ENDS, MOUTH_CORNERS, NOSE
 from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES, Float32, Int32
 
 STILL = 0.5
-"""A mouth rests where it opens less than this share of what the shown one does."""
+"""A mouth is at rest if it opens less than this share of what the shown one does."""
 
 
 def looks(landmarks_T68x2: Float32) -> Float32:
-    """Mouth and pose of each frame, T×3 in distances between the outer corners of the eyes.
+    """Return mouth and pose of each frame, T×3 in distances between the outer corners of the eyes.
 
-    The columns are the gap between the lips, the width of the mouth, and how far the nose stands from the middle of
-    the face's outline, which follows yaw.
+    The columns are the gap between the lips, the width of the mouth, and how far the nose is from the middle of the
+    face's outline, which follows yaw.
     """
     points = landmarks_T68x2
 
@@ -32,10 +32,10 @@ def looks(landmarks_T68x2: Float32) -> Float32:
 
 
 def diverse(rng: np.random.Generator, clip: int, look_TL: Float32, bytes_T: Int32) -> tuple[int, ...]:
-    """Five frames of five clips other than `clip`: sharp, and as different from each other as the segment allows.
+    """Return five frames of five clips other than `clip`: sharp, and as different from each other as possible.
 
-    Of each clip the half with the larger pictures competes: at one JPEG quality detail costs bytes and blur saves
-    them. The first is drawn, each next one is the frame farthest from all before it (Gonzalez 1985).
+    From each clip only the half with the larger JPEGs is considered: at one quality, detail costs bytes and blur saves
+    them. The first frame is drawn at random, each next one is the frame farthest from all before it (Gonzalez 1985).
     """
     frames_CF = np.arange(len(look_TL)).reshape(-1, CLIP_FRAMES)
     sharp_CF = bytes_T[frames_CF] >= np.median(bytes_T[frames_CF], axis=1, keepdims=True)
@@ -50,10 +50,10 @@ def diverse(rng: np.random.Generator, clip: int, look_TL: Float32, bytes_T: Int3
 
 
 def resting_start(gap_T: Float32, clip_start: int, starts: Int32) -> int | None:
-    """The one of `starts` in whose nine frames the mouth opens least: there the recording's own silence is heard.
+    """Return the one of `starts` whose nine frames open the mouth least: there the recording's own silence is heard.
 
-    It serves any stored feature, as it asks the picture and not the sound. None where the clip at `clip_start` is about
-    as still itself, which silence would not contradict.
+    This works for any stored feature, as it looks at the mouth and not at the audio. The result is None if the clip at
+    `clip_start` is about as still itself, so that silence would not contradict it.
     """
     widest_W = sliding_window_view(gap_T, CLIP_FRAMES).max(1)
     stillest = int(starts[widest_W[starts].argmin()])

@@ -1,12 +1,10 @@
-"""Rules over a dataset's index: which measured segments belong to it, and how many fell at which rule.
+"""Rules on a dataset's index: which measured segments are in the dataset, and how many each rule dropped.
 
 Shape letter: R rows of an index.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lawdnet.conditions import Condition, parse_conditions
 from lawdnet.data.schema import SCORE
 from lawdnet.types import Bool
 
@@ -26,17 +25,17 @@ SCORES = {
     "pitch": "head turned up or down, degrees",
     "roll": "head tilted, degrees",
     "brightness": "mean brightness of the face, 0 … 255",
-    "loudness": "loudness of the sound, dBFS",
-    "speech_ratio": "share of the sound that is speech",
-    "silence": "share of the sound that is silent",
-    "sync_offset": "sound later than picture, frames",
-    "sync_confidence": "how sure the offset is",
-    "sync_distance": "distance of sound and picture at the offset",
+    "loudness": "loudness of the audio, dBFS",
+    "speech_ratio": "share of the audio that is speech",
+    "silence": "share of the audio that is silent",
+    "sync_offset": "frames by which the audio is late",
+    "sync_confidence": "confidence of the offset",
+    "sync_distance": "distance of audio and face at the offset",
 }
-"""What the scores of a build mean. The sync_ ones need a sync network."""
+"""Score → its meaning. A build measures the sync_ scores only if it has a sync network."""
 NUMBERS = ("num_frames", "start_frame", "track")
 TEXTS = ("split", "video_id")
-OPERATORS: dict[str, Callable[..., pa.ChunkedArray]] = {
+COMPARISONS: dict[str, Callable[..., pa.ChunkedArray]] = {
     ">=": pc.greater_equal,
     "<=": pc.less_equal,
     "==": pc.equal,
@@ -44,39 +43,12 @@ OPERATORS: dict[str, Callable[..., pa.ChunkedArray]] = {
     ">": pc.greater,
     "<": pc.less,
 }
-_CONDITION = re.compile(
-    r"""\s* (?P<abs>abs\s*\()? \s* (?P<name>\w+) \s* (?(abs)\)) \s* (?P<op>>=|<=|==|!=|>|<) \s*
-    (?: '(?P<single>[^']*)' | "(?P<double>[^"]*)" | (?P<plain>[^\s<>=!'"]+) ) \s*""",
-    re.VERBOSE,
-)
-_AND = re.compile(r"and\b")
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One comparison; `name` is a score without its prefix, or another column of the index."""
-
-    name: str
-    operator: str
-    value: float | str
-    is_absolute: bool = False
-
-    @property
-    def column(self) -> str:
-        """The index's column."""
-        return self.name if self.name in (*NUMBERS, *TEXTS) else SCORE + self.name
-
-    def __str__(self) -> str:
-        name = f"abs({self.name})" if self.is_absolute else self.name
-        if isinstance(self.value, float):
-            return f"{name}{self.operator}{self.value:.10g}"
-        quote = '"' if "'" in self.value else "'" if re.search(r'[\s<>=!"]|^$', self.value) else ""
-        return f"{name}{self.operator}{quote}{self.value}{quote}"
+"""Operator of a condition → its function on a column of the index."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A segment stays where all conditions hold; `str` gives the text that parses to the same rule."""
+    """A segment is kept if all conditions hold. `str` gives the text that parses to the same rule."""
 
     conditions: tuple[Condition, ...]
 
@@ -85,121 +57,103 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one rule did to the rows that the rules before it had left."""
+class FunnelStep:
+    """What one rule did to the segments that the rules before it had left."""
 
     rule: str
-    """Its text; empty for the first step, which counts the rows that there were."""
+    """Text of the rule; empty for the first step, which counts all segments."""
     dropped: int
     left: int
     not_measured: int = 0
-    """Of the dropped: rows without a value for this rule."""
+    """How many of the dropped segments have no value for this rule."""
 
 
 def parse_rule(text: str, scores: Collection[str] = tuple(SCORES)) -> Rule:
-    """`NAME OP VALUE`, several joined by `and`: "face_px>=100 and abs(yaw)<30", "split==val", "video_id!='a b'".
+    """Parse a rule such as "face_px>=100 and abs(yaw)<30", "split==val" or "video_id!='a b'".
 
     Args:
-        scores: names of scores that may be used, besides num_frames, start_frame, track, split and video_id.
+        scores: scores that may be used besides num_frames, start_frame, track, split and video_id.
 
     Raises:
-        ValueError: not of this form, an unknown name (the message lists the valid ones), or a value that does not
-            fit the name.
+        ValueError: `text` is not a list of conditions, a name is unknown (the message lists the valid ones), or a value
+            does not fit its name.
     """
-    conditions, place = [], 0
-    while match := _CONDITION.match(text, place):
-        conditions.append(_condition(text, match, scores))
-        if match.end() == len(text):
-            return Rule(tuple(conditions))
-        joint = _AND.match(text, match.end())
-        if not joint:
-            break
-        place = joint.end()
-    example = "write NAME OP VALUE, as in 'face_px>=100' or 'abs(sync_offset)<=6 and split==train'"
-    raise ValueError(f"rule {text!r}: {example}; OP is one of {' '.join(OPERATORS)}")
+    known = [*scores, *NUMBERS, *TEXTS]
+    conditions = parse_conditions(text, "rule", "abs(sync_offset)<=6 and split==train", TEXTS)
+    for condition in conditions:
+        if condition.name not in known:
+            raise ValueError(f"rule {text!r}: unknown name {condition.name!r}; choose from {', '.join(known)}")
+    return Rule(conditions)
 
 
 def parse_rules(texts: Iterable[str], scores: Collection[str] = tuple(SCORES)) -> list[Rule]:
-    """Each text as `parse_rule` reads it."""
+    """Parse several rules; see `parse_rule`."""
     return [parse_rule(text, scores) for text in texts]
 
 
-def _condition(text: str, match: re.Match[str], scores: Collection[str]) -> Condition:
-    name, operator = match["name"], match["op"]
-    value = next(match[group] for group in ("single", "double", "plain") if match[group] is not None)
-    if name in TEXTS:
-        if operator not in ("==", "!=") or match["abs"]:
-            raise ValueError(f"rule {text!r}: {name} is text; compare it with == or !=")
-        return Condition(name, operator, value)
-    if name not in (*scores, *NUMBERS):
-        raise ValueError(f"rule {text!r}: unknown name {name!r}; there are {', '.join([*scores, *NUMBERS, *TEXTS])}")
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"rule {text!r}: {value!r} is no number")
-    return Condition(name, operator, number, bool(match["abs"]))
+def column_of(condition: Condition) -> str:
+    """Return the column of the index that a condition compares."""
+    return condition.name if condition.name in (*NUMBERS, *TEXTS) else SCORE + condition.name
 
 
 def score_names(index: pa.Table) -> list[str]:
-    """Scores that an index has, without their prefix."""
+    """Return the scores in an index, without their prefix."""
     return [name.removeprefix(SCORE) for name in index.column_names if name.startswith(SCORE)]
 
 
-def apply_rules(index: pa.Table, rules: Sequence[Rule]) -> tuple[pa.Table, list[Step]]:
-    """Marks each row in column `dropped` with the first rule that it falls at.
+def apply_rules(index: pa.Table, rules: Sequence[Rule]) -> tuple[pa.Table, list[FunnelStep]]:
+    """Mark each row in column `dropped` with the first rule that it does not meet.
 
-    A row falls where a condition does not hold, or where its value was not measured (null or NaN). Rows that are
-    marked already stay so and are not counted.
+    A row does not meet a rule if a condition does not hold or its value was not measured (null or NaN). Rows that are
+    already marked stay so and are not counted.
 
     Args:
-        index: R rows in the columns of a dataset's index.
+        index: R rows in the columns of `lawdnet.data.manifest.index_schema`.
 
     Returns:
-        The index with its column `dropped` filled, and the funnel: a first step with all rows that were not yet
-        marked, and one per rule.
+        The marked index, and the funnel: a first step with all rows that were not marked before, then one per rule.
 
     Raises:
-        ValueError: a rule names a score that the index does not have.
+        ValueError: a rule uses a score that the index does not have.
     """
-    fell_R = np.zeros(len(index), np.int32)
+    dropped_R = np.zeros(len(index), np.int32)
     left_R = _to_bool(pc.equal(index["dropped"], ""))
-    steps = [Step("", 0, int(left_R.sum()))]
+    steps = [FunnelStep("", 0, int(left_R.sum()))]
     for number, rule in enumerate(rules, 1):
-        keep_R, measured_R = _judge(index, rule)
+        keep_R, measured_R = _meets(index, rule)
         out_R = left_R & ~keep_R
-        fell_R[out_R] = number
+        dropped_R[out_R] = number
         left_R &= keep_R
-        steps.append(Step(str(rule), int(out_R.sum()), int(left_R.sum()), int((out_R & ~measured_R).sum())))
-    return mark(index, fell_R, [str(rule) for rule in rules]), steps
+        steps.append(FunnelStep(str(rule), int(out_R.sum()), int(left_R.sum()), int((out_R & ~measured_R).sum())))
+    return mark(index, dropped_R, [str(rule) for rule in rules]), steps
 
 
-def mark(index: pa.Table, fell_R: np.ndarray, texts: Sequence[str]) -> pa.Table:
-    """The index whose rows with fell_R = k > 0 carry `texts[k - 1]` in column `dropped`; the others stay."""
-    new = pa.array(["", *texts], pa.string()).take(pa.array(fell_R))
-    marks = pc.if_else(pa.array(fell_R > 0), new, index["dropped"])
+def mark(index: pa.Table, dropped_R: np.ndarray, texts: Sequence[str]) -> pa.Table:
+    """Return the index with `texts[k - 1]` in column `dropped` where dropped_R is k > 0; the other rows stay."""
+    new = pa.array(["", *texts], pa.string()).take(pa.array(dropped_R))
+    marks = pc.if_else(pa.array(dropped_R > 0), new, index["dropped"])
     return index.set_column(index.column_names.index("dropped"), "dropped", marks)
 
 
-def _judge(index: pa.Table, rule: Rule) -> tuple[Bool, Bool]:
-    """(every condition holds, every value was measured) of R rows."""
+def _meets(index: pa.Table, rule: Rule) -> tuple[Bool, Bool]:
+    """Return, for R rows, whether every condition holds and whether every value was measured."""
     keep_R = np.ones(len(index), np.bool_)
     measured_R = keep_R.copy()
     for condition in rule.conditions:
-        if condition.column not in index.column_names:
-            there = ", ".join([*score_names(index), *NUMBERS, *TEXTS])
-            raise ValueError(f"rule {str(rule)!r}: {condition.name} was not measured; there are {there}")
-        column = index[condition.column]
+        name = column_of(condition)
+        if name not in index.column_names:
+            measured = ", ".join([*score_names(index), *NUMBERS, *TEXTS])
+            raise ValueError(f"rule {str(rule)!r}: {condition.name} was not measured; choose from {measured}")
+        column = index[name]
         values = pc.abs(column) if condition.is_absolute else column
-        # a score is a float32: 0.7 has to be the same number on both sides
+        # scores are float32, so 0.7 must be rounded to float32 as well
         wanted = pa.scalar(condition.value, pa.float32() if pa.types.is_float32(column.type) else None)
-        there_R = ~_to_bool(pc.is_null(column, nan_is_null=True))
-        measured_R &= there_R
-        keep_R &= there_R & _to_bool(OPERATORS[condition.operator](values, wanted))
+        known_R = ~_to_bool(pc.is_null(column, nan_is_null=True))
+        measured_R &= known_R
+        keep_R &= known_R & _to_bool(COMPARISONS[condition.operator](values, wanted))
     return keep_R, measured_R
 
 
 def _to_bool(column: pa.ChunkedArray) -> Bool:
-    """R truth values; null is False."""
+    """Return R truth values; null becomes False."""
     return np.asarray(pc.fill_null(column, False).to_numpy(), np.bool_)

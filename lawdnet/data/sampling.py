@@ -1,6 +1,6 @@
-"""What a training step sees: pure functions from (seed, epoch, segment) to samples.
+"""Training samples as pure functions of (seed, epoch, segment, number).
 
-Nothing here remembers anything: the same numbers give the same samples on any machine, in any order, after any restart.
+There is no state: the same numbers give the same samples on any machine, in any order, after any restart.
 
 Shape letters: N frames of a sample (1 or 5), K references (5), H W crop, C feature dimension.
 """
@@ -26,16 +26,16 @@ from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES, Float32, Int32, UInt8
 
 GROUP_SEGMENTS = 8
 """Segments whose samples are mixed into the same batches; each is read from storage once per epoch."""
-PICTURE_CACHE_BYTES = 128 << 20
-"""Decoded pictures that a group keeps at most: its samples show each stored frame several times."""
+IMAGE_CACHE_BYTES = 128 << 20
+"""Limit on the decoded frames that a group keeps: its samples show each stored frame several times."""
 REFERENCES = ("random", "diverse")
 MIN_SHIFT = 5
-"""Frames between a negative's sound and its picture, at least: one or two still look in sync."""
+"""Fewest frames between a clip and the wrong audio drawn for it: one or two still look in sync."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSpec:
-    """What a stage wants of each sample."""
+    """What a stage needs in each sample."""
 
     mouth_px: int
     num_frames: int
@@ -43,18 +43,18 @@ class SampleSpec:
     batch_size: int
     samples_per_segment: int
     audio: str
-    """Feature that the generator hears."""
+    """Audio feature of the generator."""
     sync: str | None
-    """Feature that the sync network hears, where the stage has one."""
+    """Audio feature of the sync network; None if the stage uses none."""
     contrast: bool = False
-    """Each sample comes with sound from elsewhere in its segment too: any, and of a mouth at rest; and without
-    references (sync network)."""
+    """For the sync network: each sample also has wrong audio from its segment (any, and of a mouth at rest), and has no
+    references."""
     references: str = "random"
-    """`random`, or `diverse`: see `lawdnet.data.references`."""
+    """`random` or `diverse`; see `lawdnet.data.references`."""
 
     @property
     def columns(self) -> list[str]:
-        """Columns of a segment that sampling reads."""
+        """The columns of a segment that sampling reads."""
         return [
             "segment_id",
             "frames_jpeg",
@@ -64,54 +64,58 @@ class SampleSpec:
 
     @property
     def needs_faces(self) -> bool:
-        """Whether choosing the frames of a sample takes the stored landmarks."""
+        """Whether the stored landmarks are needed to choose the frames of a sample."""
         return self.contrast or self.references == "diverse"
 
 
 @dataclass(frozen=True)
 class Work:
-    """One group of segments of one epoch and the batches it gives: what travels to a sampling worker."""
+    """One group of segments in one epoch and the batches to draw from it: what is sent to a sampling worker."""
 
     epoch: int
-    first_step: int
-    """Step within the epoch of the first batch that is wanted."""
+    first_batch: int
+    """Index within the rank's epoch of the first batch to draw."""
     skip: int
-    """Batches of the group that were already seen."""
+    """Number of the group's batches before it."""
     segments: tuple[SegmentRef, ...]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The frames of one sample: `frames` are shown, `references` (N rows of K) help, their clip is at `clip_start`."""
+    """The frames chosen for one sample."""
 
     clip_start: int
+    """First frame of the clip."""
     frames: tuple[int, ...]
+    """The N frames to generate."""
     references: tuple[tuple[int, ...], ...]
+    """K reference frames for each of them."""
     other_start: int
-    """First of nine rows of sound that does not belong to the clip."""
+    """First of nine rows of audio that does not belong to the clip."""
     quiet_start: int
-    """The same, of a mouth at rest where the segment has one."""
+    """First of nine rows of audio of a mouth at rest; `other_start` if the segment has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Faces:
-    """What is known of a segment's pictures without decoding them."""
+    """What is known of a segment's frames without decoding them."""
 
     look_TL: Float32
     """See `looks`; column 0 is the gap between the lips."""
     bytes_T: Int32
-    """Sizes of the stored pictures."""
+    """Sizes of the stored JPEGs."""
 
 
 def batches_per_group(segments: int, spec: SampleSpec) -> int:
-    """Full batches that a group gives; the last one is topped up from the same segments."""
+    """Number of batches of a group; the last one is filled up from the same segments."""
     return -(-segments * spec.samples_per_segment // spec.batch_size)
 
 
 def rank_segments(segments: Sequence[SegmentRef], *, seed: int, epoch: int, rank: int, world: int) -> list[SegmentRef]:
-    """This rank's segments in this epoch's order; every rank gets as many.
+    """This rank's segments in this epoch's order; every rank gets the same number.
 
-    Where the number does not divide, the first of the order are used a second time rather than the last not at all.
+    If the number of segments does not divide by `world`, the first ones of the order are used twice, so that none is
+    left out.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(segments))
     share = -(-len(order) // world)
@@ -119,8 +123,8 @@ def rank_segments(segments: Sequence[SegmentRef], *, seed: int, epoch: int, rank
     return [segments[i] for i in order[rank::world]]
 
 
-def steps_per_epoch(num_segments: int, world: int, spec: SampleSpec) -> int:
-    """Steps of every rank in an epoch."""
+def batches_per_epoch(num_segments: int, world: int, spec: SampleSpec) -> int:
+    """Number of batches of every rank in an epoch."""
     share = -(-num_segments // world)
     full, rest = divmod(share, GROUP_SEGMENTS)
     return full * batches_per_group(GROUP_SEGMENTS, spec) + (batches_per_group(rest, spec) if rest else 0)
@@ -136,30 +140,30 @@ def plan_epoch(
     world: int,
     start: int = 0,
 ) -> Iterator[Work]:
-    """The work of one rank in one epoch from step `start` on."""
+    """Yield the groups of one rank in one epoch, from batch `start` on."""
     mine = rank_segments(segments, seed=seed, epoch=epoch, rank=rank, world=world)
-    step = 0
+    index = 0
     for begin in range(0, len(mine), GROUP_SEGMENTS):
         group = tuple(mine[begin : begin + GROUP_SEGMENTS])
         size = batches_per_group(len(group), spec)
-        if step + size > start:
-            skip = max(0, start - step)
-            yield Work(epoch, step + skip, skip, group)
-        step += size
+        if index + size > start:
+            skip = max(0, start - index)
+            yield Work(epoch, index + skip, skip, group)
+        index += size
 
 
 def draw(rng: np.random.Generator, num_frames: int, spec: SampleSpec, faces: Faces | None = None) -> Draw:
-    """Chooses the frames of one sample from a segment of `num_frames` frames.
+    """Choose the frames of one sample from a segment of `num_frames` frames.
 
-    References come from five different other clips, for each shown frame anew (LawDNet 2024).
+    The references of each frame come from five different clips other than its own (LawDNet 2024).
 
     Args:
-        faces: needed where the spec says so.
+        faces: required if `spec.needs_faces`.
     """
     clips = num_frames // CLIP_FRAMES
     clip = int(rng.integers(clips))
     start = clip * CLIP_FRAMES
-    if spec.contrast:  # it has no references that its clip must keep clear of, so it may begin anywhere
+    if spec.contrast:  # there are no references to keep apart from the clip, so it may begin anywhere
         start = int(rng.integers(num_frames - CLIP_FRAMES + 1))
     middle = (CLIP_FRAMES - 5) // 2
     frames = (
@@ -184,11 +188,13 @@ def _random_references(rng: np.random.Generator, clip: int, clips: int) -> tuple
 
 
 def decode_jpeg(data: bytes, height: int, width: int, *, stored_width: int) -> UInt8:
-    """A stored crop as RGB of height × width; decodes at a half, quarter or eighth where that is still large enough."""
+    """Decode a stored crop to RGB of height × width, at half, quarter or eighth size if that is enough."""
     flags = cv2.IMREAD_COLOR
     for reduction, flag in (
-        (8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2)
-    ):  # fmt: skip
+        (8, cv2.IMREAD_REDUCED_COLOR_8),
+        (4, cv2.IMREAD_REDUCED_COLOR_4),
+        (2, cv2.IMREAD_REDUCED_COLOR_2),
+    ):
         if stored_width // reduction >= width:
             flags = flag
             break
@@ -207,8 +213,8 @@ class _Loaded:
     """A segment in memory."""
 
     ref: SegmentRef
-    picture: Callable[[int], UInt8]
-    """Frame number → H×W×3; kept for the next sample that shows it, so not to be written to."""
+    image: Callable[[int], UInt8]
+    """Frame number → H×W×3; cached, so it must not be written to."""
     audio_TC5: Float32
     sync_TC: Float32 | None
     faces: Faces | None
@@ -224,26 +230,26 @@ def _load(ref: SegmentRef, spec: SampleSpec, stored_width: int, cache_bytes: int
     height, width = stage_size(spec.mouth_px)
 
     @lru_cache(maxsize=cache_bytes // (3 * height * width))
-    def picture(frame: int) -> UInt8:
+    def image(frame: int) -> UInt8:
         return decode_jpeg(jpegs[frame].as_py(), height, width, stored_width=stored_width)
 
-    return _Loaded(ref, picture, windows(from_rows(table[FEATURES + spec.audio])), sync, faces)
+    return _Loaded(ref, image, windows(from_rows(table[FEATURES + spec.audio])), sync, faces)
 
 
 def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec) -> dict[str, np.ndarray]:
-    """Pictures and sound of one sample.
+    """Return the images and audio of one sample.
 
     Returns:
-        source N×H×W×3 and reference N×K×H×W×3 uint8, audio N×C×5, with a sync feature sync_audio C×9, and for
-        contrast other_audio and quiet_audio C×9.
+        source N×H×W×3 and reference N×K×H×W×3 uint8, and audio N×C×5; with a sync feature also sync_audio C×9, for
+        contrast other_audio and quiet_audio C×9, and no reference.
     """
     frames = list(chosen.frames)
     sample: dict[str, np.ndarray] = {
-        "source": np.stack([loaded.picture(f) for f in frames]),
+        "source": np.stack([loaded.image(f) for f in frames]),
         "audio": loaded.audio_TC5[frames],
     }
     if not spec.contrast:  # the sync network looks at the mouth alone
-        sample["reference"] = np.stack([[loaded.picture(f) for f in row] for row in chosen.references])
+        sample["reference"] = np.stack([[loaded.image(f) for f in row] for row in chosen.references])
     if loaded.sync_TC is not None:
         sample["sync_audio"] = _rows(loaded.sync_TC, chosen.clip_start)
         if spec.contrast:
@@ -253,18 +259,19 @@ def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec) -> dict[str, np
 
 
 def _rows(values_TC: Float32, start: int) -> Float32:
-    """The nine rows of a clip as C×9."""
+    """The nine rows from `start` on, as C×9."""
     return np.ascontiguousarray(values_TC[start : start + CLIP_FRAMES].T)
 
 
 def draw_batches(work: Work, spec: SampleSpec, *, seed: int, stored_width: int) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of one group: sample j comes from segment j mod the group's size, so each batch is mixed.
+    """Draw the batches of one group: sample j comes from segment j mod the group's size, so each batch is mixed.
 
     Yields:
-        the arrays of `make_sample` stacked along a new first axis B, with `segment_ids` (B), `epoch` and `step`.
+        The arrays of `make_sample`, stacked along a new first axis B, with `segment_ids` (B), `epoch`, and the batch's
+        `index` within the rank's epoch.
     """
     size = len(work.segments)
-    loaded = [_load(ref, spec, stored_width, PICTURE_CACHE_BYTES // size) for ref in work.segments]
+    loaded = [_load(ref, spec, stored_width, IMAGE_CACHE_BYTES // size) for ref in work.segments]
     for index in range(work.skip, batches_per_group(size, spec)):
         samples, ids = [], []
         for slot in range(index * spec.batch_size, (index + 1) * spec.batch_size):
@@ -278,5 +285,5 @@ def draw_batches(work: Work, spec: SampleSpec, *, seed: int, stored_width: int) 
             **{name: np.stack([sample[name] for sample in samples]) for name in samples[0]},
             "segment_ids": np.array(ids),
             "epoch": np.array(work.epoch),
-            "step": np.array(work.first_step + index - work.skip),
+            "index": np.array(work.first_batch + index - work.skip),
         }

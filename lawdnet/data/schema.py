@@ -1,8 +1,9 @@
-"""The columns of a dataset: the one place where a segment's bytes are laid out (docs/format.md)."""
+"""The columns of a dataset. This is the only module that knows how a segment is laid out (docs/format.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ POINTS = 2 * NUM_LANDMARKS
 FEATURES = "features_"
 SCORE = "score_"
 BUILD_STAGES = ("open", "faces", "sound", "crop", "score", "write")
-"""Where the time of a build goes: fetch and probe, landmarks, features, decode and crop, scores, write."""
+"""Build steps that are timed: fetch and probe, landmarks, features, decode and crop, scores, write."""
 
-PLACE_COLUMNS: dict[str, pa.DataType] = {
+IDENTITY_COLUMNS: dict[str, pa.DataType] = {
     "segment_id": pa.string(),
     "video_id": pa.string(),
     "index": pa.int32(),
@@ -28,7 +29,7 @@ PLACE_COLUMNS: dict[str, pa.DataType] = {
     "split": pa.string(),
     "num_frames": pa.int32(),
 }
-"""What a segment is, in its file and in the index."""
+"""Columns that identify a segment, in its file and in the index."""
 
 VIDEO_SCHEMA = pa.schema(
     {
@@ -51,16 +52,74 @@ VIDEO_SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class VideoRow:
+    """A row of videos.parquet: what became of one input."""
+
+    path: str
+    """Relative to the source folder, or absolute."""
+    status: str
+    """accepted, rejected or failed."""
+    video_id: str = ""
+    """Empty unless segments of the video are stored."""
+    reason: str = ""
+    """A `RejectReason`, or empty."""
+    detail: str = ""
+    split: str = ""
+    landmarks: str = ""
+    """Name of the landmark source."""
+    segments: int = 0
+    """Number of segments in the dataset."""
+    frames: int = 0
+    """Number of frames on the 25 fps clock."""
+    frames_used: int = 0
+    """Number of frames in segments of the dataset."""
+    seconds: float = 0.0
+    """Time that the build took."""
+    step_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Build step → seconds of `seconds`."""
+    bytes: int = 0
+    sha256: str = ""
+    """Hash of the source file."""
+    landmarks_sha256: str = ""
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether segments of the video are in the dataset."""
+        return self.status == "accepted"
+
+    def columns(self) -> dict[str, Any]:
+        """Return the row in the columns of `VIDEO_SCHEMA`."""
+        steps = {f"seconds_{step}": self.step_seconds.get(step, 0.0) for step in BUILD_STAGES}
+        return {**steps, **{name: getattr(self, name) for name in VIDEO_SCHEMA.names if name not in steps}}
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Any]) -> VideoRow:
+        """Return the row with these columns; a column that is missing or null gets its default.
+
+        Raises:
+            TypeError: `path` or `status` is missing.
+        """
+        known = {name: value for name, value in columns.items() if value is not None and name in VIDEO_SCHEMA.names}
+        steps = {step: known.pop(f"seconds_{step}", 0.0) for step in BUILD_STAGES}
+        return cls(**known, step_seconds=steps)
+
+
 def rows_type(width: int) -> pa.DataType:
-    """T rows of `width` float32."""
+    """Type of T rows of `width` float32."""
     return pa.list_(pa.list_(pa.float32(), width))
 
 
 def segment_schema(feature_dims: Mapping[str, int], scores: Sequence[str]) -> pa.Schema:
-    """Columns of segments/*.parquet for these extractors (name → C) and scores."""
+    """Return the columns of segments/*.parquet.
+
+    Args:
+        feature_dims: extractor → number of values per row.
+        scores: names without their prefix.
+    """
     return pa.schema(
         {
-            **PLACE_COLUMNS,
+            **IDENTITY_COLUMNS,
             "frames_jpeg": pa.list_(pa.binary()),
             "landmarks": rows_type(POINTS),
             "matrices": rows_type(9),
@@ -71,7 +130,7 @@ def segment_schema(feature_dims: Mapping[str, int], scores: Sequence[str]) -> pa
 
 
 def to_rows(values_TC: Float32) -> pa.Array:
-    """T×C float32 as one list<fixed list> value, without a Python object per number."""
+    """Return T×C float32 as one list<fixed list> value, without creating a Python object per number."""
     length, width = values_TC.shape
     flat = pa.array(np.ascontiguousarray(values_TC, np.float32).reshape(-1))
     rows = pa.FixedSizeListArray.from_arrays(flat, width)
@@ -79,13 +138,13 @@ def to_rows(values_TC: Float32) -> pa.Array:
 
 
 def from_rows(column: pa.ChunkedArray | pa.Array, row: int = 0) -> Float32:
-    """T×C float32 of one cell written by `to_rows`."""
+    """Return the T×C float32 of one cell written by `to_rows`."""
     rows = column[row].values
     return rows.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), rows.type.list_size)
 
 
 def segment_to_table(segment: Segment) -> pa.Table:
-    """One row in the columns of `segment_schema`."""
+    """Return a segment as one row in the columns of `segment_schema`."""
     frames = segment.num_frames
     columns: dict[str, Any] = {
         "segment_id": [segment.segment_id],
@@ -106,8 +165,8 @@ def segment_to_table(segment: Segment) -> pa.Table:
 
 
 def table_to_segment(table: pa.Table, row: int = 0) -> Segment:
-    """The inverse of `segment_to_table`."""
-    cell = {name: table[name][row].as_py() for name in PLACE_COLUMNS if name != "num_frames"}
+    """Return the segment in a row; the inverse of `segment_to_table`."""
+    cell = {name: table[name][row].as_py() for name in IDENTITY_COLUMNS if name != "num_frames"}
     names = table.column_names
     return Segment(
         **cell,
@@ -120,9 +179,9 @@ def table_to_segment(table: pa.Table, row: int = 0) -> Segment:
 
 
 def write_segments(path: Path, segments: Iterator[Segment]) -> int:
-    """Writes one row group per segment, so that a reader takes one segment's bytes at a time; returns their number.
+    """Write one row group per segment, so that a reader can load one segment alone; return the number of segments.
 
-    Nothing is written for no segments. The caller gives a temporary name and renames.
+    If there are no segments, no file is written. The caller passes a temporary path and renames it.
     """
     count = 0
     writer: pq.ParquetWriter | None = None
@@ -140,13 +199,16 @@ def write_segments(path: Path, segments: Iterator[Segment]) -> int:
 
 
 def read_segment(path: Location, row_group: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """One segment's row, only the named columns."""
+    """Read the row of one segment, or only the named columns of it."""
     with parquet_file(path) as file:
         return file.read_row_group(row_group, columns=columns)
 
 
 def rewrite_segments(path: Path, to: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Copies a segment file with every row changed, one segment in memory at a time; all keep the same columns."""
+    """Copy a segment file with `change` applied to every row, one segment in memory at a time.
+
+    `change` must return the same columns for every row.
+    """
     writer: pq.ParquetWriter | None = None
     try:
         with pq.ParquetFile(path) as file:
@@ -160,17 +222,17 @@ def rewrite_segments(path: Path, to: Path, change: Callable[[pa.Table], pa.Table
 
 
 def _in_order(table: pa.Table) -> pa.Table:
-    """The table as `segment_to_table` would have made it: what is read back has other names inside its lists."""
+    """Return the table as `segment_to_table` makes it: a table read from a file has other names inside its lists."""
     names = table.column_names
-    dims = {n.removeprefix(FEATURES): table.schema.field(n).type.value_type.list_size
-            for n in names if n.startswith(FEATURES)}  # fmt: skip
+    features = [name for name in names if name.startswith(FEATURES)]
+    dims = {name.removeprefix(FEATURES): table.schema.field(name).type.value_type.list_size for name in features}
     schema = segment_schema(dims, [n.removeprefix(SCORE) for n in names if n.startswith(SCORE)])
     return table.select(schema.names).cast(schema)
 
 
 def with_columns(table: pa.Table, columns: Mapping[str, pa.Array]) -> pa.Table:
-    """The table with columns replaced where they exist, else added at the end."""
+    """Return the table with `columns` replaced, or appended if they are new."""
     for name, column in columns.items():
-        place = table.schema.get_field_index(name)
-        table = table.set_column(place, name, column) if place >= 0 else table.append_column(name, column)
+        position = table.schema.get_field_index(name)
+        table = table.set_column(position, name, column) if position >= 0 else table.append_column(name, column)
     return table

@@ -1,4 +1,4 @@
-"""One video to segments: find the tracks, decode, crop; memory does not grow with the length of the video.
+"""From one video to segments: find the tracks, decode, crop. Memory does not grow with the length of the video.
 
 Shape letters: T ticks, N ticks of a track, H W crop height and width, C feature dimension; 33 a matrix that
 takes frame px to crop px.
@@ -22,7 +22,7 @@ import numpy as np
 from lawdnet.audio.base import AudioExtractor, frame_features
 from lawdnet.audio.io import load_audio
 from lawdnet.data.config import BuildConfig
-from lawdnet.data.quality import PictureScores, picture_scores, segment_scores
+from lawdnet.data.quality import ImageScores, image_scores, segment_scores
 from lawdnet.face.align import crop_face, fit_all, transform_points
 from lawdnet.face.track import KERNEL_SIGMAS, Track, bridge, inside, runs, smooth
 from lawdnet.landmarks.base import LandmarkSource
@@ -43,22 +43,42 @@ from lawdnet.video import decode
 from lawdnet.video.shots import with_cuts
 
 Scorer = Callable[[Segment, Float32], Mapping[str, float]]
-"""More scores of a segment, given the 640·T samples of its sound."""
+"""Computes more scores of a segment, given the 640·T samples of its audio."""
 
 
 def video_id(path: Path, sha256: str) -> str:
-    """A name that a person recognises and that two different videos never share."""
+    """Return a name that a person recognises and that two different videos never share."""
     stem = re.sub(r"[^\w-]+", "_", path.stem).strip("_-")[:48] or "video"
     return f"{stem}-{sha256[:10]}"
 
 
 def split_draw(sha256: str) -> float:
-    """In [0, 1), by a video's content alone: neither its name nor its company moves it to another split."""
+    """Return a number in [0, 1) that depends on a video's content alone, not on its name or on other videos."""
     return int(hashlib.sha256(f"split {sha256}".encode()).hexdigest()[:8], 16) / 2**32
 
 
+def split_videos(hashes: Mapping[str, str], val_fraction: float) -> dict[str, str]:
+    """Return the split of every video: key → `train` or `val`.
+
+    Where chance would hold out none or all of two or more videos, the one with the smallest draw changes sides. A
+    single video is for training.
+
+    Args:
+        hashes: key of a video → SHA-256 of its source.
+        val_fraction: share of the videos to hold out; 0 holds out none.
+    """
+    draws = {key: split_draw(sha256) for key, sha256 in hashes.items()}
+    if len(draws) == 1:
+        return dict.fromkeys(draws, "train")
+    splits = {key: "val" if draw < val_fraction else "train" for key, draw in draws.items()}
+    if val_fraction and len(set(splits.values())) == 1:
+        smallest = min(draws, key=lambda key: draws[key])
+        splits[smallest] = "train" if splits[smallest] == "val" else "val"
+    return splits
+
+
 def encode_jpeg(image_HW3: UInt8, quality: int) -> bytes:
-    """RGB picture as JPEG without chroma subsampling (lips are small and red)."""
+    """Encode an RGB image as JPEG without chroma subsampling (lips are small and red)."""
     flags = [
         cv2.IMWRITE_JPEG_QUALITY,
         quality,
@@ -71,10 +91,10 @@ def encode_jpeg(image_HW3: UInt8, quality: int) -> bytes:
 
 
 def cut(length: int, min_frames: int, max_frames: int) -> list[int]:
-    """Lengths of the segments that a run of `length` usable frames is cut into.
+    """Return the lengths of the segments that a run of `length` usable frames is cut into.
 
-    Each is a multiple of 9 within the limits, and they differ by at most 9. With limits at least a factor of two apart
-    fewer than 9 frames are lost at the end; a run shorter than `min_frames` gives nothing.
+    Each is a multiple of 9 within the limits, and they differ by at most 9. If the limits are at least a factor of two
+    apart, fewer than 9 frames are lost at the end; a run shorter than `min_frames` gives no segment.
     """
     clips, least, most = (frames // CLIP_FRAMES for frames in (length, min_frames, max_frames))
     parts = min(-(-clips // most), clips // least)
@@ -86,23 +106,23 @@ def cut(length: int, min_frames: int, max_frames: int) -> list[int]:
 
 @dataclass
 class Tally:
-    """What became of a video's frames and of the time; filled while its segments are drawn."""
+    """What became of a video's frames, and the time spent; filled while its segments are made."""
 
     beat: Beat = no_beat
-    """Called wherever the work gets on: a watchdog listens."""
+    """Called whenever the work makes progress, for a watchdog."""
     frames: int = 0
     used: int = 0
     segments: int = 0
     no_face: int = 0
     outside: int = 0
     longest: int = 0
-    """Usable frames in the longest row."""
+    """Length of the longest run of usable frames."""
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """By stage of the build."""
+    """Seconds by build step."""
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the time of the block to a stage."""
+        """Add the time of the block to a build step."""
         began = time.perf_counter()
         try:
             yield
@@ -110,14 +130,14 @@ class Tally:
             self.seconds[stage] += time.perf_counter() - began
 
     def describe(self) -> str:
-        """One line for the `detail` column."""
+        """Return one line for the `detail` column."""
         parts = [f"{self.used} of {self.frames} frames used"]
         causes = {"without a face": self.no_face, "with the face partly outside": self.outside}
         parts += [f"{count} {cause}" for cause, count in causes.items() if count]
         return "; ".join(parts)
 
     def short_reason(self, min_frames: int) -> RejectReason:
-        """What to name when there are too few usable frames in a row."""
+        """Return the reason to give if there are too few usable frames in a run."""
         if self.frames < min_frames or not (self.no_face or self.outside):
             return RejectReason.TOO_SHORT
         return RejectReason.NO_FACE if self.no_face >= self.outside else RejectReason.FACE_LEAVES_PICTURE
@@ -133,51 +153,57 @@ class _Piece:
     landmarks_T68x2: Float32
     matrix_T33: Float32
     detected_T: np.ndarray
-    pictures: list[PictureScores]
+    scores: list[ImageScores]
 
 
 _Fitted = tuple[np.ndarray, ...]
-"""Of a track's ticks: points N×68×2 in crop px, matrices N×3×3, whether there is a face, and whether it can be used."""
+"""For N ticks of a track: points N×68×2 in crop px, matrices N×3×3, whether there is a face, whether it is usable."""
 
 
 def _fit(track: Track, height: int, width: int, config: BuildConfig) -> _Fitted:
     filled = bridge(track, config.max_gap)
-    # smoothing steadies the crop; the mouth's own points stay as they were found
+    # smoothing steadies the crop; the points of the mouth stay as they were found
     matrix_N33 = fit_all(smooth(filled.points_N68x2, config.smoothing), config.crop_width)
     usable_N = filled.valid_N & np.isfinite(matrix_N33).all((1, 2)) & inside(filled.points_N68x2, height, width)
     return transform_points(filled.points_N68x2, matrix_N33), matrix_N33, filled.valid_N, usable_N
 
 
 def _reach(config: BuildConfig) -> int:
-    """How many ticks after it a crop depends on: those it is smoothed with, and a gap that is bridged to them."""
+    """Return how many later ticks a crop depends on: those it is smoothed with, and a gap that is bridged to them."""
     return math.ceil(KERNEL_SIGMAS * config.smoothing) + config.max_gap + 1
 
 
-class _Lane:
-    """One track within one shot, on its way to segments; its crops wait here until a segment is full."""
+class _TrackSpan:
+    """A track within one shot. Its crops wait here until there are enough for a segment."""
 
     def __init__(
         self, number: int, track: Track, height: int, width: int, config: BuildConfig, fitted: _Fitted | None = None
     ) -> None:
-        self.number, self.start, self.config, self.size = number, track.start, config, (height, width)
-        self.first = 0  # tick of the oldest crop that waits
+        self.number = number
+        self.start = track.start
+        self.config = config
+        self.size = (height, width)
+        self.first = 0  # tick of the oldest waiting crop
         self.frames_jpeg: list[bytes] = []
-        self.pictures: list[PictureScores] = []
+        self.scores: list[ImageScores] = []
         self._set(track, fitted or _fit(track, height, width, config))
 
     def _set(self, track: Track, fitted: _Fitted) -> None:
-        self.track, self.stop = track, track.stop
+        self.track = track
+        self.stop = track.stop
         self.points_N68x2, self.matrix_N33, self.valid_N, self.usable_N = fitted
 
-    def split(self, tick: int, number: int) -> _Lane:
-        """Ends this lane before a cut, and gives the one that goes on after it.
+    def split(self, tick: int, number: int) -> _TrackSpan:
+        """End this span before a cut, and return the span after it.
 
-        What is bridged or smoothed never reaches over the cut; it comes early enough that no such crop was made yet.
+        Nothing is bridged or smoothed across the cut: this is called before any crop near the cut was made.
         """
-        place, track, rest = tick - self.start, *cut_in_two(self.track, tick)
+        offset = tick - self.start
+        track, rest = cut_in_two(self.track, tick)
         whole = self.points_N68x2, self.matrix_N33, self.valid_N, self.usable_N
-        ends, begins = tuple(a[:place] for a in whole), tuple(a[place:] for a in whole)
-        # only so near to the cut does anything change: a long track with many cuts is not fitted anew at each
+        ends = tuple(values[:offset] for values in whole)
+        begins = tuple(values[offset:] for values in whole)
+        # only ticks near the cut change, so a long track with many cuts is not fitted again at each
         near = _reach(self.config)
         _, last = cut_in_two(track, max(tick - 2 * near, track.start))
         first, _ = cut_in_two(rest, tick + 2 * near)
@@ -186,40 +212,41 @@ class _Lane:
         for old, new in zip(begins, _fit(first, *self.size, self.config), strict=True):
             old[:near] = new[:near]
         self._set(track, ends)
-        return _Lane(number, rest, *self.size, self.config, begins)
+        return _TrackSpan(number, rest, *self.size, self.config, begins)
 
     def see(self, tick: int, frame_HW3: UInt8) -> Iterator[_Piece]:
-        """Takes the frame of a tick within the track; gives the pieces that it completes."""
-        place = tick - self.start
-        if self.usable_N[place]:
+        """Take the frame of a tick within the track; yield the pieces that it completes."""
+        offset = tick - self.start
+        if self.usable_N[offset]:
             self.first = self.first if self.frames_jpeg else tick
-            crop_HW3 = crop_face(frame_HW3, self.matrix_N33[place], self.config.crop_width)
+            crop_HW3 = crop_face(frame_HW3, self.matrix_N33[offset], self.config.crop_width)
             self.frames_jpeg.append(encode_jpeg(crop_HW3, self.config.jpeg_quality))
-            self.pictures.append(picture_scores(crop_HW3, self.points_N68x2[place], self.matrix_N33[place]))
+            self.scores.append(image_scores(crop_HW3, self.points_N68x2[offset], self.matrix_N33[offset]))
             if len(self.frames_jpeg) >= self.config.max_frames + self.config.min_frames:
                 yield self._take(self.config.max_frames)
-        if not self.usable_N[place] or tick + 1 == self.stop:
+        if not self.usable_N[offset] or tick + 1 == self.stop:
             yield from self.end()
 
     def end(self) -> Iterator[_Piece]:
-        """The pieces that what waits is cut into; the rest is lost."""
+        """Yield the pieces that the waiting crops are cut into; the rest is dropped."""
         for length in cut(len(self.frames_jpeg), self.config.min_frames, self.config.max_frames):
             yield self._take(length)
-        self.frames_jpeg, self.pictures = [], []
+        self.frames_jpeg, self.scores = [], []
 
     def _take(self, length: int) -> _Piece:
-        start, place = self.first, slice(self.first - self.start, self.first - self.start + length)
+        start = self.first
+        ticks = slice(start - self.start, start - self.start + length)
         piece = _Piece(
             start,
             self.number,
             self.frames_jpeg[:length],
-            self.points_N68x2[place],
-            self.matrix_N33[place],
-            self.track.valid_N[place],
-            self.pictures[:length],
+            self.points_N68x2[ticks],
+            self.matrix_N33[ticks],
+            self.track.valid_N[ticks],
+            self.scores[:length],
         )
         self.first += length
-        del self.frames_jpeg[:length], self.pictures[:length]
+        del self.frames_jpeg[:length], self.scores[:length]
         return piece
 
 
@@ -234,33 +261,33 @@ def video_segments(
     tally: Tally,
     scorer: Scorer | None = None,
 ) -> Iterator[Segment]:
-    """Draws the segments of one video, each face's in order; few crops wait in memory.
+    """Make the segments of one video, in order for each face; few crops wait in memory.
 
     Args:
-        video: as probed.
+        video: result of `lawdnet.video.probe`.
         name: the video id.
-        tally: counts frames and seconds as they go by.
-        scorer: measures more of a finished segment.
+        tally: counts frames and seconds during the work.
+        scorer: computes more scores of a finished segment.
 
     Raises:
-        Rejected: at any point; segments drawn before it belong to a video that must not be kept.
+        Rejected: at any point; the segments made before belong to a video that must not be kept.
     """
     if video.sample_rate is None:
         raise Rejected(RejectReason.NO_AUDIO, "there is no audio stream")
     with tally.timed("faces"):
         tracks = find_tracks(video, source, face=config.face, max_gap=config.max_gap, beat=tally.beat)
     with tally.timed("sound"):
-        wave = load_audio(video.path, num_frames=video.num_frames)
+        waveform = load_audio(video.path, num_frames=video.num_frames)
         features = {
-            extractor: frame_features(made, wave, video.num_frames, beat=tally.beat)
+            extractor: frame_features(made, waveform, video.num_frames, beat=tally.beat)
             for extractor, made in extractors.items()
         }
-    lanes = [_Lane(number, track, video.height, video.width, config) for number, track in enumerate(tracks)]
-    for index, piece in enumerate(_crop(video.path, lanes, config, tally)):
+    spans = [_TrackSpan(number, track, video.height, video.width, config) for number, track in enumerate(tracks)]
+    for index, piece in enumerate(_crop(video.path, spans, config, tally)):
         stop = piece.start + len(piece.frames_jpeg)
-        sound = wave[piece.start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
+        audio = waveform[piece.start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
         with tally.timed("score"):
-            measured = segment_scores(piece.pictures, piece.matrix_T33, piece.detected_T, sound, config.crop_width)
+            measured = segment_scores(piece.scores, piece.matrix_T33, piece.detected_T, audio, config.crop_width)
             segment = Segment(
                 segment_id=f"{name}-{index:04d}",
                 video_id=name,
@@ -275,59 +302,59 @@ def video_segments(
                 scores=measured,
             )
             if scorer:
-                segment = replace(segment, scores=measured | dict(scorer(segment, sound)))
+                segment = replace(segment, scores=measured | dict(scorer(segment, audio)))
         tally.segments += 1
         tally.used += segment.num_frames
         yield segment
-    _judge(video, lanes, config, tally)
+    _check_result(video, spans, config, tally)
 
 
-def _judge(video: Video, lanes: list[_Lane], config: BuildConfig, tally: Tally) -> None:
-    """Whether a video may be kept, now that all of it was seen.
+def _check_result(video: Video, spans: list[_TrackSpan], config: BuildConfig, tally: Tally) -> None:
+    """Check a video after all of it was seen.
 
     Raises:
-        Rejected: it held another number of frames than it promised, or gave no segment.
+        Rejected: it has another number of frames than its header says, or gave no segment.
     """
     if abs(tally.frames - video.num_frames) > 1:
-        promise = f"the file promises {video.num_frames} frames and decodes to {tally.frames}"
-        raise Rejected(RejectReason.DAMAGED, promise)
-    _count(lanes, tally)
+        detail = f"the header says {video.num_frames} frames, {tally.frames} were decoded"
+        raise Rejected(RejectReason.DAMAGED, detail)
+    _count(spans, tally)
     if not tally.segments:
-        need = f"at most {tally.longest} usable frames in a row, {config.min_frames} are needed"
+        need = f"at most {tally.longest} consecutive usable frames, {config.min_frames} are needed"
         raise Rejected(tally.short_reason(config.min_frames), f"{need}; {tally.describe()}")
 
 
-def _count(lanes: list[_Lane], tally: Tally) -> None:
-    """What could become of the frames: of each tick the best that any lane made of it."""
+def _count(spans: list[_TrackSpan], tally: Tally) -> None:
+    """Count the frames by what was wrong with them: a tick is usable if any span could use it."""
     valid_T, usable_T = np.zeros(tally.frames, bool), np.zeros(tally.frames, bool)
-    for lane in lanes:
-        span = slice(lane.start, min(lane.stop, tally.frames))
-        valid_T[span] |= lane.valid_N[: len(valid_T[span])]
-        usable_T[span] |= lane.usable_N[: len(valid_T[span])]
-        tally.longest = max([tally.longest, *(stop - start for start, stop in runs(lane.usable_N))])
+    for span in spans:
+        ticks = slice(span.start, min(span.stop, tally.frames))
+        valid_T[ticks] |= span.valid_N[: len(valid_T[ticks])]
+        usable_T[ticks] |= span.usable_N[: len(valid_T[ticks])]
+        tally.longest = max([tally.longest, *(stop - start for start, stop in runs(span.usable_N))])
     tally.no_face, tally.outside = int((~valid_T).sum()), int((valid_T & ~usable_T).sum())
 
 
-def _crop(path: Path, lanes: list[_Lane], config: BuildConfig, tally: Tally) -> Iterator[_Piece]:
-    """Decodes, crops and encodes: each lane sees the ticks of its track; a cut makes two lanes of one in `lanes`."""
-    waiting = deque(lanes)
-    active: list[_Lane] = []
-    pictures = (picture for _, picture in decode(path))
+def _crop(path: Path, spans: list[_TrackSpan], config: BuildConfig, tally: Tally) -> Iterator[_Piece]:
+    """Decode, crop and encode: each span sees the ticks of its track; a cut splits a span of `spans` in two."""
+    waiting = deque(spans)
+    active: list[_TrackSpan] = []
+    frames = (frame for _, frame in decode(path))
     began = time.perf_counter()
-    for tick, frame_HW3, cuts in with_cuts(pictures, config.shot_threshold, _reach(config)):
+    for tick, frame_HW3, cuts in with_cuts(frames, config.shot_threshold, _reach(config)):
         tally.beat()
         tally.frames += 1
         for cut_tick in cuts:
-            for lane in [lane for lane in lanes if lane.start < cut_tick < lane.stop]:
-                rest = lane.split(cut_tick, len(lanes))
-                lanes.append(rest)
+            for span in [span for span in spans if span.start < cut_tick < span.stop]:
+                rest = span.split(cut_tick, len(spans))
+                spans.append(rest)
                 waiting.append(rest)
-                waiting = deque(sorted(waiting, key=lambda lane: lane.start))
+                waiting = deque(sorted(waiting, key=lambda span: span.start))
         while waiting and waiting[0].start <= tick:
             active.append(waiting.popleft())
-        pieces = [piece for lane in active for piece in lane.see(tick, frame_HW3)]
-        active = [lane for lane in active if tick + 1 < lane.stop]
+        pieces = [piece for span in active for piece in span.see(tick, frame_HW3)]
+        active = [span for span in active if tick + 1 < span.stop]
         tally.seconds["crop"] += time.perf_counter() - began
         yield from pieces
         began = time.perf_counter()
-    yield from (piece for lane in active for piece in lane.end())
+    yield from (piece for span in active for piece in span.end())

@@ -1,4 +1,4 @@
-"""A dataset out of a dataset: what rules leave of it, as a view of its files or as a copy.
+"""Selections: a dataset made of the segments of another that meet some rules, as a view of its files or as a copy.
 
 Shape letter: R rows of an index.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lawdnet import __version__
-from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset, write_index, write_videos
-from lawdnet.data.rules import Condition, Rule, Step, apply_rules, mark
+from lawdnet.conditions import Condition
+from lawdnet.data.manifest import MANIFEST, SEGMENTS, Counts, Dataset, write_index, write_videos
+from lawdnet.data.rules import FunnelStep, Rule, apply_rules, column_of, mark
+from lawdnet.data.schema import VideoRow
 from lawdnet.data.transfer import claim, refuse_inside
 from lawdnet.storage import Location, atomic, is_remote, locate, parquet_file, write_json
 from lawdnet.types import RejectReason
@@ -30,46 +31,48 @@ from lawdnet.types import RejectReason
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 
 Progress = Callable[[int, int], None]
-"""Called with the videos copied, and of how many."""
+"""Called with the number of videos copied and the total."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What rules leave of a dataset; nothing is written yet."""
+    """The segments of a dataset that meet some rules; nothing is written yet."""
 
     source: Dataset
     index: pa.Table
-    """All measured segments, those that fell marked in column `dropped`."""
+    """All measured segments; those that were dropped are marked in column `dropped`."""
     rules: tuple[str, ...]
-    """Texts of every rule that marks a row, those of the source first."""
-    funnel: tuple[Step, ...]
-    """A step for all measured segments, then one per rule."""
+    """Texts of all rules, those of the source first."""
+    funnel: tuple[FunnelStep, ...]
+    """A step that counts all measured segments, then one per rule."""
     hash: str
 
     @cached_property
     def kept(self) -> pa.Table:
-        """The rows of the index that are left."""
+        """The rows of the index that were not dropped."""
         return self.index.filter(pc.equal(self.index["dropped"], ""))
 
 
 def choose(
     source: Dataset, rules: Sequence[Rule], *, max_per_video: int | None = None, is_fresh: bool = False
 ) -> Selection:
-    """Applies rules to a dataset's index; no segment is opened.
+    """Apply rules to a dataset's index; no segment file is opened.
 
     Args:
-        rules: a segment stays where all hold.
-        max_per_video: of what the rules leave, at most this many segments of a video, spread evenly over it.
-        is_fresh: forget the rules that the source was made with and begin with all that was measured.
+        rules: a segment is kept if it meets all of them.
+        max_per_video: keep at most this many of the segments of a video that meet the rules, spread evenly over it.
+        is_fresh: ignore the rules that the source was made with, and start from everything that was measured.
 
     Raises:
-        ValueError: a rule names a score that was not measured, or `max_per_video` is less than 1.
+        ValueError: a rule uses a score that was not measured, or `max_per_video` is less than 1.
     """
     if max_per_video is not None and max_per_video < 1:
-        raise ValueError(f"max_per_video: {max_per_video} is less than 1")
-    index, before = source.index(), _funnel(source)
+        raise ValueError(f"max_per_video: {max_per_video} must be at least 1")
+    index = source.index()
+    before = _funnel(source)
     if is_fresh:
-        index, before = mark(index, np.ones(len(index), np.int32), [""]), ()
+        index = mark(index, np.ones(len(index), np.int32), [""])
+        before = ()
     index, steps = apply_rules(index, rules)
     if max_per_video is not None:
         index, step = _spread(index, max_per_video)
@@ -85,13 +88,13 @@ def choose(
     )
 
 
-def _funnel(dataset: Dataset) -> tuple[Step, ...]:
-    """The steps of dataset.json; none where it has none."""
-    return tuple(Step(**step) for step in dataset.info.get("funnel", ()))
+def _funnel(dataset: Dataset) -> tuple[FunnelStep, ...]:
+    """Return the funnel in dataset.json, which may be missing."""
+    return tuple(FunnelStep(**step) for step in dataset.info.get("funnel", ()))
 
 
-def _spread(index: pa.Table, most: int) -> tuple[pa.Table, Step]:
-    """Drops all but `most` of each video's rows that are left, those that stay spread evenly over the video."""
+def _spread(index: pa.Table, most: int) -> tuple[pa.Table, FunnelStep]:
+    """Drop all but `most` of each video's remaining rows, so that those that stay are spread evenly over the video."""
     left = np.flatnonzero(pc.equal(index["dropped"], "").to_numpy())
     videos = index["video_id"].take(pa.array(left)).combine_chunks().dictionary_encode().indices.to_numpy()
     order = np.argsort(videos, kind="stable")
@@ -100,37 +103,37 @@ def _spread(index: pa.Table, most: int) -> tuple[pa.Table, Step]:
     rank[order] = np.arange(len(left)) - (np.cumsum(counts) - counts)[videos[order]]
     share = counts[videos]
     out = (rank + 1) * most // share == rank * most // share
-    fell_R = np.zeros(len(index), np.int32)
-    fell_R[left[out]] = 1
+    dropped_R = np.zeros(len(index), np.int32)
+    dropped_R[left[out]] = 1
     text = f"at most {most} per video"
-    return mark(index, fell_R, [text]), Step(text, int(out.sum()), int((~out).sum()))
+    return mark(index, dropped_R, [text]), FunnelStep(text, int(out.sum()), int((~out).sum()))
 
 
 def advice(selection: Selection, rules: Sequence[Rule]) -> dict[str, dict[str, float]]:
-    """Where the values lie that a rule was held against, for each rule that left nothing.
+    """Return the values that the first rule which left nothing was compared with.
 
     Returns:
-        Name in the rule → {"0 %": …, "50 %": …, "100 %": …} over the segments that reached the rule; empty where none
-        of them was measured.
+        Name in the rule → {"0 %": …, "50 %": …, "100 %": …} over the segments that reached the rule; empty if none of
+        them was measured.
     """
     texts = [str(rule) for rule in rules]
     ends = {step.rule for step in selection.funnel[1:] if step.dropped and not step.left}
-    for place, rule in enumerate(rules):
-        if texts[place] in ends:
-            came = pc.is_in(selection.index["dropped"], value_set=pa.array(["", *texts[place:]]))
-            reached = selection.index.filter(came)
+    for number, rule in enumerate(rules):
+        if texts[number] in ends:
+            has_reached = pc.is_in(selection.index["dropped"], value_set=pa.array(["", *texts[number:]]))
+            reached = selection.index.filter(has_reached)
             return {part.name: _quantiles(reached, part) for part in rule.conditions if part.operator[0] in "<>"}
     return {}
 
 
 def _quantiles(index: pa.Table, condition: Condition) -> dict[str, float]:
-    values = index[condition.column].to_numpy().astype(np.float64)
+    values = index[column_of(condition)].to_numpy().astype(np.float64)
     values = np.abs(values) if condition.is_absolute else values
     return quantiles(values)
 
 
 def quantiles(values: np.ndarray) -> dict[str, float]:
-    """{"0 %": …, "5 %": …, … "100 %": …} of the values that are finite; empty where none is."""
+    """Return {"0 %": …, "5 %": …, … "100 %": …} of the finite values; empty if there are none."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return {}
@@ -141,26 +144,26 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
 def write_selection(
     selection: Selection, out: Location, *, copy: bool = False, on_video: Progress | None = None
 ) -> Dataset:
-    """Writes a selection as a dataset; the source is not changed.
+    """Write a selection as a dataset; the source is not changed.
 
-    A view (`copy=False`) is an index that points into the source's files (see `pointer`) and keeps the rows that
-    fell, marked. A copy has segment files of its own, with nothing but the chosen segments.
+    A view (`copy=False`) is an index that points into the source's files (see `pointer`) and keeps the dropped rows,
+    marked. A copy has segment files of its own with only the selected segments.
 
     Args:
-        out: a folder that is not there, is empty, or holds the same selection.
+        out: a folder that does not exist, is empty, or contains the same selection.
 
     Raises:
-        ValueError: nothing is left, `out` holds something else or lies in the source, or a view there could not reach
-            the source's files.
+        ValueError: no segment is left, `out` contains something else or lies in the source, or a view in `out` could
+            not reach the source's files.
     """
     if not len(selection.kept):
         raise ValueError(f"{selection.source.root}: no segment is left; loosen a rule")
     if is_remote(out) and not copy and not is_remote(selection.source.root):
-        raise ValueError(f"{out}: a view there cannot point to files of this machine; add --copy")
+        raise ValueError(f"{out}: a view in an object store cannot point to local files; add --copy")
     refuse_inside(out, [selection.source.root])
     claim(out, "select", {"hash": selection.hash, "copy": copy})
     index = _copied(selection, out, on_video) if copy else _pointed(selection, out)
-    rows = _video_rows(selection)
+    rows = [row.columns() for row in _video_rows(selection)]
     write_index(out, index)
     write_videos(out, rows)
     write_json(out / MANIFEST, _manifest(selection, rows, out))
@@ -168,51 +171,54 @@ def write_selection(
 
 
 def _pointed(selection: Selection, out: Location) -> pa.Table:
-    """The index with paths that lead from `out` into the source's files."""
-    source, column = selection.source, selection.index["path"].combine_chunks().dictionary_encode()
-    paths = pa.array([pointer(source.resolve(path), out) for path in column.dictionary.to_pylist()], pa.string())
+    """Return the index with paths that lead from `out` to the source's files."""
+    column = selection.index["path"].combine_chunks().dictionary_encode()
+    paths = pa.array(
+        [pointer(selection.source.resolve(path), out) for path in column.dictionary.to_pylist()], pa.string()
+    )
     return _with(selection.index, "path", pa.DictionaryArray.from_arrays(column.indices, paths).cast(pa.string()))
 
 
 def pointer(path: str, out: Location) -> str:
-    """What the dataset `out` calls a file or folder of another dataset.
+    """Return the path by which the dataset `out` refers to a file or folder of another dataset.
 
     Args:
-        path: absolute, or a URI.
+        path: an absolute path or a URI.
 
     Returns:
-        Relative (`../NAME/segments/…`) where both lie under the parent or the grandparent of `out`, so that they can
-        move together; else the path as it is.
+        A relative path (`../NAME/segments/…`) if both lie under the parent or the grandparent of `out`, so that they
+        can be moved together; else `path`.
     """
     if "://" in path or is_remote(out):
         return path
     folder, name = os.path.split(os.path.normpath(path))
-    file, here = os.path.join(os.path.realpath(folder), name), os.path.realpath(str(out))
+    file = os.path.join(os.path.realpath(folder), name)
+    here = os.path.realpath(str(out))
     relative = os.path.relpath(file, here)
     is_near = relative.split(os.sep).count("..") <= 2 and os.path.commonpath([file, here]) != os.sep
     return relative if is_near else file
 
 
 def _copied(selection: Selection, out: Location, on_video: Progress | None) -> pa.Table:
-    """Writes segment files with the chosen segments; returns their index."""
+    """Write segment files with the selected segments; return their index."""
     kept = selection.kept.sort_by([("video_id", "ascending"), ("index", "ascending")])
-    places: dict[str, list[tuple[str, int]]] = {}
+    groups_of: dict[str, list[tuple[str, int]]] = {}
     for row in kept.select(["video_id", "path", "row_group"]).to_pylist():
-        places.setdefault(row["video_id"], []).append((selection.source.resolve(row["path"]), row["row_group"]))
-    for done, (video_id, groups) in enumerate(places.items(), 1):
+        groups_of.setdefault(row["video_id"], []).append((selection.source.resolve(row["path"]), row["row_group"]))
+    for done, (video_id, groups) in enumerate(groups_of.items(), 1):
         target = out / SEGMENTS / f"{video_id}.parquet"
-        if not target.exists():  # else whole, from a selection that was stopped
+        if not target.exists():  # else it is complete, from a selection that was stopped
             with atomic(target) as temporary:
                 _copy_groups(groups, temporary)
         if on_video:
-            on_video(done, len(places))
-    paths = [f"{SEGMENTS}/{video_id}.parquet" for video_id, groups in places.items() for _ in groups]
-    numbers = [number for groups in places.values() for number in range(len(groups))]
+            on_video(done, len(groups_of))
+    paths = [f"{SEGMENTS}/{video_id}.parquet" for video_id, groups in groups_of.items() for _ in groups]
+    numbers = [number for groups in groups_of.values() for number in range(len(groups))]
     return _with(_with(kept, "path", pa.array(paths, pa.string())), "row_group", pa.array(numbers, pa.int32()))
 
 
 def _copy_groups(groups: Sequence[tuple[str, int]], to: Path) -> None:
-    """One file of row groups that may come from several, one segment in memory at a time."""
+    """Write a file of row groups that may come from several files, one segment in memory at a time."""
     with ExitStack() as stack:
         files: dict[str, pq.ParquetFile] = {}
         writer: pq.ParquetWriter | None = None
@@ -228,61 +234,53 @@ def _with(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
     return table.set_column(table.column_names.index(name), name, column)
 
 
-def _video_rows(selection: Selection) -> list[dict[str, Any]]:
-    """The source's rows with what is left of each video; one that lost all its segments is rejected."""
+def _video_rows(selection: Selection) -> list[VideoRow]:
+    """Return the source's rows with what is left of each video; a video without segments left is rejected."""
     sums = selection.kept.group_by("video_id").aggregate([("num_frames", "sum"), ("num_frames", "count")])
     kept = {row["video_id"]: row for row in sums.to_pylist()}
-    fell: dict[str, list[str]] = {}
+    dropped: dict[str, list[str]] = {}
     marks = selection.index.group_by(["video_id", "dropped"], use_threads=False).aggregate([([], "count_all")])
     for row in marks.to_pylist():
-        fell.setdefault(row["video_id"], []).append(f"{row['count_all']} fell at {row['dropped']}")
-    rows = selection.source.videos().to_pylist()
-    for row in rows:
-        if row["status"] != "accepted" and row["reason"] != RejectReason.THRESHOLD:
-            continue
-        if found := kept.get(row["video_id"]):
-            row |= {"status": "accepted", "reason": "", "detail": ""}
-            row |= {"segments": found["num_frames_count"], "frames_used": found["num_frames_sum"]}
-        else:
-            row |= {"status": "rejected", "reason": str(RejectReason.THRESHOLD), "segments": 0, "frames_used": 0}
-            row |= {"detail": "; ".join(fell.get(row["video_id"], [row["detail"]]))}
-    return rows
+        dropped.setdefault(row["video_id"], []).append(f"{row['count_all']} fell at {row['dropped']}")
+
+    def after(row: VideoRow) -> VideoRow:
+        if not row.is_accepted and row.reason != RejectReason.THRESHOLD:
+            return row
+        if found := kept.get(row.video_id):
+            segments, frames = found["num_frames_count"], found["num_frames_sum"]
+            return replace(row, status="accepted", reason="", detail="", segments=segments, frames_used=frames)
+        detail = "; ".join(dropped.get(row.video_id, [row.detail]))
+        reason = str(RejectReason.THRESHOLD)
+        return replace(row, status="rejected", reason=reason, detail=detail, segments=0, frames_used=0)
+
+    return [after(row) for row in selection.source.video_rows()]
 
 
-def _manifest(selection: Selection, rows: Sequence[dict[str, Any]], out: Location) -> dict[str, Any]:
-    """The source's dataset.json with what the selection changes."""
-    info = selection.source.info
-    reasons = Counter(row["reason"] for row in rows if row["reason"])
-    counts = {
-        "videos": len(rows),
-        **{status: sum(row["status"] == status for row in rows) for status in ("accepted", "rejected", "failed")},
-        "segments": sum(row["segments"] for row in rows),
-        "frames": sum(row["frames_used"] for row in rows),
-        "reasons": dict(sorted(reasons.items())),
-    }
-    return info | {
+def _manifest(selection: Selection, rows: Sequence[Mapping[str, Any]], out: Location) -> Mapping[str, Any]:
+    """Return the source's dataset.json with what the selection changes."""
+    return selection.source.info | {
         "code_version": __version__,
         "source": pointer(str(selection.source.root), out),
         "source_hash": selection.source.hash,
         "rules": list(selection.rules),
         "funnel": [asdict(step) for step in selection.funnel],
-        "counts": counts,
+        "counts": asdict(Counts.of(rows)),
         "hash": selection.hash,
     }
 
 
 def check_files(dataset: Dataset) -> None:
-    """Looks whether the files of a dataset's segments, and what a view points to, are as they were.
+    """Check that the files of a dataset's segments, and what a view points to, are as they were.
 
     Raises:
         ValueError: a file is missing, or the dataset that a view points to has changed since.
     """
     index = dataset.index()
     named = pc.unique(index["path"].filter(pc.equal(index["dropped"], ""))).to_pylist()
-    places = [locate(dataset.resolve(path)) for path in named]
-    missing = [place for place in places if not is_remote(place) and not place.exists()]
+    paths = [locate(dataset.resolve(path)) for path in named]
+    missing = [path for path in paths if not is_remote(path) and not path.exists()]
     if missing:
-        text = f"{len(missing)} of {len(places)} segment files are missing, {missing[0]} the first"
+        text = f"{len(missing)} of {len(paths)} segment files are missing, the first is {missing[0]}"
         raise ValueError(f"{dataset.root}: {text}; make the dataset again")
     is_view = any(not path.startswith(f"{SEGMENTS}/") for path in named)
     if is_view and "source_hash" in dataset.info:

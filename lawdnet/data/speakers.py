@@ -1,4 +1,4 @@
-"""Who speaks: of several people in the picture at a time, the one whose mouth follows the sound."""
+"""Choosing the speaker: of several faces in a video at a time, the one whose mouth follows the audio."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections import defaultdict
 import numpy as np
 import pyarrow as pa
 
-from lawdnet.data.rules import Step, mark
+from lawdnet.data.rules import FunnelStep, mark
 
 RULE = "face==sync"
-"""What the index says of segments of people who do not speak."""
+"""What the index says about segments of people who do not speak."""
 
 
-def keep_speakers(index: pa.Table) -> tuple[pa.Table, Step]:
-    """Marks, of the segments of a video that overlap in time, all but the one with the highest sync confidence.
+def keep_speakers(index: pa.Table) -> tuple[pa.Table, FunnelStep]:
+    """Drop all but the segment with the highest sync confidence where segments of a video overlap in time.
 
-    Segments without a confidence fall. Those that are marked already stay so, and push nobody out.
+    Segments without a confidence are dropped. Segments that are already dropped stay so and displace no others.
     """
     names = ("video_id", "start_frame", "num_frames", "score_sync_confidence", "dropped")
     rows = index.select([name for name in names if name in index.column_names]).to_pylist()
     present = [number for number, row in enumerate(rows) if not row["dropped"]]
     confidence = {number: rows[number].get("score_sync_confidence") for number in present}
     taken: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    fell_R = np.zeros(len(rows), np.int64)
+    dropped_R = np.zeros(len(rows), np.int64)
     surest_first = sorted(present, key=lambda n: (-np.inf if confidence[n] is None else -confidence[n], n))
     for number in surest_first:
         row = rows[number]
         start, stop = row["start_frame"], row["start_frame"] + row["num_frames"]
         spans = taken[row["video_id"]]
         if confidence[number] is None or any(start < end and begin < stop for begin, end in spans):
-            fell_R[number] = 1
+            dropped_R[number] = 1
         else:
             spans.append((start, stop))
-    dropped = int(fell_R.sum())
+    dropped = int(dropped_R.sum())
     unknown = sum(confidence[number] is None for number in present)
-    return mark(index, fell_R, [RULE]), Step(RULE, dropped, len(present) - dropped, unknown)
+    return mark(index, dropped_R, [RULE]), FunnelStep(RULE, dropped, len(present) - dropped, unknown)

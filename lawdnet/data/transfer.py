@@ -1,24 +1,24 @@
-"""What merging, importing and exporting share: whose folder it is, and the index of segment files."""
+"""What merging, importing and exporting share: who owns a folder, and the index of segment files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset, index_schema
-from lawdnet.data.schema import PLACE_COLUMNS, SCORE
+from lawdnet.data.schema import IDENTITY_COLUMNS, SCORE
 from lawdnet.storage import Location, is_remote, locate, parquet_file, read_json, write_json
 
 
-def claim(root: Location, job: str, wanted: dict[str, Any]) -> None:
-    """One folder belongs to one job with one set of arguments; the same job again goes on where it was stopped.
+def claim(root: Location, job: str, wanted: Mapping[str, Any]) -> None:
+    """Reserve a folder for one job with one set of arguments; the same job may resume there.
 
     Raises:
-        ValueError: something else made a dataset there.
+        ValueError: another job, or the same one with other arguments, wrote to the folder.
     """
     path = root / BUILD / f"{job}.job"
     if path.exists():
@@ -27,9 +27,9 @@ def claim(root: Location, job: str, wanted: dict[str, Any]) -> None:
             changed = ", ".join(
                 f"{key} {found.get(key)} → {wanted[key]}" for key in wanted if found.get(key) != wanted[key]
             )
-            raise ValueError(f"{root}: holds the result of another {job} ({changed}); choose another --out")
+            raise ValueError(f"{root}: contains the result of another {job} ({changed}); choose another --out")
     elif (root / MANIFEST).exists() or (root / SEGMENTS).exists():
-        raise ValueError(f"{root}: holds a dataset that no {job} made; choose another --out")
+        raise ValueError(f"{root}: contains a dataset that was not made by {job}; choose another --out")
     else:
         write_json(path, wanted)
     for left_over in (root / SEGMENTS).glob(".*.tmp"):
@@ -37,22 +37,22 @@ def claim(root: Location, job: str, wanted: dict[str, Any]) -> None:
 
 
 def local_folder(out: str | Location) -> Path:
-    """The place as one of this machine.
+    """Return `out` as a local path.
 
     Raises:
-        ValueError: it is in an object store.
+        ValueError: `out` is in an object store.
     """
-    place = locate(out)
-    if not isinstance(place, Path):
-        raise ValueError(f"{out}: this writes to a local folder only; choose one, then copy it there")
-    return place
+    path = locate(out)
+    if not isinstance(path, Path):
+        raise ValueError(f"{out}: only a local folder can be written here; choose one, then copy it")
+    return path
 
 
 def refuse_inside(out: Location, kept: Iterable[Location]) -> None:
-    """What was given to be read is never written to.
+    """Make sure that nothing is written into folders that are only to be read.
 
     Raises:
-        ValueError: `out` lies inside one of the folders, or is one.
+        ValueError: `out` is one of the folders, or lies inside one.
     """
     for folder in kept:
         if isinstance(folder, Path) and isinstance(out, Path) and out.resolve().is_relative_to(folder.resolve()):
@@ -60,11 +60,11 @@ def refuse_inside(out: Location, kept: Iterable[Location]) -> None:
 
 
 def source_folder(dataset: Dataset) -> Location | None:
-    """The folder that the paths in videos.parquet start from; None where it is not known or not there."""
+    """Return the folder that paths in videos.parquet are relative to; None if it is unknown or the dataset is gone."""
     text = str(dataset.info.get("source", ""))
     if not text:
         return None
-    if "source_hash" in dataset.info:  # a selection: its source is the dataset it was chosen from
+    if "source_hash" in dataset.info:  # a selection: its source is the dataset that it was made from
         try:
             return source_folder(Dataset(locate(dataset.resolve(text))))
         except ValueError:
@@ -75,22 +75,22 @@ def source_folder(dataset: Dataset) -> Location | None:
 
 
 def index_of(file: Path, path: str) -> pa.Table:
-    """The rows of a segment file in the columns of `index_schema`.
+    """Return the rows of a segment file in the columns of `index_schema`.
 
     Args:
-        file: to read.
-        path: to write into the column of that name.
+        file: the segment file.
+        path: the value of the column `path`.
     """
     with parquet_file(file) as opened:
         scores = [name for name in opened.schema_arrow.names if name.startswith(SCORE)]
-        table = opened.read(columns=[*PLACE_COLUMNS, *scores])
+        table = opened.read(columns=[*IDENTITY_COLUMNS, *scores])
         groups = opened.num_row_groups
     assert groups == len(table)
-    place = {
+    location = {
         "path": pa.array([path] * groups, pa.string()),
         "row_group": pa.array(range(groups), pa.int32()),
         "dropped": pa.array([""] * groups, pa.string()),
     }
     schema = index_schema([name.removeprefix(SCORE) for name in scores])
-    columns = {name: table[name] for name in [*PLACE_COLUMNS, *scores]}
-    return pa.table({**columns, **place}).select(schema.names).cast(schema)
+    columns = {name: table[name] for name in [*IDENTITY_COLUMNS, *scores]}
+    return pa.table({**columns, **location}).select(schema.names).cast(schema)

@@ -1,6 +1,6 @@
-"""How close two pictures, or two sets of landmarks, are.
+"""Similarity of two images, or of two sets of landmarks.
 
-Shape letters: T frames, H W picture height and width, C channels.
+Shape letters: T frames, H W image height and width, C channels.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from lawdnet.face.points import MOUTH, OUTER_EYE_CORNERS
 from lawdnet.types import Float32, UInt8
 
 MAX_PSNR = 100.0
-"""dB given to pictures that are equal; any 8-bit difference in fewer than 600 million values is below."""
+"""PSNR in dB of equal images; fewer than 600 million values that differ at all stay below it."""
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
 SSIM_K1, SSIM_K2 = 0.01, 0.03
 
 
 def psnr(first_HWC: UInt8, second_HWC: UInt8) -> float:
-    """Peak signal-to-noise ratio in dB over all values, 10·log10(255² / mean squared difference), at most 100.
+    """Return the peak signal-to-noise ratio in dB: 10·log10(255² / mean squared difference), at most 100.
 
     Raises:
-        ValueError: the pictures differ in size or are not uint8.
+        ValueError: the images differ in size or are not uint8.
     """
     _check(first_HWC, second_HWC)
     count = first_HWC.size
@@ -30,17 +30,17 @@ def psnr(first_HWC: UInt8, second_HWC: UInt8) -> float:
 
 
 def ssim(first_HWC: UInt8, second_HWC: UInt8) -> float:
-    """Structural similarity (Wang et al. 2004), the mean over pixels and channels; 1 for equal pictures.
+    """Return the structural similarity (Wang et al. 2004), averaged over pixels and channels; 1 for equal images.
 
-    Gaussian window of sigma 1.5 and 11×11 px, K1 = 0.01, K2 = 0.03, population variances, and the 5 px at the border
-    left out: `skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False)`.
+    It uses a Gaussian window of sigma 1.5 and 11×11 px, K1 = 0.01, K2 = 0.03 and population variances, without the 5 px
+    at the border: `skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False)`.
 
     Raises:
-        ValueError: the pictures differ in size, are not uint8, or are smaller than 11×11 px.
+        ValueError: the images differ in size, are not uint8, or are smaller than 11×11 px.
     """
     _check(first_HWC, second_HWC)
     if min(first_HWC.shape[:2]) < 2 * SSIM_RADIUS + 1:
-        raise ValueError(f"pictures of shape {first_HWC.shape}: SSIM needs at least 11×11 px")
+        raise ValueError(f"images of shape {first_HWC.shape}: SSIM needs at least 11×11 px")
     x, y = first_HWC.astype(np.float32), second_HWC.astype(np.float32)
     mean_x, mean_y = _blur(x), _blur(y)
     var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
@@ -52,19 +52,20 @@ def ssim(first_HWC: UInt8, second_HWC: UInt8) -> float:
 
 
 def lmd(real_T68x2: Float32, generated_T68x2: Float32) -> float:
-    """Landmark distance of the mouth: mean over points and frames, in units of the real face's outer eye distance.
+    """Return the mean landmark distance of the mouth, in units of the real face's outer eye distance.
 
-    After Chen et al. 2018, whose px depend on the picture's size. Frames with a NaN on either side are left out.
+    Chen et al. 2018 measure it in px, which depend on the size of the image. Frames with a NaN on either side do not
+    count.
 
     Returns:
-        0 for equal mouths; NaN where no frame has both.
+        0 for equal mouths; NaN if no frame has both.
 
     Raises:
-        ValueError: shapes differ or are not T×68×2.
+        ValueError: the shapes differ or are not T×68×2.
     """
     if real_T68x2.shape != generated_T68x2.shape or real_T68x2.shape[1:] != (68, 2):
         shapes = f"{real_T68x2.shape} and {generated_T68x2.shape}"
-        raise ValueError(f"landmarks of shapes {shapes}: expected the same T×68×2")
+        raise ValueError(f"landmarks of shapes {shapes}: expected equal shapes T×68×2")
     left, right = OUTER_EYE_CORNERS
     eyes_T = np.linalg.norm(real_T68x2[:, left] - real_T68x2[:, right], axis=-1)
     distance_T = np.linalg.norm(real_T68x2[:, MOUTH] - generated_T68x2[:, MOUTH], axis=-1).mean(1) / eyes_T
@@ -81,4 +82,4 @@ def _blur(values: Float32) -> Float32:
 def _check(first_HWC: UInt8, second_HWC: UInt8) -> None:
     if first_HWC.shape != second_HWC.shape or first_HWC.dtype != np.uint8 or second_HWC.dtype != np.uint8:
         shapes = f"{first_HWC.dtype} {first_HWC.shape} and {second_HWC.dtype} {second_HWC.shape}"
-        raise ValueError(f"pictures: {shapes}, expected uint8 of one size")
+        raise ValueError(f"images: {shapes}, expected uint8 of equal size")

@@ -1,6 +1,6 @@
-"""How wide a drawn mouth is open, seen in the picture alone: the measure for generated frames, which have no landmarks.
+"""How far a drawn mouth is open, from the image alone: the only measure for generated frames, which have no landmarks.
 
-Letters: H W crop height and width, R C rows and columns of the window around the mouth.
+Shape letters: H W crop height and width, R C rows and columns of the window around the mouth.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ from lawdnet.face.points import CROP_RATIO
 from lawdnet.types import UInt8
 
 HALF_WINDOW = 0.22
-"""Columns looked at, on either side of the middle, in half crop widths like all lengths here."""
+"""Width of the window on either side of the middle; half crop widths, like all lengths here."""
 TAPER = 0.08
-"""Over this the window's sides fade, so that a shift of less than a pixel changes little."""
+"""Length over which the window fades at its sides, so that a shift of less than a pixel changes little."""
 MEASURABLE = 0.95
-"""Correlation of the truth's opening in pixels and in landmarks from which the measurement is believed. Drawn heads
+"""Least correlation between the truth's opening in pixels and in landmarks for the measurement to count. Drawn heads
 have 0.99 and more; people, whose teeth and tongues are bright, have less."""
 WINDOW_TOP, WINDOW_BOTTOM = 0.06, 0.62
-"""From the upper lip to below the lower lip of a mouth that is wide open; 0 is the crop's centre."""
+"""From the upper lip to below the lower lip of a mouth that is wide open; 0 is the centre of the crop."""
 
 
 def mouth_opening_from_pixels(crop_HW3: UInt8) -> float:
-    """Mean height of the dark between the lips in an aligned crop of a drawn head (`lawdnet.synthetic`).
+    """Return the mean height of the dark between the lips in an aligned crop of a drawn head (`lawdnet.synthetic`).
 
-    Lips and skin are equally bright in red, the inside of a mouth is dark. Each column of the window is filled up to
-    the level that encloses a pixel on both sides, min(brightest above, brightest below), as rain fills a valley: what
-    the water covers is the opening. Beards and shadows lie outside the lips, are not enclosed, and do not count.
-    There is no threshold: blur and partly covered pixels change the result in proportion.
+    Lips and skin are equally bright in red, and the inside of a mouth is dark. Each column of the window is filled up
+    to the level that encloses a pixel on both sides, min(brightest above, brightest below), as rain fills a valley;
+    what the water covers is the opening. Beards and shadows are outside the lips, so they are not enclosed and do not
+    count. There is no threshold: blur and partly covered pixels change the result in proportion.
 
     Args:
-        crop_HW3: uint8 RGB, cut out as by `lawdnet.face.align.crop_face` (H = 1.3 W), at least 32 px wide.
+        crop_HW3: uint8 RGB, as `lawdnet.face.align.crop_face` cuts it (H = 1.3 W), at least 32 px wide.
 
     Returns:
-        Half crop widths: 0 … about 0.02 shut, about 0.25 wide open. Proportional to the opening for one person; people
-        differ by the size of mouth and teeth, so compare within a person.
+        The opening in half crop widths: 0 … about 0.02 shut, about 0.25 wide open. It is proportional to the true
+        opening for one person; the size of mouth and teeth differs between people, so compare within a person.
 
     Raises:
-        ValueError: not an H×W×3 uint8 picture of a crop's proportions.
+        ValueError: `crop_HW3` is not an H×W×3 uint8 image with the proportions of a crop.
     """
     height, width = _checked(crop_HW3).shape[:2]
     x = (np.arange(width) + 0.5) * 2 / width - 1

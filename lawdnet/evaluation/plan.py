@@ -1,4 +1,4 @@
-"""Which segments a validation measures, where, and how workers' results become one."""
+"""Which segments and frames a validation measures, and how the workers' results are merged."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ from lawdnet.data.manifest import SegmentRef
 from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES
 
 Sums = dict[str, float]
-"""Name → a sum or a count."""
+"""Name → a sum or a count. Sums of several workers are added."""
 OnSegment = Callable[[int, int], None]
-"""Called with (segments done, segments in all)."""
+"""Called with the number of segments done and the total."""
 
 WINDOW_CLIPS = 5
-"""Clips measured of a segment: 1.8 s, in which a sync network can try every offset."""
+"""Number of clips of a segment that are measured: 1.8 s, long enough for a sync network to try every offset."""
 
 
 def plan(
-    segments: Sequence[SegmentRef], rank: int = 0, world: int = 1, *, limit: int = 1, most: int | None = None,
+    segments: Sequence[SegmentRef],
+    rank: int = 0,
+    world: int = 1,
+    *,
+    limit: int = 1,
+    most: int | None = None,
     split: str = "val",
-) -> list[SegmentRef]:  # fmt: skip
-    """The segments that one worker measures; all workers together measure each chosen one once.
+) -> list[SegmentRef]:
+    """Return the segments that one worker measures; together, the workers measure each selected segment once.
 
     Args:
-        segments: of any split; the others are left out, and with them every video that was trained on.
-        limit: per video, spread evenly over it, so that a long video does not decide.
-        most: in all, spread evenly over the videos; None for no bound.
+        segments: may be of any split; those of other splits are ignored, and with them all videos trained on.
+        limit: largest number per video, spread evenly over it, so that a long video does not dominate.
+        most: largest number in all, spread evenly over the videos; None for no limit.
     """
     assert 0 <= rank < world
     videos: dict[str, list[SegmentRef]] = defaultdict(list)
@@ -46,7 +51,7 @@ def _spread(refs: list[SegmentRef], count: int) -> list[SegmentRef]:
 
 
 def merge(parts: Iterable[Mapping[str, float]]) -> Sums:
-    """The workers' sums as one."""
+    """Add the workers' sums."""
     total: Sums = defaultdict(float)
     for part in parts:
         for name, value in part.items():
@@ -55,7 +60,7 @@ def merge(parts: Iterable[Mapping[str, float]]) -> Sums:
 
 
 def choose(ref: SegmentRef, seed: int) -> tuple[int, list[list[int]]]:
-    """First frame of the window, and for each of its clips five frames from five other clips (LawDNet 2024)."""
+    """Return the first frame of the window, and five frames of other clips for each of its clips (LawDNet 2024)."""
     rng = np.random.default_rng([seed, zlib.crc32(ref.segment_id.encode())])
     clips = ref.num_frames // CLIP_FRAMES
     first = int(rng.integers(clips - WINDOW_CLIPS + 1))

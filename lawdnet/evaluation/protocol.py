@@ -1,7 +1,7 @@
-"""A generated video against the real one: picture quality, and whether the mouth moves as it should.
+"""Comparison of a generated video with the real one: image quality, and whether the mouth moves as it should.
 
-Both videos are streamed side by side on the 25 fps clock; faces are cut out of both where the real one's landmarks say.
-Shape letters: T ticks, H W picture height and width.
+Both videos are streamed side by side on the 25 fps clock; faces are cropped from both at the real one's landmarks.
+Shape letters: T ticks, H W frame height and width.
 """
 
 from __future__ import annotations
@@ -24,55 +24,55 @@ from lawdnet.video import decode
 
 CROP_WIDTH = 160
 MOUTH_PX = 128
-"""The mouth is compared at this size whatever the size of the face: aligned crops 160 px wide."""
+"""Size at which the mouth is compared, whatever the size of the face: in aligned crops 160 px wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Means over the frames that both videos have; mouth figures over those with a face."""
+    """Means over the frames that both videos have; metrics of the mouth over those with a face."""
 
     frames: int
-    """Compared."""
+    """Number of frames compared."""
     frames_real: int
     frames_generated: int
     psnr: float
-    """dB over the whole picture."""
+    """dB over the whole frame."""
     ssim: float
     mouth_frames: int
     mouth_psnr: float
-    """dB over the mouth square of the aligned crop; NaN without a face."""
+    """dB over the mouth square of the aligned crop; NaN if there is no face."""
     mouth_ssim: float
 
     def to_dict(self) -> dict[str, float]:
-        """Plain numbers for JSON and tables."""
+        """Return plain numbers for JSON and tables."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MouthMotion:
-    """The mouth's opening over time, T frames; NaN where there is no face."""
+    """The mouth's opening over time, T frames; NaN for frames without a face."""
 
     real_T: Float32
-    """Measured in the pixels of the real video (half crop widths)."""
+    """Opening in the pixels of the real video, in half crop widths."""
     generated_T: Float32
-    """Measured in the same way in the generated one."""
+    """Opening in the pixels of the generated video."""
     exact_T: Float32
-    """From the real video's landmarks (eye distances)."""
+    """Opening in the real video's landmarks, in eye distances."""
 
     @property
     def correlation(self) -> float:
-        """Pearson's, generated against real."""
+        """Pearson's correlation of generated and real."""
         return correlate(self.generated_T, self.real_T)
 
     @property
     def ceiling(self) -> float:
-        """Pearson's, real against landmarks: what the measurement itself loses."""
+        """Pearson's correlation of real and landmarks: the most that this measurement can show."""
         return correlate(self.real_T, self.exact_T)
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """One tick of both videos; None for one that has ended."""
+    """The frames of both videos at one tick; None for a video that has ended."""
 
     tick: int
     real_HW3: UInt8 | None
@@ -80,18 +80,20 @@ class _Pair:
 
 
 def compare(real: Path, generated: Path, landmarks: Landmarks | None = None) -> Comparison:
-    """Peak signal-to-noise ratio and structural similarity of whole pictures and of the mouth.
+    """Measure peak signal-to-noise ratio and structural similarity of whole frames and of the mouth.
 
     Args:
-        real, generated: videos of the same size (one repeated row or column, as H.264 needs, does not count).
-        landmarks: of the real video, a row per tick; without them the mouth is not measured.
+        real, generated: videos of equal size (one repeated row or column, which H.264 may need, does not count).
+        landmarks: landmarks of the real video, a row per tick; without them the mouth is not measured.
 
     Raises:
         Rejected: a video cannot be read.
         ValueError: their sizes differ.
     """
     matrix_T33 = _matrices(landmarks) if landmarks else np.empty((0, 3, 3), np.float32)
-    whole, mouth, counts = [], [], [0, 0]
+    whole: list[tuple[float, float]] = []
+    mouth: list[tuple[float, float]] = []
+    counts = [0, 0]
     for pair in _side_by_side(real, generated):
         counts[0] += pair.real_HW3 is not None
         counts[1] += pair.generated_HW3 is not None
@@ -115,17 +117,18 @@ def compare(real: Path, generated: Path, landmarks: Landmarks | None = None) -> 
 
 
 def mouth_motion(real: Path, generated: Path, landmarks: Landmarks) -> MouthMotion:
-    """How the mouth opens in two videos of one drawn head (`lawdnet.synthetic`), over the frames that both have.
+    """Measure how the mouth opens in two videos of a drawn head (`lawdnet.synthetic`), over the frames that both have.
 
     Args:
-        real, generated: the head moves alike in both; only the mouth may differ.
-        landmarks: of the real video, a row per tick.
+        real, generated: the head must move alike in both; only the mouth may differ.
+        landmarks: landmarks of the real video, a row per tick.
 
     Raises:
         Rejected: a video cannot be read.
         ValueError: their sizes differ.
     """
-    matrix_T33, gap_T = _matrices(landmarks), lip_gap(landmarks.points_T68x2)
+    matrix_T33 = _matrices(landmarks)
+    gap_T = lip_gap(landmarks.points_T68x2)
     rows = []
     for pair in _side_by_side(real, generated):
         if pair.real_HW3 is None or pair.generated_HW3 is None:
@@ -143,7 +146,7 @@ def mouth_motion(real: Path, generated: Path, landmarks: Landmarks) -> MouthMoti
 
 
 def correlate(first_T: Float32, second_T: Float32) -> float:
-    """Pearson's correlation over the entries that both have; 0 where one does not move, NaN for fewer than two."""
+    """Return Pearson's correlation over the entries that both have; 0 if one is constant, NaN for fewer than two."""
     known = np.isfinite(first_T) & np.isfinite(second_T)
     if known.sum() < 2:
         return float("nan")
@@ -162,13 +165,13 @@ def _side_by_side(real: Path, generated: Path) -> Iterator[_Pair]:
         growth = np.subtract(generated_HW3.shape[:2], real_HW3.shape[:2])
         if tick == 0 and not all(g in (0, n % 2) for g, n in zip(growth, real_HW3.shape, strict=False)):
             sizes = " and ".join(f"{h}×{w}" for h, w, _ in (real_HW3.shape, generated_HW3.shape))
-            raise ValueError(f"{generated}: cannot be compared with {real}: their pictures are {sizes} px")
+            raise ValueError(f"{generated}: cannot be compared with {real}: the frames are {sizes} px")
         height, width = real_HW3.shape[:2]
         yield _Pair(tick, real_HW3, generated_HW3[:height, :width])
 
 
 def _matrices(landmarks: Landmarks) -> Float32:
-    """Frame px → crop px of every tick, NaN without a face; short gaps are filled."""
+    """Return frame px → crop px of every tick, NaN without a face; short gaps are filled."""
     filled = fill_gaps(landmarks)
     matrix_T33 = fit_all(filled.points_T68x2, CROP_WIDTH)
     matrix_T33[~filled.valid_T] = np.nan

@@ -1,4 +1,4 @@
-"""How well a sync network tells right from wrong sound of people that it has not been trained on.
+"""How well a sync network tells right from wrong audio for people that it was not trained on.
 
 Shape letters: C feature dimension.
 """
@@ -15,33 +15,39 @@ from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import MIN_SHIFT
 from lawdnet.data.schema import FEATURES, from_rows, read_segment
 from lawdnet.evaluation.plan import WINDOW_CLIPS, OnSegment, Sums, choose, merge
-from lawdnet.evaluation.sync import MAX_OFFSET, distance_curve, judge_of, read_curve
+from lawdnet.evaluation.sync import MAX_OFFSET, distance_curve, encoder_of, read_curve
 from lawdnet.models.syncnet import SyncNet
 from lawdnet.storage import locate
 from lawdnet.types import CLIP_FRAMES, NUM_LANDMARKS
 
 OFFSET = "offset_at_"
-"""Begins the names of the sums that count segments by the offset they were found at, in frames."""
+"""Prefix of the sums that count segments by the offset, in frames, at which they were found."""
 SAME = 1e-5
-"""Distances that differ by less come from the same numbers."""
+"""Distances that differ by less are taken for equal."""
 
 
 def validate_sync(
-    syncnet: SyncNet, refs: Sequence[SegmentRef], *, feature: str, device: torch.device | str = "cpu", seed: int = 0,
+    syncnet: SyncNet,
+    refs: Sequence[SegmentRef],
+    *,
+    feature: str,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
     on_segment: OnSegment | None = None,
-) -> Sums:  # fmt: skip
-    """Measures a sync network on segments; its training mode is as before afterwards.
+) -> Sums:
+    """Measure a sync network on segments; its training mode is restored afterwards.
 
-    Each mouth must choose between its own sound and one from elsewhere in its segment, 5 frames or more away (the same
-    numbers, as in silence, are no choice); and each window is searched for its offset, 0 where the dataset is in sync.
+    Each mouth must choose between its own audio and audio from elsewhere in its segment, at least 5 frames away (equal
+    audio, as in silence, does not count); and each window is searched for its offset, 0 if the dataset is in sync.
 
     Args:
-        feature: the stored feature that it hears.
+        feature: the stored feature that the network needs.
 
     Returns:
-        sums for `lawdnet.evaluation.validation.metrics` and `offsets`.
+        Sums for `lawdnet.evaluation.validation.metrics` and `offsets`.
     """
-    was_training, parts = syncnet.training, []
+    was_training = syncnet.training
+    parts = []
     try:
         for done, ref in enumerate(refs, 1):
             parts.append(_choices(syncnet, ref, feature, torch.device(device), seed))
@@ -54,35 +60,39 @@ def validate_sync(
 
 @torch.inference_mode()
 def _choices(syncnet: SyncNet, ref: SegmentRef, feature: str, device: torch.device, seed: int) -> Sums:
-    judge = judge_of(syncnet, feature, device)
+    encoder = encoder_of(syncnet, feature, device)
     table = read_segment(locate(ref.path), ref.row_group, ["frames_jpeg", FEATURES + feature])
     start, _ = choose(ref, seed)
     frames = WINDOW_CLIPS * CLIP_FRAMES
     jpegs = [data.as_py() for data in table["frames_jpeg"][0].values[start : start + frames]]
-    faces = judge.faces(jpegs, np.zeros((frames, NUM_LANDMARKS, 2), np.float32), 1)
-    everywhere = judge.sounds({feature: from_rows(table[FEATURES + feature]).copy()}, None, ref.num_frames)
-    sounds = everywhere[start : start + frames - CLIP_FRAMES + 1]
+    faces = encoder.encode_frames(jpegs, np.zeros((frames, NUM_LANDMARKS, 2), np.float32), 1)
+    everywhere = encoder.encode_audio({feature: from_rows(table[FEATURES + feature]).copy()}, None, ref.num_frames)
+    audio = everywhere[start : start + frames - CLIP_FRAMES + 1]
     rng = np.random.default_rng([seed, zlib.crc32(ref.segment_id.encode()), 1])
-    places = np.arange(len(everywhere))
-    other = [int(rng.choice(places[np.abs(places - start - p) >= MIN_SHIFT])) for p in range(len(sounds))]
-    mouths = faces[judge.lead : judge.lead + len(sounds)]
-    near, far = judge.distance(mouths, sounds), judge.distance(mouths, everywhere[other])
+    positions = np.arange(len(everywhere))
+    other = [int(rng.choice(positions[np.abs(positions - start - p) >= MIN_SHIFT])) for p in range(len(audio))]
+    mouths = faces[encoder.lead : encoder.lead + len(audio)]
+    near, far = encoder.distance(mouths, audio), encoder.distance(mouths, everywhere[other])
     is_choice = (near - far).abs() > SAME
-    offset = read_curve(distance_curve(faces, sounds, judge.distance, judge.lead))["sync_offset"]
+    offset = read_curve(distance_curve(faces, audio, encoder.distance, encoder.lead))["sync_offset"]
     return {
-        "segments": 1, "choices": int(is_choice.sum()), "right": int((near < far)[is_choice].sum()),
-        "mouths": len(mouths), "own_distance": float(near.sum()), "other_distance": float(far.sum()),
+        "segments": 1,
+        "choices": int(is_choice.sum()),
+        "right": int((near < far)[is_choice].sum()),
+        "mouths": len(mouths),
+        "own_distance": float(near.sum()),
+        "other_distance": float(far.sum()),
         f"{OFFSET}{offset:+.0f}": 1,
-    }  # fmt: skip
+    }
 
 
 def offsets(sums: Mapping[str, float]) -> dict[int, int]:
-    """Offset in frames, -15 … 15 (positive = the sound is late), → segments found there, from `validate_sync`."""
+    """Return offset in frames, -15 … 15 (positive = the audio is late) → number of segments, from `validate_sync`."""
     return {offset: int(sums.get(f"{OFFSET}{offset:+d}", 0)) for offset in range(-MAX_OFFSET, MAX_OFFSET + 1)}
 
 
 def sync_metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """The figures behind merged sums of `validate_sync`, of one segment or more."""
+    """Return the metrics behind merged sums of `validate_sync`, of at least one segment."""
     found = offsets(sums)
     return {
         "segments": sums["segments"],

@@ -1,13 +1,13 @@
-"""How good a network is on people that it has not been trained on, in sums that add up over workers.
+"""How good a network is on people that it was not trained on, in sums that add up over workers.
 
-Every worker takes its part of `plan`, and `validate` (or `validate_sync`) gives it sums; `merge` adds the workers'
-sums and `metrics` reads them. A segment is measured in the same way wherever it is measured: the window, the references
-and the batches follow from the seed and the segment's id, so epochs, workers and runs compare.
+Every worker takes its part of `plan`, and `validate` (or `validate_sync`) returns sums; `merge` adds the workers' sums
+and `metrics` turns them into metrics. A segment is always measured in the same way: the window, the references and the
+batches follow from the seed and the segment's id, so epochs, workers and runs can be compared.
 
-A generator is judged by what `lawdnet infer` would show: its answer pasted into the crop. Beside it stand the truth
-(`truth_…`: what a perfect generator would get) and a mouth that ignores the sound (`baseline_…`: each clip shows its
-first reference's mouth). A figure that lies between the baseline's and the truth's means something; one that is missing
-could not be measured honestly.
+A generator is measured by what `lawdnet infer` would show: its output pasted into the crop. It is compared with the
+truth (`truth_…`: the result of a perfect generator) and with a mouth that ignores the audio (`baseline_…`: each clip
+shows the mouth of its first reference). A useful value lies between the baseline's and the truth's; a metric that
+could not be measured honestly is missing.
 
 Shape letters: T frames of the window, N frames of a clip (9), K references (5), H W crop, C feature dimension.
 """
@@ -43,41 +43,49 @@ from lawdnet.types import CLIP_FRAMES, NUM_LANDMARKS, Bool, Float32, UInt8
 __all__ = ["OnSegment", "Sums", "merge", "metrics", "offsets", "plan", "validate", "validate_sync"]
 
 SHARE_MEASURABLE = 0.5
-"""Share of the segments that must be so; fewer would be a choice of lucky ones."""
+"""Least share of segments with a measurable mouth; fewer would be a choice of lucky ones."""
 MOUTH_MIN_WIDTH = 32
-"""Crops narrower than this are too coarse for it."""
+"""Width in px of the narrowest crop in which a mouth is measured."""
 QUIET_DB = -70.0
-"""The loudest mel band below which nothing is said; drawn speech is silent far below."""
+"""Level in dB of the loudest mel band below which nobody speaks; drawn speech is silent far below."""
 JPEG_QUALITY = 95
-"""As stored: generated, true and copied mouths go to the sync network through the same compression."""
+"""Quality of stored crops: generated, true and copied mouths are compressed alike before the sync network."""
 
 
 def validate(
-    generator: nn.Module, refs: Sequence[SegmentRef], *, mouth_px: int, audio: str, stored_width: int,
-    device: torch.device | str = "cpu", scorer: SyncScorer | None = None, seed: int = 0,
+    generator: nn.Module,
+    refs: Sequence[SegmentRef],
+    *,
+    mouth_px: int,
+    audio: str,
+    stored_width: int,
+    device: torch.device | str = "cpu",
+    scorer: SyncScorer | None = None,
+    seed: int = 0,
     on_segment: OnSegment | None = None,
-) -> Sums:  # fmt: skip
-    """Measures a generator on segments; its training mode is as before afterwards.
+) -> Sums:
+    """Measure a generator on segments; its training mode is restored afterwards.
 
     Args:
-        generator: on `device`; called with masked sources, references and sound as in training.
-        refs: from `plan`.
-        mouth_px: what it was trained for.
-        audio: the stored feature that it hears.
-        stored_width: of the dataset's crops, px.
-        scorer: a sync network that hears a stored feature. One that the generator was trained against flatters it.
-        seed: of the windows and references.
+        generator: on `device`; called with masked sources, references and audio as in training.
+        refs: result of `plan`.
+        mouth_px: mouth size that it was trained for.
+        audio: the stored feature that it needs.
+        stored_width: width of the dataset's crops in px.
+        scorer: a sync network that needs a stored feature. The one that the generator was trained against flatters it.
+        seed: seed of the windows and references.
 
     Returns:
-        sums for `metrics`.
+        Sums for `metrics`.
 
     Raises:
-        ValueError: the sync network needs the wave, which a dataset does not hold.
+        ValueError: the sync network needs the waveform, which a dataset does not contain.
     """
     if scorer and scorer.feature is None:
-        raise ValueError(f"{scorer.name} hears the wave, which a dataset does not hold; "
-                         "give a sync network of ours, or use `lawdnet compare` on videos")  # fmt: skip
-    was_training, parts = generator.training, []
+        hint = "use a sync network of ours, or `lawdnet compare` on videos"
+        raise ValueError(f"{scorer.name} needs the waveform, which a dataset does not contain; {hint}")
+    was_training = generator.training
+    parts = []
     generator.eval()
     try:
         for done, ref in enumerate(refs, 1):
@@ -92,45 +100,46 @@ def validate(
 
 @dataclass(frozen=True, kw_only=True)
 class _Window:
-    """Consecutive frames of a segment, with what is needed to make and to judge them."""
+    """Consecutive frames of a segment, with what is needed to generate and to measure them."""
 
     mouth_px: int
     truth_THW3: UInt8
     reference_KHW3: list[UInt8]
-    """Of each clip."""
+    """References of each clip."""
     audio_TC5: Float32
     landmarks_T68x2: Float32
     """In stored crop px."""
     features: dict[str, Float32]
-    """Those that judges hear, T rows each."""
+    """Features that metrics need, T rows each."""
 
 
 def _open(
     ref: SegmentRef, mouth_px: int, audio: str, scorer: SyncScorer | None, stored_width: int, seed: int
 ) -> _Window:
-    judged = {"mel"} | ({scorer.feature} if scorer and scorer.feature else set())
-    columns = ["frames_jpeg", "landmarks", *sorted({FEATURES + name for name in judged | {audio}})]
+    needed = {"mel"} | ({scorer.feature} if scorer and scorer.feature else set())
+    columns = ["frames_jpeg", "landmarks", *sorted({FEATURES + name for name in needed | {audio}})]
     table = read_segment(locate(ref.path), ref.row_group, columns)
     jpegs = table["frames_jpeg"][0].values
-    (height, width), (start, references) = stage_size(mouth_px), choose(ref, seed)
+    height, width = stage_size(mouth_px)
+    start, references = choose(ref, seed)
     span = slice(start, start + WINDOW_CLIPS * CLIP_FRAMES)
 
-    def pictures(frames: Iterable[int]) -> UInt8:
+    def images(frames: Iterable[int]) -> UInt8:
         return np.stack([decode_jpeg(jpegs[f].as_py(), height, width, stored_width=stored_width) for f in frames])
 
     return _Window(
         mouth_px=mouth_px,
-        truth_THW3=pictures(range(span.start, span.stop)),
-        reference_KHW3=[pictures(row) for row in references],
+        truth_THW3=images(range(span.start, span.stop)),
+        reference_KHW3=[images(row) for row in references],
         audio_TC5=windows(from_rows(table[FEATURES + audio]))[span],
         landmarks_T68x2=from_rows(table["landmarks"]).reshape(-1, NUM_LANDMARKS, 2)[span],
-        features={n: from_rows(table[FEATURES + n])[span].copy() for n in judged if FEATURES + n in table.column_names},
+        features={n: from_rows(table[FEATURES + n])[span].copy() for n in needed if FEATURES + n in table.column_names},
     )
 
 
 @torch.inference_mode()
 def _shown(generator: nn.Module, window: _Window, device: torch.device) -> dict[str, UInt8]:
-    """T×H×W×3 of what one would see: of the generator (""), and of the mouth that ignores the sound."""
+    """Return T×H×W×3 of what one would see: from the generator (""), and from the mouth that ignores the audio."""
     height, width = stage_size(window.mouth_px)
     keep_HW = torch.from_numpy(keep_mask(height, width).copy()).to(device)
     alpha_HW1 = paste_alpha(height, width)[..., None]
@@ -152,20 +161,22 @@ def _shown(generator: nn.Module, window: _Window, device: torch.device) -> dict[
 
 def _measure(shown: dict[str, UInt8], window: _Window, scorer: SyncScorer | None) -> Sums:
     sums: Sums = {"segments": 1, "frames": len(window.truth_THW3)}
-    for name, pictures_THW3 in shown.items():
-        sums |= {name + key: value for key, value in _picture_sums(pictures_THW3, window).items()}
+    for name, images_THW3 in shown.items():
+        sums |= {name + key: value for key, value in _image_sums(images_THW3, window).items()}
     everything = shown | {"truth_": window.truth_THW3}
     sums |= _mouth_sums(everything, window)
     if scorer:
-        for name, pictures_THW3 in everything.items():
-            sums |= {name + key: value for key, value in _sync_sums(pictures_THW3, window, scorer).items()}
+        for name, images_THW3 in everything.items():
+            sums |= {name + key: value for key, value in _sync_sums(images_THW3, window, scorer).items()}
     return sums
 
 
-def _picture_sums(shown_THW3: UInt8, window: _Window) -> Sums:
+def _image_sums(shown_THW3: UInt8, window: _Window) -> Sums:
     box = mouth_box(window.mouth_px)
-    pairs = [(np.ascontiguousarray(a[box]), np.ascontiguousarray(b[box]))
-             for a, b in zip(window.truth_THW3, shown_THW3, strict=True)]  # fmt: skip
+    pairs = [
+        (np.ascontiguousarray(truth_HW3[box]), np.ascontiguousarray(image_HW3[box]))
+        for truth_HW3, image_HW3 in zip(window.truth_THW3, shown_THW3, strict=True)
+    ]
     error = sum(float(np.abs(a.astype(np.int16) - b).mean()) for a, b in pairs)
     return {
         "psnr": sum(psnr(a, b) for a, b in pairs),
@@ -175,7 +186,7 @@ def _picture_sums(shown_THW3: UInt8, window: _Window) -> Sums:
 
 
 def _mouth_sums(shown: Mapping[str, UInt8], window: _Window) -> Sums:
-    """Opening against the truth's as sums of squares and products about their means, and while nothing is said."""
+    """Return sums of squares and products of openings about their means, and the opening while nobody speaks."""
     if window.truth_THW3.shape[2] < MOUTH_MIN_WIDTH:
         return {}
     opening = {name: np.array([mouth_opening_from_pixels(p) for p in rows]) for name, rows in shown.items()}
@@ -197,7 +208,7 @@ def _mouth_sums(shown: Mapping[str, UInt8], window: _Window) -> Sums:
 
 
 def _quiet(window: _Window) -> Bool:
-    """T frames in which nothing is said; none where there are no mel features to tell."""
+    """Whether nobody speaks, for T frames; False everywhere if there are no mel features to tell."""
     if "mel" not in window.features:
         return np.zeros(len(window.truth_THW3), bool)
     loudest_T = window.features["mel"].max(1)
@@ -205,7 +216,7 @@ def _quiet(window: _Window) -> Bool:
 
 
 def _sync_sums(shown_THW3: UInt8, window: _Window, scorer: SyncScorer) -> Sums:
-    jpegs = [encode_jpeg(picture, JPEG_QUALITY) for picture in shown_THW3]
+    jpegs = [encode_jpeg(image_HW3, JPEG_QUALITY) for image_HW3 in shown_THW3]
     found = scorer(jpegs, window.landmarks_T68x2, window.features, None)
     return {
         "sync_segments": 1,
@@ -216,10 +227,10 @@ def _sync_sums(shown_THW3: UInt8, window: _Window, scorer: SyncScorer) -> Sums:
 
 
 def metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """The figures behind merged sums, in the units of `lawdnet.training.gates.MEASURES`; those not measured lack.
+    """Return the metrics (`lawdnet.training.gates.VALIDATION_METRICS`) behind merged sums, without those not measured.
 
-    A correlation is over all frames of all segments about each segment's own means: people's mouths differ in size.
-    The truth's is that of pixels and landmarks, the most that this measurement can show.
+    A correlation is over all frames of all segments, about each segment's own means, as people's mouths differ in size.
+    The truth's correlation is that of pixels and landmarks, the most that this measurement can show.
     """
     if not sums.get("segments"):
         return {}
@@ -227,17 +238,17 @@ def metrics(sums: Mapping[str, float]) -> dict[str, float]:
 
 
 def _generator_metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    figures = {"segments": sums["segments"], "frames": sums["frames"]}
+    found = {"segments": sums["segments"], "frames": sums["frames"]}
     is_measurable = sums.get("mouth_segments", 0) >= SHARE_MEASURABLE * sums["segments"]
     for name in ("", "truth_", "baseline_"):
-        figures |= _means(sums, name, ("psnr", "ssim", "pixel"), "frames")
+        found |= _means(sums, name, ("psnr", "ssim", "pixel"), "frames")
         if is_measurable:
             size = (sums[f"{name}mouth_xx"] * sums[f"{name}mouth_yy"]) ** 0.5
-            figures[f"{name}mouth_correlation"] = sums[f"{name}mouth_xy"] / size if size else 0.0
+            found[f"{name}mouth_correlation"] = sums[f"{name}mouth_xy"] / size if size else 0.0
             if sums["quiet_frames"]:
-                figures |= _means(sums, name, ("silence",), "quiet_frames")
-        figures |= _means(sums, name, ("sync_distance", "sync_confidence", "sync_in_time"), f"{name}sync_segments")
-    return figures
+                found |= _means(sums, name, ("silence",), "quiet_frames")
+        found |= _means(sums, name, ("sync_distance", "sync_confidence", "sync_in_time"), f"{name}sync_segments")
+    return found
 
 
 def _means(sums: Mapping[str, float], row: str, names: Iterable[str], count: str) -> dict[str, float]:

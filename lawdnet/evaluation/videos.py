@@ -1,4 +1,4 @@
-"""Faces and sync of whole videos, for comparing two of them.
+"""Faces and sync of whole videos, for comparing two videos.
 
 Shape letters: T ticks, R stretches, C feature dimension, 33 a matrix that takes frame px to crop px.
 """
@@ -23,17 +23,17 @@ from lawdnet.types import CLIP_FRAMES, MAX_CLIPS, NUM_LANDMARKS, SAMPLES_PER_FRA
 from lawdnet.video import decode, probe
 
 CROP_WIDTH = 320
-"""Of the faces that a sync network is shown, px, as datasets store them."""
+"""Width in px of the crops that a sync network sees, as in datasets."""
 JPEG_QUALITY = 95
 MAX_FRAMES = MAX_CLIPS * CLIP_FRAMES
-"""Frames scored together, as in a dataset; a long video is the mean of its parts."""
+"""Most frames that are scored together, as in a dataset; a long video gets the mean of its parts."""
 
 
 def face_of(video: Path, source: LandmarkSource, face: str = "largest") -> Landmarks:
-    """One person's landmarks, a row per tick; short gaps are bridged, and it is NaN where there is no face.
+    """Return one person's landmarks, a row per tick; short gaps are bridged, and rows without a face are NaN.
 
     Raises:
-        Rejected: the video cannot be read, or its landmarks are missing or another video's.
+        Rejected: the video cannot be read, or its landmarks are missing or belong to another video.
     """
     probed = probe(video)
     points_T68x2 = np.full((probed.num_frames, NUM_LANDMARKS, 2), np.nan, np.float32)
@@ -53,44 +53,46 @@ class _Run:
 
 
 def sync_of(video: Path, landmarks: Landmarks, scorer: SyncScorer) -> dict[str, float]:
-    """How well a video's mouth and its own sound belong together, as the mean over stretches of 39 … 288 frames.
+    """Measure how well a video's mouth and audio belong together, as the mean over stretches of 39 … 288 frames.
 
     Args:
-        video: with sound.
-        landmarks: of it or of the same head's other video, a row per tick.
-        scorer: any sync network; the feature that it hears is computed here.
+        video: a video with audio.
+        landmarks: landmarks of the video, or of another video of the same head, a row per tick.
+        scorer: any sync network; the feature that it needs is computed here.
 
     Returns:
-        sync_distance, sync_confidence; sync_offset: the median, frames; sync_in_time: the share of stretches within a
-        frame of offset 0; empty where no stretch is long enough.
+        sync_distance and sync_confidence; sync_offset: the median, in frames; sync_in_time: the share of stretches
+        within a frame of offset 0. Empty if no stretch is long enough.
 
     Raises:
-        Rejected: no sound, or the video cannot be read.
+        Rejected: there is no audio, or the video cannot be read.
     """
     runs = [run for run in _runs(video, landmarks) if len(run.jpegs) >= MIN_FRAMES]
     if not runs:
         return {}
-    wave = load_audio(video, num_frames=runs[-1].start + len(runs[-1].jpegs))
+    waveform = load_audio(video, num_frames=runs[-1].start + len(runs[-1].jpegs))
     rows_TC = None
     if scorer.feature:
-        rows_TC = frame_features(make_extractor(scorer.feature), wave, len(wave) // SAMPLES_PER_FRAME)
+        rows_TC = frame_features(make_extractor(scorer.feature), waveform, len(waveform) // SAMPLES_PER_FRAME)
     found = []
     for run in runs:
         span = slice(run.start, run.start + len(run.jpegs))
-        heard = {scorer.feature: rows_TC[span]} if scorer.feature and rows_TC is not None else {}
-        part = wave[span.start * SAMPLES_PER_FRAME : span.stop * SAMPLES_PER_FRAME]
-        found.append(scorer(run.jpegs, np.stack(run.points), heard, part))
+        features = {scorer.feature: rows_TC[span]} if scorer.feature and rows_TC is not None else {}
+        part = waveform[span.start * SAMPLES_PER_FRAME : span.stop * SAMPLES_PER_FRAME]
+        found.append(scorer(run.jpegs, np.stack(run.points), features, part))
     weight_R = [len(run.jpegs) for run in runs]
     offset_R, *others = np.array([[s[n] for s in found] for n in ("sync_offset", "sync_distance", "sync_confidence")])
     distance, confidence = (float(np.average(values_R, weights=weight_R)) for values_R in others)
     return {
-        "sync_distance": distance, "sync_confidence": confidence, "sync_offset": float(np.median(offset_R)),
+        "sync_distance": distance,
+        "sync_confidence": confidence,
+        "sync_offset": float(np.median(offset_R)),
         "sync_in_time": float((np.abs(offset_R) <= 1).mean()),
-    }  # fmt: skip
+    }
 
 
 def _runs(video: Path, landmarks: Landmarks) -> Iterator[_Run]:
-    """Stretches of at most MAX_FRAMES crops; only JPEGs are held."""
+    """Yield stretches of at most MAX_FRAMES crops; only JPEGs are in memory."""
     matrix_T33 = fit_all(smooth(landmarks.points_T68x2, SMOOTHING), CROP_WIDTH)
     run: _Run | None = None
     for tick, (_, frame_HW3) in enumerate(decode(video)):

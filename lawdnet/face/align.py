@@ -118,7 +118,8 @@ def paste_face(frame_HW3: UInt8, crop_HW3: UInt8, matrix_33: Float32, alpha_HW: 
     x0, y0, x1, y1 = _bounds(box_to_frame, (height + 2, width + 2), frame_HW3.shape[:2])
     if not width or x0 >= x1 or y0 >= y1:
         return pasted
-    to_region, size = _shift(-x0, -y0) @ to_frame, (y1 - y0, x1 - x0)
+    to_region = _shift(-x0, -y0) @ to_frame
+    size = (y1 - y0, x1 - x0)
     face = _warp(crop_HW3, to_region, size, cv2.BORDER_REPLICATE)
     alpha = _warp(np.asarray(alpha_HW, np.float32), to_region, size, cv2.BORDER_CONSTANT)
     region = pasted[y0:y1, x0:x1]
@@ -157,7 +158,8 @@ def _warp(image: NDArray[Any], matrix_33: Matrix, size: tuple[int, int], border:
     part = image[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
     matrix = matrix_33 @ _shift(x0, y0)
     if shrink > 1:
-        bottom, right = -part.shape[0] % shrink, -part.shape[1] % shrink
+        bottom = -part.shape[0] % shrink
+        right = -part.shape[1] % shrink
         part = cv2.copyMakeBorder(part, 0, bottom, 0, right, border)
         part = cv2.resize(part, (part.shape[1] // shrink, part.shape[0] // shrink), interpolation=cv2.INTER_AREA)
         half = (shrink - 1) / 2  # the first small px lies in the middle of the px that it averages

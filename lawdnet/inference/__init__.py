@@ -1,1 +1,1 @@
-"""From a checkpoint, a template video and a sound to a video in which the template says it."""
+"""Inference: from a checkpoint, a template video and audio to a video in which the template speaks."""

@@ -1,58 +1,40 @@
-"""Pictures of a template for as long as they are needed, in bounded memory, and work done ahead in a thread."""
+"""Frames of a template for as long as they are needed, in bounded memory."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 from lawdnet.types import UInt8
 from lawdnet.video import decode
 
 BLOCK = 48
-"""Pictures held at once when a video runs backwards, at most."""
+"""Most frames in memory when a video runs backwards."""
 BLOCK_BYTES = 512 << 20
-"""Fewer are held where they would take more than this."""
-
-T = TypeVar("T")
+"""Fewer frames are in memory if they would take more than this."""
 
 
 def ping_pong(length: int) -> Iterator[int]:
-    """0 … length-1, back to 1, and again without end; the turning points are not repeated."""
+    """Yield 0 … length-1, back to 1, and again without end; the turning points are not repeated."""
     while True:
         yield from chain(range(length), range(length - 2, 0, -1))
 
 
 def back_and_forth(path: Path, length: int) -> Iterator[tuple[int, UInt8]]:
-    """(tick, picture) of a video of `length` ticks in the order of `ping_pong`, without end.
+    """Yield (tick, frame) of a video of `length` ticks in the order of `ping_pong`, without end.
 
-    A short video is decoded once and held. A longer one is decoded anew in each direction: backwards in blocks,
-    of which one is held at a time.
+    A short video is decoded once and kept in memory. A longer one is decoded again in each direction; backwards in
+    blocks, of which one is in memory at a time.
     """
-    first = next(picture for _, picture in decode(path))
+    first = next(frame for _, frame in decode(path))
     block = max(1, min(BLOCK, BLOCK_BYTES // first.nbytes))
     if length <= block:
-        held = [picture for _, picture in decode(path, stop=length)]
+        held = [frame for _, frame in decode(path, stop=length)]
         yield from ((tick, held[tick]) for tick in ping_pong(length))
     while True:
-        yield from enumerate(picture for _, picture in decode(path, stop=length))
+        yield from enumerate(frame for _, frame in decode(path, stop=length))
         for stop in range(length - 1, 1, -block):
             start = max(1, stop - block)
-            pictures = [picture for _, picture in decode(path, start=start, stop=stop)]
-            yield from zip(range(stop - 1, start - 1, -1), reversed(pictures), strict=True)
-
-
-def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """The same items, made in a thread of their own up to `depth` ahead of their use; closing it ends the thread."""
-
-    def make() -> list[T]:
-        return list(islice(items, 1))
-
-    with ThreadPoolExecutor(1) as thread:
-        making = deque(thread.submit(make) for _ in range(depth))
-        while made := making.popleft().result():
-            making.append(thread.submit(make))
-            yield made[0]
+            frames = [frame for _, frame in decode(path, start=start, stop=stop)]
+            yield from zip(range(stop - 1, start - 1, -1), reversed(frames), strict=True)

@@ -1,4 +1,4 @@
-"""A video made ready for any number of sounds: where its face is in every frame, and five pictures of it.
+"""A video prepared for any audio: where its face is in every frame, and five reference images of it.
 
 Shape letters: T ticks of the 25 fps clock, H W crop, 33 a matrix that takes frame px to crop px.
 """
@@ -34,62 +34,63 @@ from lawdnet.video import decode, probe
 from lawdnet.video.shots import ShotDetector
 
 CANDIDATES = 48
-"""Crops kept while looking for references; even."""
+"""Number of crops kept in the search for references; even."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """A video that a new mouth can be drawn into."""
+    """A video that a new mouth can be generated into."""
 
     path: Path
     height: int
     width: int
-    """Of the pictures, px."""
+    """Size of the frames in px."""
     matrix_T33: Float32
-    """Frame px → crop px at the crop width of the training data; NaN where no face is known."""
+    """Frame px → crop px at the crop width of the training data; NaN if no face was found."""
     reference_5HW3: UInt8
     """Crops at the network's size, from different times, with the mouth from shut to open."""
     reference_ticks: tuple[int, ...]
 
     @property
     def usable_T(self) -> Bool:
-        """Ticks with a face; the others pass through unchanged."""
+        """Whether a tick has a face; the others are passed through unchanged."""
         return _finite(self.matrix_T33)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A crop that could become a reference."""
+    """A crop that may become a reference."""
 
     tick: int
     gap: float
-    """Of the lips; see `lip_gap`."""
+    """Gap between the lips; see `lip_gap`."""
     whole: bool
-    """All landmarks are inside the picture."""
+    """Whether all landmarks are inside the frame."""
     sharpness: float
     crop_HW3: UInt8
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """Larger is better."""
+        """Quality of the candidate; larger is better."""
         return self.whole, self.sharpness
 
 
 class Candidates:
-    """The best crop of each stretch of a stream; stretches are equally long and grow with the stream."""
+    """The best crop of each stretch of a stream; stretches have equal lengths, which grow with the stream."""
 
     def __init__(self) -> None:
         self.best: list[Candidate] = []
-        self._seen, self._stretch = 0, 1
+        self._seen = 0
+        self._stretch = 1
 
     def add(self, candidate: Candidate) -> None:
-        """Takes the next crop of the stream."""
-        place = self._seen // self._stretch
+        """Add the next crop of the stream."""
+        stretch = self._seen // self._stretch
         self._seen += 1
-        if place == len(self.best):
+        if stretch == len(self.best):
             self.best.append(candidate)
         else:
-            self.best[place] = max(self.best[place], candidate, key=lambda c: c.rank)
+            self.best[stretch] = max(self.best[stretch], candidate, key=lambda c: c.rank)
         if self._seen == CANDIDATES * self._stretch:
             pairs = zip(self.best[::2], self.best[1::2], strict=True)
             self.best = [max(pair, key=lambda c: c.rank) for pair in pairs]
@@ -105,14 +106,14 @@ def prepare(
     face: str = "largest",
     beat: Beat = no_beat,
 ) -> Template:
-    """Reads a video once (twice for a source that looks at pictures); memory does not grow with its pictures.
+    """Read a video once (twice for a landmark source that needs frames); memory does not grow with its length.
 
     Args:
-        path: any video, with or without sound.
+        path: any video, with or without audio.
         source: finds the face.
         mouth_px: mouth size of the network.
-        crop_width: width in px of the crops that the network's training data are stored in.
-        face: whose face, of several; see `lawdnet.face.track.choose`.
+        crop_width: width in px of the crops in the network's training data.
+        face: which of several faces; see `lawdnet.face.track.choose`.
         beat: called for every tick.
 
     Raises:
@@ -123,15 +124,20 @@ def prepare(
     tracks = find_tracks(video, source, face=face, max_gap=MAX_GAP, beat=beat)
     points_T68x2, matrix_T33 = _fitted(tracks, video.num_frames, crop_width)
     usable_T = _finite(matrix_T33)
-    gap_T, whole_T = lip_gap(points_T68x2), inside(points_T68x2, video.height, video.width)
-    shown, ticks, candidates, cuts = -1, 0, Candidates(), ShotDetector()
+    gap_T = lip_gap(points_T68x2)
+    whole_T = inside(points_T68x2, video.height, video.width)
+    shown = -1
+    ticks = 0
+    candidates = Candidates()
+    cuts = ShotDetector()
     for tick, (index, frame_HW3) in enumerate(decode(path)):
         beat()
         cuts.add(frame_HW3)
         if index != shown and tick < video.num_frames and usable_T[tick]:
             crop = network_crop(frame_HW3, matrix_T33[tick], crop_width, mouth_px)
             candidates.add(Candidate(tick, float(gap_T[tick]), bool(whole_T[tick]), sharpness(crop), crop))
-        shown, ticks = index, tick + 1
+        shown = index
+        ticks = tick + 1
     references = choose(candidates.best, video)
     return Template(
         path=path,
@@ -144,7 +150,7 @@ def prepare(
 
 
 def _fitted(tracks: Sequence[Track], num_frames: int, crop_width: int) -> tuple[Float32, Float32]:
-    """Points and matrices of every tick, as a build makes them; NaN where no face is known."""
+    """Return points and matrices of every tick, as a build makes them; NaN if no face was found."""
     points_T68x2 = np.full((num_frames, NUM_LANDMARKS, 2), np.nan, np.float32)
     matrix_T33 = np.full((num_frames, 3, 3), np.nan, np.float32)
     for track in tracks:
@@ -155,27 +161,27 @@ def _fitted(tracks: Sequence[Track], num_frames: int, crop_width: int) -> tuple[
 
 
 def network_crop(frame_HW3: UInt8, matrix_33: Float32, crop_width: int, mouth_px: int) -> UInt8:
-    """What the network saw in training: the face at the stored width, then at the network's, averaged by area."""
+    """Crop a face as in training: at the stored width, then resized to the network's, averaged by area."""
     height, width = stage_size(mouth_px)
     crop_HW3 = crop_face(frame_HW3, matrix_33, crop_width)
     if width == crop_width:
         return crop_HW3
-    way = cv2.INTER_AREA if width < crop_width else cv2.INTER_LINEAR
-    resized: UInt8 = cv2.resize(crop_HW3, (width, height), interpolation=way)
+    method = cv2.INTER_AREA if width < crop_width else cv2.INTER_LINEAR
+    resized: UInt8 = cv2.resize(crop_HW3, (width, height), interpolation=method)
     return resized
 
 
 def sharpness(crop_HW3: UInt8) -> float:
-    """Variance of the Laplacian above the nose; below, an open mouth would count as sharper than a shut one."""
+    """Return the variance of the Laplacian above the nose; below it, an open mouth would look sharper."""
     grey = cv2.cvtColor(crop_HW3[: len(crop_HW3) // 2], cv2.COLOR_RGB2GRAY)
     return float(cv2.Laplacian(grey, cv2.CV_32F).var())
 
 
 def choose(candidates: Sequence[Candidate], video: Video) -> list[Candidate]:
-    """From each fifth of the lip gaps one crop, as far in time as possible from those already chosen.
+    """Return one crop from each fifth of the lip gaps, as far in time as possible from those already chosen.
 
     Raises:
-        Rejected: NO_FACE where there are fewer than five.
+        Rejected: NO_FACE if there are fewer than five.
     """
     whole = [c for c in candidates if c.whole]
     pool = sorted(whole if len(whole) >= NUM_REFERENCES else candidates, key=lambda c: (c.gap, c.tick))
@@ -183,8 +189,8 @@ def choose(candidates: Sequence[Candidate], video: Video) -> list[Candidate]:
         detail = f"{video.path.name}: {len(pool)} frames show a face, {NUM_REFERENCES} are needed as references"
         raise Rejected(RejectReason.NO_FACE, detail)
     chosen: list[Candidate] = []
-    for places in np.array_split(np.arange(len(pool)), NUM_REFERENCES):
-        group = [pool[place] for place in places]
+    for numbers in np.array_split(np.arange(len(pool)), NUM_REFERENCES):
+        group = [pool[number] for number in numbers]
         distance = {c.tick: min((abs(c.tick - d.tick) for d in chosen), default=0) for c in group}
         chosen.append(max(group, key=lambda c: (distance[c.tick], c.sharpness)))
     return chosen

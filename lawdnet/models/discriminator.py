@@ -1,4 +1,4 @@
-"""The discriminator: a map of scores, each for a patch of a picture or of a short clip (frames stacked by channel)."""
+"""The discriminator: a map of scores, each for a patch of an image or of five frames (stacked by channel)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ KERNEL = 4
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """The discriminator's shape."""
+    """Sizes of a discriminator."""
 
     in_channels: int = 3
-    """3 for a picture, 15 for a clip of five."""
+    """3 for one image, 15 for five frames."""
     blocks: int = 4
-    """Each halves the picture, but the last."""
+    """Number of blocks; each but the last halves the image."""
     expansion: int = 64
-    """Block i (from 0) is expansion·2^(i+1) wide …"""
+    """Block i (from 0) has expansion·2^(i+1) channels …"""
     max_channels: int = 256
-    """… but not wider than this."""
+    """… but no more than this."""
 
     def __post_init__(self) -> None:
         check_at_least(self, in_channels=1, blocks=1, expansion=1, max_channels=1)
 
     @property
     def min_px(self) -> int:
-        """The smallest side of a picture that still gives a score."""
+        """Smallest side in px of an image that still gives a score."""
         side = 1
         for block in range(self.blocks):
             side = (side if block == 0 else 2 * side) + KERNEL - 1
@@ -39,7 +39,7 @@ class DiscriminatorConfig:
 
 
 class Discriminator(nn.Module):
-    """Convolutions of 4×4 without padding, halved by averaging in between."""
+    """A stack of 4×4 convolutions without padding, with average pooling in between."""
 
     def __init__(self, config: DiscriminatorConfig | None = None) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ class Discriminator(nn.Module):
         init_he(self)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Scores B×1×h×w, without bound (least squares: 1 real, 0 generated), for RGB in [0, 1].
+        """Return B×1×h×w unbounded scores (least squares: 1 real, 0 generated) for RGB in [0, 1].
 
         Raises:
-            ValueError: wrong channels, or a picture smaller than `config.min_px`.
+            ValueError: wrong number of channels, or an image smaller than `config.min_px`.
         """
         check_shape("image", x_BCHW, self.config.in_channels, None, None)
         if min(x_BCHW.shape[2:]) < self.config.min_px:

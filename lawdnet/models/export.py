@@ -1,7 +1,7 @@
-"""A checkpoint of ours as a file of the published code (LawDNet 2024), and why that code may not do with it.
+"""Export a checkpoint to a file of the published code (LawDNet 2024), and tell where that code differs.
 
-The file also holds notes under a key that the published code does not look at, so that `lawdnet infer` and
-`lawdnet train --init` read it back as what it is.
+The file also holds notes under a key that the published code ignores, so that `lawdnet infer` and `lawdnet train
+--init` can read it back correctly.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def to_legacy(folder: Path, *, prefix: str = "module.") -> dict[str, Any]:
-    """The content of a published file, ready for `torch.save`.
+    """Return the content of a published file, ready for `torch.save`.
 
     Args:
         folder: a checkpoint.
-        prefix: of every parameter's name. The published code writes `module.`, and its inference cuts the first seven
-            characters off whatever they are.
+        prefix: start of every parameter name. The published code writes `module.`, and its inference removes the first
+            seven characters, whatever they are.
 
     Returns:
-        epoch (the next one, as published), state_dict, optimizer (fresh: theirs has parameters that ours has not), and
-        notes. A sync network's has `net` and no optimizer.
+        epoch (the next one, as published), state_dict, optimizer (a new one, because theirs has parameters that ours
+        lacks), and notes. For a sync network, state_dict has only `net`, and there is no optimizer.
 
     Raises:
-        ValueError: no checkpoint, or a sync network with a head that the published code does not have.
+        ValueError: not a checkpoint, or a sync network with a head that the published code does not have.
     """
     meta = read_meta(folder)
     if meta["kind"] == "syncnet":
@@ -67,43 +67,52 @@ def to_legacy(folder: Path, *, prefix: str = "module.") -> dict[str, Any]:
     }
 
 
-def departures(folder: Path) -> list[str]:
-    """What keeps the published code from using this checkpoint as it is, a sentence each; empty where nothing does."""
-    meta = read_meta(folder)
-    if meta["kind"] == "syncnet":
-        return []
-    config, found = GeneratorConfig(**meta["generator"]), []
-    if config.warp_layout != PUBLISHED.warp_layout:
-        found.append(
-            "its warp reads the field in the right order, while the published code scrambles it and would draw garbage "
-            "with these weights (models/LawDNet.py is repaired by deleting `.transpose(-1,-2)` where the averaged "
-            "grid is permuted; a border of some pixels still differs slightly)"
-        )
-    if config.audio_dim != PUBLISHED.audio_dim:
-        found.append(f"it hears {config.audio_dim} values of {meta['audio_feature']} a frame, the published code "
-                     f"gives it {PUBLISHED.audio_dim} of DeepSpeech")  # fmt: skip
-    if config.base_channels != PUBLISHED.base_channels:
-        found.append(f"its first layer is {config.base_channels} wide, the published code builds one of "
-                     f"{PUBLISHED.base_channels}")  # fmt: skip
-    return found
-
-
-def options(folder: Path) -> list[str]:
-    """Options that the published code needs for this generator, where they are not its defaults."""
+def incompatibilities(folder: Path) -> list[str]:
+    """Return why the published code cannot use this checkpoint as it is, one sentence per reason."""
     meta = read_meta(folder)
     if meta["kind"] == "syncnet":
         return []
     config = GeneratorConfig(**meta["generator"])
-    wanted = {"num_kpoints": (config.key_points, PUBLISHED.key_points),
-              "coarse_grid_size": (config.warp_grid, PUBLISHED.warp_grid)}  # fmt: skip
+    found = []
+    if config.warp_layout != PUBLISHED.warp_layout:
+        found.append(
+            "its warp reads the field in the correct order, while the published code scrambles it and would generate "
+            "garbage with these weights (to repair models/LawDNet.py, delete `.transpose(-1,-2)` where the averaged "
+            "grid is permuted; a border of some pixels still differs slightly)"
+        )
+    if config.audio_dim != PUBLISHED.audio_dim:
+        found.append(
+            f"it takes {config.audio_dim} values of {meta['audio_feature']} per frame, and the published code gives it "
+            f"{PUBLISHED.audio_dim} of DeepSpeech"
+        )
+    if config.base_channels != PUBLISHED.base_channels:
+        found.append(
+            f"its first layer has {config.base_channels} channels, and that of the published code has "
+            f"{PUBLISHED.base_channels}"
+        )
+    return found
+
+
+def options(folder: Path) -> list[str]:
+    """Return the options that the published code needs for this generator, if they are not its defaults."""
+    meta = read_meta(folder)
+    if meta["kind"] == "syncnet":
+        return []
+    config = GeneratorConfig(**meta["generator"])
+    wanted = {
+        "num_kpoints": (config.key_points, PUBLISHED.key_points),
+        "coarse_grid_size": (config.warp_grid, PUBLISHED.warp_grid),
+    }
     return [f"--{name} {ours}" for name, (ours, theirs) in wanted.items() if ours != theirs]
 
 
 def _syncnet(folder: Path) -> State:
     syncnet = load_syncnet(folder)
     if syncnet.config.head != "merge":
-        raise ValueError(f"{folder}: the {syncnet.config.head!r} head of this sync network is not in the published "
-                         "code, and its file cannot hold it; only a generator stage can be exported")  # fmt: skip
+        raise ValueError(
+            f"{folder}: the published code has no {syncnet.config.head!r} head for its sync network, so this one "
+            "cannot be exported; export a generator stage"
+        )
     return syncnet_to_legacy(syncnet)
 
 

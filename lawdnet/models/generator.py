@@ -1,4 +1,4 @@
-"""The generator: a face with a hidden mouth, five reference pictures and the sound → the face that says it.
+"""The generator: from a face with a hidden mouth, five reference images and audio to the face that says it.
 
 Shape letters: B batch, C channels, H W crop, h w feature map (a quarter of the crop), D code width.
 """
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lawdnet.models.attention import PICTURE, CrossAttention
+from lawdnet.models.attention import IMAGE_FEATURE_SIZE, CrossAttention
 from lawdnet.models.layers import ConvReLU1d, ConvReLU2d, Residual, UpConvReLU2d, check_at_least, check_shape, init_he
 from lawdnet.models.warp import LAYOUTS, LocalAffineWarp
 from lawdnet.types import AUDIO_WINDOW, NUM_REFERENCES
@@ -23,16 +23,16 @@ SHRINK = 4
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """The generator's shape."""
+    """Sizes of a generator."""
 
     audio_dim: int = 29
-    """Feature rows that it hears."""
+    """Audio features per frame, C."""
     base_channels: int = 64
-    """Every width is a multiple of it: pictures 1, 2 and 4 times, audio 2, the code 4."""
+    """All channel counts are multiples of it: images 1, 2 and 4 times, audio 2, the code 4."""
     key_points: int = 5
-    """Per feature channel."""
+    """Key points of the warp per feature channel."""
     warp_grid: int = 60
-    """Cells along a side of the coarse field."""
+    """Cells along a side of the warp's coarse field."""
     warp_layout: str = "correct"
     """`lawdnet2024` only for published weights; see `LocalAffineWarp`."""
 
@@ -43,14 +43,15 @@ class GeneratorConfig:
 
 
 class Generator(nn.Module):
-    """Draws the mouth: warps the reference feature to what is said and decodes it with the source."""
+    """Generates the mouth: warps the reference feature to match the audio, and decodes it together with the source."""
 
     def __init__(self, config: GeneratorConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or GeneratorConfig()
-        base, code_dim = config.base_channels, 4 * config.base_channels
-        self.source_encoder = _picture_encoder(3, base)
-        self.reference_encoder = _picture_encoder(3 * NUM_REFERENCES, base)
+        base = config.base_channels
+        code_dim = 4 * base
+        self.source_encoder = _image_encoder(3, base)
+        self.reference_encoder = _image_encoder(3 * NUM_REFERENCES, base)
         self.pair_encoder = _pair_encoder(2 * code_dim, 2 * base)
         self.audio_encoder = _audio_encoder(config.audio_dim, 2 * base)
         self.attention = CrossAttention(2 * base, code_dim, base)
@@ -61,12 +62,12 @@ class Generator(nn.Module):
         self.warp.start_as_identity()
 
     def forward(self, masked_source_B3HW: Tensor, reference_B15HW: Tensor, audio_BC5: Tensor) -> Tensor:
-        """The completed faces.
+        """Return the completed faces.
 
         Args:
-            masked_source_B3HW: RGB in [0, 1], the mouth blacked out; H and W multiples of 4.
+            masked_source_B3HW: RGB in [0, 1] with the mouth blacked out; H and W are multiples of 4.
             reference_B15HW: five RGB crops of the same person, stacked by channel, in [0, 1].
-            audio_BC5: feature rows t-2 … t+2 of frame t; C is the configuration's `audio_dim`.
+            audio_BC5: feature rows t-2 … t+2 for frame t; C is `config.audio_dim`.
 
         Returns:
             B×3×H×W in (0, 1).
@@ -75,8 +76,8 @@ class Generator(nn.Module):
             ValueError: a shape does not fit.
         """
         self._check(masked_source_B3HW, reference_B15HW, audio_BC5)
-        # Convolutions over large pictures with few channels are up to twice as fast with a pixel's channels together,
-        # those with wide kernels over small ones with each channel's pixels together.
+        # Convolutions over large images with few channels are up to twice as fast in channels-last layout; those with
+        # wide kernels over small images are faster in the default layout.
         source_BChw = self.source_encoder(_channels_last(masked_source_B3HW))
         reference_BChw = self.reference_encoder(_channels_last(reference_B15HW))
         code_BD = self._code(torch.cat((source_BChw, reference_BChw), 1).contiguous(), audio_BC5)
@@ -84,9 +85,9 @@ class Generator(nn.Module):
         return cast("Tensor", self.decoder(_channels_last(torch.cat((source_BChw, warped_BChw), 1))))
 
     def _code(self, pair_BChw: Tensor, audio_BC5: Tensor) -> Tensor:
-        picture_BChw = self.pair_encoder(pair_BChw)
-        picture_BC86 = F.interpolate(picture_BChw, PICTURE, mode="bilinear", align_corners=True)
-        return cast("Tensor", self.attention(picture_BC86, self.audio_encoder(audio_BC5)))
+        image_BChw = self.pair_encoder(pair_BChw)
+        image_BC86 = F.interpolate(image_BChw, IMAGE_FEATURE_SIZE, mode="bilinear", align_corners=True)
+        return cast("Tensor", self.attention(image_BC86, self.audio_encoder(audio_BC5)))
 
     def _check(self, masked_source_B3HW: Tensor, reference_B15HW: Tensor, audio_BC5: Tensor) -> None:
         check_shape("masked_source", masked_source_B3HW, 3, None, None)
@@ -101,7 +102,7 @@ def _channels_last(x_BCHW: Tensor) -> Tensor:
     return x_BCHW.contiguous(memory_format=torch.channels_last)
 
 
-def _picture_encoder(inputs: int, base: int) -> nn.Sequential:
+def _image_encoder(inputs: int, base: int) -> nn.Sequential:
     return nn.Sequential(
         ConvReLU2d(inputs, base, 7),
         ConvReLU2d(base, 2 * base, stride=2),
@@ -110,7 +111,7 @@ def _picture_encoder(inputs: int, base: int) -> nn.Sequential:
 
 
 def _pair_encoder(inputs: int, width: int) -> nn.Sequential:
-    """A sixteenth of the size; kernels wide enough to relate distant places of source and references."""
+    """Reduce the size to a sixteenth, with kernels wide enough to relate distant positions of source and references."""
     kernels_strides = ((11, 1), (11, 1), (3, 2), (7, 1), (7, 1), (3, 2), (3, 1), (3, 2), (3, 1), (3, 2))
     return nn.Sequential(
         ConvReLU2d(inputs, width),
@@ -119,7 +120,7 @@ def _pair_encoder(inputs: int, width: int) -> nn.Sequential:
 
 
 def _audio_encoder(inputs: int, width: int) -> nn.Sequential:
-    """Five columns → two."""
+    """Reduce five columns to two."""
     return nn.Sequential(
         ConvReLU1d(inputs, width, 5),
         Residual(width, dims=1),

@@ -1,9 +1,9 @@
-"""Files of the published code (LawDNet 2024): reading and writing, with its names ↔ ours.
+"""Read and write files of the published code (LawDNet 2024), translating its parameter names.
 
-A file is `{"epoch", "state_dict": {"net_g", "net_dI"[, "net_dV"]}, …}`, the sync network's is
-`{"state_dict": {"net"}}`; keys start with `module.` where it trained on several GPUs. It also holds tensors that no
-output depends on ("dead" here): warp layer 0 and its appearance blocks, whose result layer 1 overwrites, and the
-audio encoder's BatchNorm.
+A file is `{"epoch", "state_dict": {"net_g", "net_dI"[, "net_dV"]}, …}`; that of a sync network is `{"state_dict":
+{"net"}}`. Keys start with `module.` if it was trained on several GPUs. A file also holds tensors that no output depends
+on ("dead" here): warp layer 0 and its appearance blocks, whose result layer 1 overwrites, and the BatchNorm of the
+audio encoder.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ State = dict[str, Tensor]
 N = TypeVar("N", bound=nn.Module)
 
 NOTES = "lawdnet"
-"""Key of what our own files say of themselves (`lawdnet.models.export`); the published code looks at other keys."""
+"""Key of the notes in files that we wrote (`lawdnet.models.export`); the published code ignores it."""
 MOUTH_PX = {"frame": 256, "clip": 288}
-"""What the published code trained frame and clip generators at; its files do not say."""
+"""Mouth size of the published frame and clip generators, which their files do not tell."""
 
 _GENERATOR = {
     "source_encoder": "source_in_conv",
@@ -50,7 +50,7 @@ _GENERATOR = {
     "decoder": "out_conv",
 }
 DISCRIMINATORS = {"image_discriminator": "net_dI", "clip_discriminator": "net_dV"}
-"""Our name → the published one."""
+"""Our name of a discriminator → the published one."""
 _DISCRIMINATOR = {"blocks": "down_blocks", "score": "conv"}
 _SYNCNET = {
     "face_encoder": "face_encoder.face_conv",
@@ -62,22 +62,25 @@ _DEAD_NORM = re.compile(r"audio_encoder\.\d+\.norm\d\.")
 
 
 def read_legacy(path: Path) -> dict[str, State]:
-    """The networks of an old file: `net_g`, `net_dI`, `net_dV` or `net` → published parameter name → tensor.
+    """Read the networks of a published file.
+
+    Returns:
+        `net_g`, `net_dI`, `net_dV` or `net` → published parameter name → tensor.
 
     Raises:
-        ValueError: no such file, not such a file, or one that needs more than tensors and plain containers.
+        ValueError: the file is missing, of another kind, or holds more than tensors and plain containers.
     """
     return _read(path)[0]
 
 
 def _read(path: Path) -> tuple[dict[str, State], dict[str, Any]]:
-    """The networks, and the notes of a file that we wrote."""
+    """Return the networks, and the notes if we wrote the file."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file can provoke any
-        raise ValueError(f"{path}: not a checkpoint of tensors and plain containers, so it is not read") from error
+        raise ValueError(f"{path}: not a checkpoint of only tensors and plain containers, so it is refused") from error
     networks = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(networks, dict) or not networks or not all(map(_is_state, networks.values())):
         raise ValueError(f"{path}: not a LawDNet 2024 checkpoint: it has no networks under 'state_dict'")
@@ -89,18 +92,19 @@ def _read(path: Path) -> tuple[dict[str, State], dict[str, Any]]:
 
 
 def load_legacy_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
-    """The generator of an old file in evaluation mode, and what is known of it.
+    """Load the generator of a published file in evaluation mode, and what is known about it.
 
     Returns:
-        with mouth_px, crop_width (px) and audio_feature. A published file does not tell: it is taken for one trained
-        with DeepSpeech at the published sizes, and with the published warp; a file of ours names its own.
+        The generator, and a dict with mouth_px, crop_width (px) and audio_feature. A published file does not tell them,
+        so it is assumed to be trained with DeepSpeech at the published sizes and with the published warp; a file that
+        we wrote has its own values.
 
     Raises:
-        ValueError: as `read_legacy` and `generator_from_legacy`, or a file without a generator.
+        ValueError: as `read_legacy` and `generator_from_legacy`, or the file has no generator.
     """
     networks, notes = _read(path)
     if "net_g" not in networks:
-        raise ValueError(f"{path}: holds {', '.join(networks)} and no generator (net_g)")
+        raise ValueError(f"{path}: holds {', '.join(networks)} but no generator (net_g)")
     mouth_px = MOUTH_PX["clip" if "net_dV" in networks else "frame"]
     known = {"mouth_px": mouth_px, "crop_width": mouth_px * 5 // 4, "audio_feature": "deepspeech"}
     layout = {key: notes[key] for key in ("warp_layout", "warp_grid") if key in notes}
@@ -108,34 +112,40 @@ def load_legacy_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
 
 
 def start_from_legacy(path: Path, networks: Mapping[str, nn.Module]) -> list[str]:
-    """Loads an old file's networks into those to train: fine-tuning. Returns the names of those that were taken.
+    """Load the networks of a published file into the networks to train, for fine-tuning.
 
     Args:
         path: the file.
-        networks: `generator`, and where there are any `image_discriminator` and `clip_discriminator`. The generator
-            must have the file's configuration, warp included; a discriminator of another shape starts afresh.
+        networks: `generator`, and `image_discriminator` and `clip_discriminator` if there are any. The generator must
+            have the configuration of the file, including the warp; a discriminator of another shape keeps its own
+            weights.
+
+    Returns:
+        The names of the networks that were loaded.
 
     Raises:
-        ValueError: as `load_legacy_generator`, or another generator than ours; the message says what differs.
+        ValueError: as `load_legacy_generator`, or the generators differ; the message says how.
     """
     theirs, _ = load_legacy_generator(path)
     ours = networks["generator"]
     assert isinstance(ours, Generator)
-    wanted, found = vars(ours.config), vars(theirs.config)
-    if other := [f"{key} {found[key]} (here {wanted[key]})" for key in found if found[key] != wanted[key]]:
-        raise ValueError(f"{path}: holds another generator than this run's: {', '.join(other)}")
+    wanted = vars(ours.config)
+    found = vars(theirs.config)
+    if other := [f"{key} {found[key]} (this run {wanted[key]})" for key in found if found[key] != wanted[key]]:
+        raise ValueError(f"{path}: its generator differs from that of this run: {', '.join(other)}")
     ours.load_state_dict(theirs.state_dict())
-    taken, states = ["generator"], read_legacy(path)
+    loaded = ["generator"]
+    states = read_legacy(path)
     for name in (name for name, published in DISCRIMINATORS.items() if name in networks and states.get(published)):
         critic = discriminator_from_legacy(states[DISCRIMINATORS[name]])
         if critic.config == networks[name].config:
             networks[name].load_state_dict(critic.state_dict())
-            taken.append(name)
-    return taken
+            loaded.append(name)
+    return loaded
 
 
 def generator_from_legacy(state: State, *, warp_layout: str = "lawdnet2024", warp_grid: int = 60) -> Generator:
-    """The generator of published names; its sizes follow from the tensors, but for the warp's grid.
+    """Create a generator from published names; its sizes follow from the tensors, except the warp's grid.
 
     Raises:
         ValueError: tensors are missing, unknown or of the wrong shape.
@@ -153,21 +163,21 @@ def generator_from_legacy(state: State, *, warp_layout: str = "lawdnet2024", war
 
 
 def dead_tensors(state: State) -> State:
-    """Those tensors of a published generator that no output depends on."""
+    """Return the tensors of a published generator that no output depends on."""
     return {key: value for key, value in state.items() if _DEAD_LAYER.match(key) or _DEAD_NORM.match(key)}
 
 
 def generator_to_legacy(generator: Generator, dead: State | None = None) -> State:
-    """The generator under published names, with dead tensors: those given, else copies and identities.
+    """Return the generator's state under published names, with dead tensors: the given ones, or copies and identities.
 
-    Published code computes the same only from a generator with `warp_layout="lawdnet2024"`.
+    The published code computes the same only for a generator with `warp_layout="lawdnet2024"`.
     """
     state = _rename(generator, _GENERATOR)
     return state | (_default_dead(state) if dead is None else dead)
 
 
 def discriminator_from_legacy(state: State) -> Discriminator:
-    """The picture or clip discriminator of published names.
+    """Create an image or clip discriminator from published names.
 
     Raises:
         ValueError: as `generator_from_legacy`.
@@ -176,20 +186,20 @@ def discriminator_from_legacy(state: State) -> Discriminator:
 
 
 def discriminator_config(state: State, block: str) -> DiscriminatorConfig:
-    """The shape of a discriminator, from its tensors.
+    """Return the configuration of a discriminator, from its tensors.
 
     Args:
-        state: of parameters.
-        block: the name of block {}'s convolution in it.
+        state: its parameters.
+        block: name of the convolution of block {} in the state.
 
     Raises:
-        ValueError: the state is not a discriminator's.
+        ValueError: the state is not that of a discriminator.
     """
     widths: list[int] = []
     while (bias := f"{block.format(len(widths))}.bias") in state:
         widths.append(_size(state, bias, 0))
     if not widths:
-        raise ValueError(f"{bias}: not in the state, which is not a discriminator's")
+        raise ValueError(f"{bias}: missing; this is not a discriminator's state")
     return DiscriminatorConfig(
         in_channels=_size(state, f"{block.format(0)}.weight", 1),
         blocks=len(widths),
@@ -199,12 +209,12 @@ def discriminator_config(state: State, block: str) -> DiscriminatorConfig:
 
 
 def discriminator_to_legacy(discriminator: Discriminator) -> State:
-    """The discriminator under published names."""
+    """Return the discriminator's state under published names."""
     return _rename(discriminator, _DISCRIMINATOR)
 
 
 def syncnet_from_legacy(state: State) -> SyncNet:
-    """The sync network of published names.
+    """Create a sync network from published names.
 
     Raises:
         ValueError: as `generator_from_legacy`.
@@ -219,21 +229,20 @@ def syncnet_from_legacy(state: State) -> SyncNet:
 
 
 def syncnet_to_legacy(syncnet: SyncNet) -> State:
-    """The sync network under published names."""
+    """Return the sync network's state under published names."""
     return _rename(syncnet, _SYNCNET)
 
 
 def _published_names(network: nn.Module, prefixes: dict[str, str]) -> dict[str, str]:
-    """Our parameter name → the published one, which has its plain blocks' convolution one level deeper."""
+    """Return our parameter name → the published one, in which the convolution of a block is one level deeper."""
     modules = dict(network.named_modules())
     names = {}
     for ours in network.state_dict():
         prefix = next(p for p in prefixes if ours == p or ours.startswith(p + "."))
         module, _, leaf = ours.rpartition(".")
-        deeper = (
-            f".conv.{leaf}" if isinstance(modules[module], ConvReLU1d | ConvReLU2d | ConvLeakyReLU2d) else f".{leaf}"
-        )
-        names[ours] = prefixes[prefix] + (module.removeprefix(prefix) + deeper if ours != prefix else "")
+        is_block = isinstance(modules[module], ConvReLU1d | ConvReLU2d | ConvLeakyReLU2d)
+        suffix = f".conv.{leaf}" if is_block else f".{leaf}"
+        names[ours] = prefixes[prefix] + (module.removeprefix(prefix) + suffix if ours != prefix else "")
     return names
 
 
@@ -248,7 +257,8 @@ def _load(network: N, state: State, prefixes: dict[str, str]) -> N:
     for published in sorted(names.keys() | state.keys()):
         if published not in state or published not in names:
             raise ValueError(f"{published}: {'unknown' if published in state else 'missing'} in a published state")
-        got, wanted = tuple(state[published].shape), tuple(ours[names[published]].shape)
+        got = tuple(state[published].shape)
+        wanted = tuple(ours[names[published]].shape)
         if got != wanted:
             raise ValueError(f"{published}: shape {got}, expected {wanted}")
     network.load_state_dict({names[published]: value for published, value in state.items()})
@@ -256,7 +266,7 @@ def _load(network: N, state: State, prefixes: dict[str, str]) -> N:
 
 
 def _default_dead(state: State) -> State:
-    """Copies of the living layer, and norms that change nothing."""
+    """Return copies of the live layer, and norms that change nothing."""
     dead = {re.sub(r"(_list)\.1\.", r"\1.0.", key): value.clone() for key, value in state.items() if "_list.1." in key}
     for key, bias in state.items():
         if conv := re.fullmatch(r"(audio_encoder\.\d+)\.conv([12])\.bias", key):

@@ -1,6 +1,6 @@
 """VGG19 features for the perceptual loss (Simonyan & Zisserman 2014; slices as in Johnson et al. 2016).
 
-Shape letters: B batch, C channels, H W picture.
+Shape letters: B batch, C channels, H W image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 MIN_PX = 16
 SLICE_STARTS = (0, 2, 7, 12, 21)
-"""Places in torchvision's `vgg19().features` where the five slices start; the last ends before place 30."""
+"""Indices in torchvision's `vgg19().features` at which the five slices start; the last ends before index 30."""
 _CONVS = {
     0: (3, 64),
     2: (64, 64),
@@ -33,26 +33,26 @@ _CONVS = {
     25: (512, 512),
     28: (512, 512),
 }
-"""Place in torchvision's `vgg19().features` → channels in and out; a ReLU follows each."""
+"""Index in torchvision's `vgg19().features` → channels in and out; a ReLU follows each."""
 _POOLS = (4, 9, 18, 27)
 
 
 class VGG19Features(nn.Module):
-    """The frozen first 30 layers of VGG19, random until a state dict is loaded; parameter names are torchvision's."""
+    """The first 30 layers of VGG19, frozen, random until a state dict is loaded; names are those of torchvision."""
 
     mean: Tensor
     deviation: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.ModuleDict({str(place): nn.Conv2d(*sizes, 3, padding=1) for place, sizes in _CONVS.items()})
+        self.features = nn.ModuleDict({str(index): nn.Conv2d(*sizes, 3, padding=1) for index, sizes in _CONVS.items()})
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(IMAGENET_DEVIATION).view(3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
 
     @classmethod
     def from_file(cls, path: Path) -> VGG19Features:
-        """The features with the weights of torchvision's `vgg19-*.pth` (its classifier is not needed).
+        """Load the weights of torchvision's `vgg19-*.pth` (its classifier is not needed).
 
         Raises:
             ValueError: the file is missing or holds something else.
@@ -69,9 +69,9 @@ class VGG19Features(nn.Module):
         return network
 
     def forward(self, image_B3HW: Tensor) -> list[Tensor]:
-        """relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1 of RGB pictures in [0, 1], at 1 … 1/16 of the size.
+        """Return relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1 of RGB images in [0, 1], at 1 … 1/16 of the size.
 
-        Gradients reach the picture, not the weights.
+        Gradients reach the image, not the weights.
 
         Raises:
             ValueError: not three channels, or smaller than 16 px.
@@ -80,12 +80,12 @@ class VGG19Features(nn.Module):
         if min(image_B3HW.shape[2:]) < MIN_PX:
             raise ValueError(f"image: {image_B3HW.shape[2]}×{image_B3HW.shape[3]} px, expected at least {MIN_PX} px")
         x = (image_B3HW - self.mean) / self.deviation
-        ends = []
-        for place in range(max(_CONVS) + 1):
-            if place in SLICE_STARTS[1:]:
-                ends.append(x)
-            if place in _CONVS:
-                x = F.relu(self.features[str(place)](x))
-            elif place in _POOLS:
+        features = []
+        for index in range(max(_CONVS) + 1):
+            if index in SLICE_STARTS[1:]:
+                features.append(x)
+            if index in _CONVS:
+                x = F.relu(self.features[str(index)](x))
+            elif index in _POOLS:
                 x = F.max_pool2d(x, 2)
-        return [*ends, x]
+        return [*features, x]

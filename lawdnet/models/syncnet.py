@@ -1,4 +1,4 @@
-"""The sync network: do these five mouths and this sound belong together?
+"""The sync network: do these five mouth images and this audio belong together?
 
 Shape letters: B batch, S face side in px, C audio feature dimension, h w score map.
 """
@@ -30,22 +30,23 @@ SCORE_PX = 8
 HEADS = ("merge", "cosine")
 AUDIO_COLUMNS = 2
 EMBEDDING = 4
-"""Length of a vector in multiples of the feature's width."""
+"""Length of an embedding in multiples of the feature's channels."""
 
 
 @dataclass(frozen=True)
 class SyncNetConfig:
-    """The sync network's shape."""
+    """Sizes of a sync network."""
 
     audio_dim: int = 29
-    """Feature rows that it hears."""
+    """Audio features per frame, C."""
     base_channels: int = 64
-    """Every width is one or two times this."""
+    """All channel counts are one or two times this."""
     face_px: int = 256
-    """Side of the mouth square that it sees."""
+    """Side of the mouth square in px."""
     head: str = "merge"
-    """`merge`: the published one, convolutions over both features give a map of scores. `cosine`: both become vectors
-    of length 1 and the score is their cosine; it learns from every pair of a batch and leaves chance far sooner."""
+    """`merge` is the published head: convolutions over both features give a map of scores. `cosine` turns both into
+    vectors of length 1, and the score is their cosine; it learns from every pair of a batch and so leaves chance level
+    far sooner."""
 
     def __post_init__(self) -> None:
         check_at_least(self, audio_dim=1, base_channels=1, face_px=4 * SCORE_PX)
@@ -59,7 +60,7 @@ class SyncNetConfig:
 
 
 class SyncNet(nn.Module):
-    """Scores of a face and a sound, for target 1 where they are in sync."""
+    """Scores pairs of mouth images and audio; the target is 1 if they are in sync."""
 
     def __init__(self, config: SyncNetConfig | None = None) -> None:
         super().__init__()
@@ -80,12 +81,12 @@ class SyncNet(nn.Module):
         init_he(self)
 
     def forward(self, faces_B15SS: Tensor, audio_AC9: Tensor, *, pairwise: bool = False) -> Tensor:
-        """How well each face and its sound, or every face and every sound, belong together; 1 where they do.
+        """Score how well faces and audio belong together; the target is 1 if they do.
 
         Args:
             faces_B15SS: mouth squares of the five middle frames of a clip, RGB in [0, 1], stacked by channel.
-            audio_AC9: feature rows of all nine frames of the clip; A is B unless `pairwise`.
-            pairwise: score all B·A pairs; each face and each sound is encoded once.
+            audio_AC9: feature rows of all nine frames of the clip; A equals B unless `pairwise`.
+            pairwise: score all B·A pairs; each face and each audio window is encoded once.
 
         Returns:
             B×1×h×w, a map whose mean is the score (1×1 for `cosine`), or with `pairwise` the scores B×A.
@@ -100,15 +101,22 @@ class SyncNet(nn.Module):
         audio_AC11 = audio_ACt.mean(2)[:, :, None, None]
         if not pairwise:
             return self._merged(face_BChw, audio_AC11)
-        faces, sounds = len(face_BChw), len(audio_AC11)
-        face_BA = face_BChw.repeat_interleave(sounds, 0)
-        return self._merged(face_BA, audio_AC11.repeat(faces, 1, 1, 1)).mean((1, 2, 3)).view(faces, sounds)
+        faces = len(face_BChw)
+        audios = len(audio_AC11)
+        scores = self._merged(face_BChw.repeat_interleave(audios, 0), audio_AC11.repeat(faces, 1, 1, 1))
+        return scores.mean((1, 2, 3)).view(faces, audios)
 
     def embed(self, faces_B15SS: Tensor, audio_AC9: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors of length 1 whose cosine is the score, B×D and A×D (`cosine` only); arguments as of `forward`."""
+        """Return the vectors of length 1 whose cosine is the score, B×D and A×D (`cosine` only).
+
+        Args:
+            faces_B15SS: as in `forward`.
+            audio_AC9: as in `forward`.
+        """
         assert self.config.head == "cosine"
         face_BChw, audio_ACt = self._encode(faces_B15SS, audio_AC9)
-        face_BD, audio_AD = self.face_vector(face_BChw.flatten(1)), self.audio_vector(audio_ACt.flatten(1))
+        face_BD = self.face_vector(face_BChw.flatten(1))
+        audio_AD = self.audio_vector(audio_ACt.flatten(1))
         return F.normalize(face_BD, dim=1), F.normalize(audio_AD, dim=1)
 
     def _encode(self, faces_B15SS: Tensor, audio_AC9: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +138,7 @@ def _face_encoder(base: int, halvings: int) -> nn.Sequential:
 
 
 def _audio_encoder(inputs: int, width: int) -> nn.Sequential:
-    """Nine columns → AUDIO_COLUMNS."""
+    """Reduce nine columns to AUDIO_COLUMNS."""
     layers: list[nn.Module] = [ConvReLU1d(inputs, width, 7)]
     for _ in range(3):
         layers += [Residual(width, dims=1, relu_first=True), ConvReLU1d(width, width, stride=2)]

@@ -1,6 +1,6 @@
-"""SyncNet v2 (Chung & Zisserman, "Out of time", 2016): the judge behind LSE-C and LSE-D.
+"""SyncNet v2 (Chung & Zisserman, "Out of time", 2016): the network that the metrics LSE-C and LSE-D are based on.
 
-Module names are those of the published file `syncnet_v2.model`, so that it loads as it is.
+Module names are those of the published file `syncnet_v2.model`, so that it loads unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lawdnet.models.layers import check_shape
 
 
 class SyncNetV2(nn.Module):
-    """1024 numbers for a mouth and 1024 for a sound: near each other where they are in sync."""
+    """Embeds a mouth and audio in 1024 values each, which are near each other if the two are in sync."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,18 +45,18 @@ class SyncNetV2(nn.Module):
         )
 
     def embed_lip(self, faces: Tensor) -> Tensor:
-        """B×1024 from B×3×5×224×224 faces in 0 … 255, **BGR** as its authors' OpenCV reads them, 25 Hz."""
+        """Return B×1024 for B×3×5×224×224 faces in 0 … 255 at 25 Hz, **BGR** as read by its authors' OpenCV."""
         check_shape("faces", faces, 3, 5, 224, 224)
         return cast("Tensor", self.netfclip(self.netcnnlip(faces).flatten(1)))
 
     def embed_audio(self, mfcc: Tensor) -> Tensor:
-        """B×1024 from B×1×13×20: 13 MFCC of 20 windows at 100 Hz, the 0.2 s of five frames."""
+        """Return B×1024 for B×1×13×20: 13 MFCC of 20 windows at 100 Hz, the 0.2 s of five frames."""
         check_shape("mfcc", mfcc, 1, 13, 20)
         return cast("Tensor", self.netfcaud(self.netcnnaud(mfcc).flatten(1)))
 
     @classmethod
     def from_file(cls, path: Path) -> SyncNetV2:
-        """The judge with the weights of `syncnet_v2.model`, in eval mode.
+        """Load the weights of `syncnet_v2.model`; the network is in eval mode.
 
         Raises:
             ValueError: the file is missing or holds something else.
@@ -79,7 +79,7 @@ def _conv2d(inputs: int, outputs: int, kernel: int | tuple[int, int], padding: i
 def _conv3d(
     inputs: int, outputs: int, kernel: tuple[int, int, int], stride: int, padding: int
 ) -> tuple[nn.Module, ...]:
-    """Stride and padding are those within a frame."""
+    """Return a block whose stride and padding apply within a frame, not over time."""
     conv = nn.Conv3d(inputs, outputs, kernel, (1, stride, stride), (0, padding, padding))
     return conv, nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)
 

@@ -1,15 +1,15 @@
-"""Local affine warping: every feature channel is bent around its own few key points.
+"""Local affine warping: every feature channel is deformed around a few key points of its own.
 
-Shape letters: B batch, C channels, M maps (= B·C, m some of them), N key points per channel, G cells along a side of
-the coarse grid, H W feature map, D width of the code. Coordinates are those of `grid_sample` with
+Shape letters: B batch, C channels, M maps (= B·C; m is a part of them), N key points per channel, G cells along a side
+of the coarse grid, H W feature map, D width of the code. Coordinates are those of `grid_sample` with
 `align_corners=False`: x to the right, y down, -1 … 1 from edge to edge.
 
-Source of the formulas: LawDNet, arXiv 2409.09326. With o = g - k from key point k to grid point g, and
+Source of the formulas: LawDNet, arXiv 2409.09326. With the offset o = g - k from key point k to grid point g, and
 e = exp(-|o| / r), the key point moves g by
 
     t·e + (1 + s·e)·R(π·a·e)·o - o
 
-and the N moves are averaged with weights softmax(e). Zero scale s, angle a and shift t move nothing.
+and the N moves are averaged with weights softmax(e). If scale s, angle a and shift t are zero, nothing moves.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from lawdnet.models.layers import init_he
 LAYOUTS = ("correct", "lawdnet2024")
 MIN_RADIUS = 1e-6
 CHUNK_CELLS_CPU = 1 << 17
-"""Grid cells (over all maps) worked on at once: what stays in a CPU's cache …"""
+"""Grid cells (over all maps) processed at once: as many as stay in a CPU's cache …"""
 CHUNK_CELLS_GPU = 1 << 22
-"""… and what keeps a GPU busy."""
+"""… or keep a GPU busy."""
 
 
 class LocalAffineWarp(nn.Module):
-    """Warps each of C channels by a field that a D-vector code describes.
+    """Warps each of C channels by a field that a code of D values describes.
 
     Args:
         channels: C.
         code_dim: D.
         key_points: N.
-        grid: G, the field is computed on G×G cells and resized to the feature map.
+        grid: G; the field is computed on G×G cells and resized to the feature map.
         layout: `correct`, or `lawdnet2024` for weights trained with the published code, which reads its field
-            (C, W, H, 2) as (C, 2, H, W): a scrambled field that those weights have learned to live with.
+            (C, W, H, 2) as (C, 2, H, W): a scrambled field, which those weights were trained with.
     """
 
     def __init__(self, channels: int, code_dim: int, key_points: int, grid: int, layout: str) -> None:
@@ -55,7 +55,7 @@ class LocalAffineWarp(nn.Module):
         self.start_as_identity()
 
     def start_as_identity(self) -> None:
-        """Random weights with which nothing moves yet, and key points lie all over the picture."""
+        """Initialise the weights so that nothing moves yet and key points are spread over the image."""
         init_he(self)
         nn.init.zeros_(self.similarity.weight)
         for head in (self.key_points, self.radius):
@@ -64,8 +64,8 @@ class LocalAffineWarp(nn.Module):
             self.key_points.bias.uniform_(-0.9, 0.9).atanh_()
 
     def forward(self, feature_BCHW: Tensor, code_BD: Tensor) -> Tensor:
-        """The warped feature: same shape and dtype; what comes from outside the map is 0."""
-        # Positions need more than half precision: bfloat16 has steps of 1/256 here, a third of a pixel at 160.
+        """Return the warped feature, of the same shape and dtype; values from outside the map are 0."""
+        # Positions need more than half precision: bfloat16 has steps of 1/256 here, a third of a pixel at width 160.
         dtype = torch.promote_types(feature_BCHW.dtype, torch.float32)
         with torch.autocast(feature_BCHW.device.type, enabled=False):
             parameters_7NM = self._parameters_7NM(code_BD.to(self.trunk.weight.dtype)).to(dtype)
@@ -77,15 +77,15 @@ class LocalAffineWarp(nn.Module):
     def _sampling_grid(self, parameters_7NM: Tensor, height: int, width: int) -> Tensor:
         move_M2GG = average_move(parameters_7NM, self.grid)
         if self.layout == "lawdnet2024":
-            place_M2GG = move_M2GG + cell_centres(self.grid, self.grid, move_M2GG)
-            scrambled_M2GG = place_M2GG.permute(0, 3, 2, 1).reshape(place_M2GG.shape)
+            position_M2GG = move_M2GG + cell_centres(self.grid, self.grid, move_M2GG)
+            scrambled_M2GG = position_M2GG.permute(0, 3, 2, 1).reshape(position_M2GG.shape)
             return _resize(scrambled_M2GG, height, width).permute(0, 2, 3, 1)
-        # The move is resized, not the place, which the antialiasing filter reproduces only roughly, worst at edges.
-        place_M2HW = _resize(move_M2GG, height, width) + cell_centres(height, width, move_M2GG)
-        return place_M2HW.permute(0, 2, 3, 1)
+        # The move is resized, not the position, which the antialiasing filter distorts, most at the edges.
+        position_M2HW = _resize(move_M2GG, height, width) + cell_centres(height, width, move_M2GG)
+        return position_M2HW.permute(0, 2, 3, 1)
 
     def _parameters_7NM(self, code_BD: Tensor) -> Tensor:
-        """Rows: key point x y, radius, scale, angle, shift x y."""
+        """Return rows: key point x y, radius, scale, angle, shift x y."""
         shape_BNC = (len(code_BD), self.num_points, self.channels, -1)
         code_BD = F.relu(self.trunk(code_BD))
         key_BNC2 = self.key_points(code_BD).view(shape_BNC).tanh()
@@ -96,19 +96,22 @@ class LocalAffineWarp(nn.Module):
 
 
 def cell_centres(height: int, width: int, like: Tensor) -> Tensor:
-    """2×H×W: x and y of the centres of height×width cells that fill -1 … 1."""
+    """Return 2×H×W: x and y of the centres of height×width cells that fill -1 … 1."""
     x_W, y_H = _axis(width, like), _axis(height, like)
     return torch.stack((x_W.expand(height, width), y_H[:, None].expand(height, width)))
 
 
 def average_move(parameters_7NM: Tensor, grid: int) -> Tensor:
-    """How far the warp moves each cell centre of a grid×grid field: M×2×G×G, x and y.
+    """Compute how far the warp moves each cell centre of a grid×grid field.
 
-    Memory is that of the result: the N moves are never kept, the backward pass computes them again.
+    It needs no more memory than its result: the N moves are not kept, and the backward pass computes them again.
 
     Args:
         parameters_7NM: key point x y (-1 … 1), radius (> 0), scale, angle (half turns), shift x y.
         grid: G.
+
+    Returns:
+        M×2×G×G, x and y.
     """
     return cast("Tensor", _AverageMove.apply(parameters_7NM, grid))
 
@@ -133,7 +136,7 @@ class _AverageMove(torch.autograd.Function):
 
 
 def _average(parameters_7Nm: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-    """The average move, m×2×G×G, and the sum of the weights, m×G×G."""
+    """Return the average move, m×2×G×G, and the sum of the weights, m×G×G."""
     shape = (parameters_7Nm.shape[2], grid, grid)
     move_x, move_y, weight = (parameters_7Nm.new_zeros(shape) for _ in range(3))
     for point_7m in parameters_7Nm.unbind(1):
@@ -145,14 +148,14 @@ def _average(parameters_7Nm: Tensor, grid: int) -> tuple[Tensor, Tensor]:
 
 
 def _gradient(parameters_7Nm: Tensor, move_m2GG: Tensor, weight_mGG: Tensor, grad_m2GG: Tensor) -> Tensor:
-    """7×N×m: the gradient of the parameters, given that of the average."""
+    """Return 7×N×m: the gradient of the parameters, given that of the average."""
     grad_m2GG = grad_m2GG / weight_mGG[:, None]
     points = (_Point(point_7m, move_m2GG.shape[-1]) for point_7m in parameters_7Nm.unbind(1))
     return torch.stack([point.gradient(grad_m2GG, move_m2GG) for point in points], 1)
 
 
 class _Point:
-    """What one key point of each of m maps does; every attribute is m×G×G or broadcasts to it."""
+    """The effect of one key point on each of m maps; every attribute is m×G×G or broadcasts to it."""
 
     def __init__(self, point_7m: Tensor, grid: int) -> None:
         axis_G = _axis(grid, point_7m)
@@ -176,7 +179,7 @@ class _Point:
         return torch.addcmul(self.shift_y * self.effect - self.y, self.factor, self.turned_y)
 
     def gradient(self, grad_m2GG: Tensor, average_m2GG: Tensor) -> Tensor:
-        """7×m: the gradient of the seven numbers, given that of the average over the sum of weights."""
+        """Return 7×m: the gradient of the seven parameters, given that of the average divided by the sum of weights."""
         from_x, from_y = grad_m2GG[:, 0], grad_m2GG[:, 1]
         to_x, to_y = from_x * self.weight, from_y * self.weight
         to_factor = to_x * self.turned_x + to_y * self.turned_y
@@ -184,7 +187,7 @@ class _Point:
         to_weight = (self.move_x() - average_m2GG[:, 0]) * from_x + (self.move_y() - average_m2GG[:, 1]) * from_y
         to_effect = to_weight * self.weight + to_factor * self.scale + to_turn * (math.pi * self.angle)
         to_effect += to_x * self.shift_x + to_y * self.shift_y
-        # Divided by the radius: d effect / d distance = -effect / radius.
+        # d effect / d distance = -effect / radius
         to_distance = to_effect * self.effect / self.radius
         along = to_distance / self.distance.clamp_min(MIN_RADIUS)
         to_key_x = along * self.x + to_x - self.factor * (to_x * self.cos - to_y * self.sin)
@@ -196,7 +199,7 @@ class _Point:
 
 
 def _axis(cells: int, like: Tensor) -> Tensor:
-    """Centres of `cells` equal cells that fill -1 … 1."""
+    """Return the centres of `cells` equal cells that fill -1 … 1."""
     return (2 * torch.arange(cells, dtype=like.dtype, device=like.device) + 1) / cells - 1
 
 
@@ -205,7 +208,7 @@ def _resize(field_M2GG: Tensor, height: int, width: int) -> Tensor:
 
 
 def _parts(values: Tensor, dim: int, grid: int) -> tuple[Tensor, ...]:
-    """A few maps at a time; all of them for the compiler, whose loop keeps one cell's numbers in registers."""
+    """Split into a few maps at a time; not for the compiler, whose loop keeps the values of a cell in registers."""
     if torch.compiler.is_compiling():
         return (values,)
     cells = CHUNK_CELLS_CPU if values.device.type == "cpu" else CHUNK_CELLS_GPU

@@ -1,4 +1,4 @@
-"""Reports as single HTML files that open from disk."""
+"""Reports: single HTML files that open from disk."""
 
 from lawdnet.report.curriculum import CurriculumContent, curriculum_report
 from lawdnet.report.dataset import inspect_report

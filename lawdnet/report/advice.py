@@ -1,4 +1,4 @@
-"""What to do next, out of what a run's logs show. Each rule is a function that says nothing where it does not apply."""
+"""Advice on what to do next, from a run's logs. Each rule is a function that yields nothing if it does not apply."""
 
 from __future__ import annotations
 
@@ -8,63 +8,63 @@ import numpy as np
 
 from lawdnet.report.stage_log import SHARE, StageLog, numbers
 from lawdnet.storage import Location
-from lawdnet.training.gates import MEASURES
+from lawdnet.training.gates import VALIDATION_METRICS
 
 WAIT_SHARE = 0.05
-"""Of the time, above which waiting for data is worth mending."""
+"""Share of the time above which waiting for data is worth mending."""
 LARGE_SHARE = 0.9
-"""Of the gradient, above which a loss leaves nothing to the others."""
+"""Share of the gradient above which a loss leaves nothing to the others."""
 MIN_EPOCHS = 3
-"""Validations it takes to speak of a trend."""
+"""Least number of validations for a trend."""
 CLEAR_CHANGE = 0.01
-"""Of the value, by which the last epoch must differ from others to be better or worse."""
+"""Relative difference between epochs from which one counts as better or worse."""
 LATE = 0.7
-"""Of the epochs; a best one before that is worth a word."""
+"""Share of the epochs; a best epoch before that is worth a remark."""
 FOLLOWS = 0.5
-"""Correlation of the mouth's opening with the truth's, below which a finished generator is worth a word."""
+"""Correlation of the mouth's opening with the truth's below which a finished generator is worth a remark."""
 CHANCE = 0.6
-"""Accuracy of a sync network's choices between two sounds below which it has learnt next to nothing."""
+"""Accuracy below which a sync network has learnt next to nothing."""
 
 Best = Mapping[str, int]
-"""Measure → its best epoch."""
+"""Metric → its best epoch."""
 
 
 def advise(run: Location, logs: Sequence[StageLog], best: Mapping[str, Best]) -> list[str]:
-    """Sentences, the most pressing first.
+    """Return sentences, the most urgent first.
 
     Args:
-        best: stage → measure → its best epoch.
+        best: stage → metric → its best epoch.
     """
     return [
-        *_go_on(logs),
+        *_progress(logs),
         *(text for log in logs for rule in RULES for text in rule(log, best.get(log.name, {}))),
         *_unvalidated(logs),
         *_use(run, logs),
     ]
 
 
-def _go_on(logs: Sequence[StageLog]) -> Iterator[str]:
+def _progress(logs: Sequence[StageLog]) -> Iterator[str]:
     for log in logs:
         seconds = numbers(log.of_kind("epoch"), "seconds")
         if log.state == "at work" and len(seconds) and log.epochs:
             left = seconds[-1] * (log.epochs - log.epochs_done) / 60
             text = f"about {left:.0f} min" if left >= 1 else "less than a minute"
-            yield (f"{log.name} is at work and has done {log.epochs_done} of {log.epochs} epochs; at the pace of the "
-                   f"last one it needs {text} more.")  # fmt: skip
+            done = f"{log.epochs_done} of {log.epochs} epochs are done"
+            yield f"{log.name} is training, {done}; at the speed of the last one it needs {text} more."
         if log.state == "interrupted":
-            yield (f"{log.name} was interrupted after {log.epochs_done} of {log.epochs} epochs: run the same `lawdnet "
-                   "train` command again, it goes on from the newest checkpoint.")  # fmt: skip
+            done = f"was interrupted after {log.epochs_done} of {log.epochs} epochs"
+            yield f"{log.name} {done}: run the same `lawdnet train` command again to resume from the newest checkpoint."
         if log.state == "stopped":
-            yield (f"{log.name} stopped by itself: {log.stopped.rstrip('.')}. A smaller learning rate "
-                   f"(--set {log.name}.lr=…, in a new run) is the usual cure; then run the command again.")  # fmt: skip
+            cure = f"A smaller learning rate (--set {log.name}.lr=…, in a new run) usually helps"
+            yield f"{log.name} stopped by itself: {log.stopped.rstrip('.')}. {cure}; then run the command again."
 
 
 def _data_wait(log: StageLog, best: Best) -> Iterator[str]:
     waits = numbers(log.of_kind("epoch"), "data_wait")[1:]  # the first epoch opens the files
     waits = waits[np.isfinite(waits)]
     if len(waits) and np.median(waits) > WAIT_SHARE:
-        yield (f"{log.name} waited for data {np.median(waits):.0%} of its time: give it more CPUs for decoding, "
-               "or a dataset with smaller crops.")  # fmt: skip
+        cure = "give it more CPUs for decoding, or a dataset with smaller crops"
+        yield f"{log.name} waited for data {np.median(waits):.0%} of its time: {cure}."
 
 
 def _one_loss(log: StageLog, best: Best) -> Iterator[str]:
@@ -75,37 +75,37 @@ def _one_loss(log: StageLog, best: Best) -> Iterator[str]:
     for name, share in sorted(late.items()):
         if len(names) > 1 and total > 0 and share > LARGE_SHARE * total:
             loss = name.removeprefix(SHARE)
-            yield (f"{log.name}: {share / total:.0%} of the gradient comes from {loss}, so the other losses decide "
-                   f"little; lower --set {log.name}.weights.{loss}.")  # fmt: skip
+            cause = f"{share / total:.0%} of the gradient comes from {loss}, so the other losses have little effect"
+            yield f"{log.name}: {cause}; lower --set {log.name}.weights.{loss}."
 
 
 def _late_mean(values: np.ndarray) -> float:
-    """Of the last quarter of what was measured."""
+    """Return the mean over the last quarter of the finite values; 0 if there are none."""
     finite = values[np.isfinite(values)]
     return float(finite[-max(1, len(finite) // 4) :].mean()) if len(finite) else 0.0
 
 
 def _trend(log: StageLog, best: Best) -> Iterator[str]:
-    """Speaks of the first measure that a mouth which ignores the sound would do badly in."""
+    """Describe the trend of the first metric in which a mouth that ignores the audio does badly."""
     rows = log.of_kind("validation")
-    telling = [name for name, epoch in best.items() if epoch and MEASURES[name].needs_sound]
+    telling = [name for name, epoch in best.items() if epoch and VALIDATION_METRICS[name].needs_audio]
     if len(rows) < MIN_EPOCHS or log.state == "at work" or not telling or _is_at_chance(log):
         return
     name, epoch = telling[0], best[telling[0]]
     values = numbers(rows, name)
-    # being the best, it is nearest to the best before it
+    # the last is the best, so the nearest of the others is the best before it
     gain = _change(values[-1], values[:-1])
     if epoch == log.epochs_done and gain > CLEAR_CHANGE:
-        yield f"{log.name}: {name} was best after the last epoch and may still get better; more epochs may pay."
+        yield f"{log.name}: {name} was best after the last epoch and may still improve; more epochs may pay."
     elif (
         epoch <= LATE * log.epochs_done and _change(values[-1], values[numbers(rows, "epoch") == epoch]) > CLEAR_CHANGE
     ):
-        yield (f"{log.name}: {name} was best after epoch {epoch} of {log.epochs_done} and got worse since; take that "
-               "checkpoint where it was kept, or train for fewer epochs.")  # fmt: skip
+        past = f"{name} was best after epoch {epoch} of {log.epochs_done} and has become worse since"
+        yield f"{log.name}: {past}; use that checkpoint if it was kept, or train for fewer epochs."
 
 
 def _change(last: float, others: np.ndarray) -> float:
-    """How far the nearest of the others is from the last, relative to it."""
+    """Return the distance between the last value and the nearest of the others, relative to the last."""
     return float(np.nanmin(np.abs(others - last), initial=np.inf)) / (abs(last) or 1.0)
 
 
@@ -117,15 +117,16 @@ def _is_at_chance(log: StageLog) -> bool:
 def _at_chance(log: StageLog, best: Best) -> Iterator[str]:
     if _is_at_chance(log):
         right = numbers(log.of_kind("validation"), "accuracy")[-1]
-        yield (f"{log.name} is near chance ({right:.0%} right on held-out videos): look at the offsets of the dataset "
-               "with `lawdnet inspect DATASET --html FILE` before training on.")  # fmt: skip
+        cure = "look at the offsets of the dataset with `lawdnet inspect DATASET --html FILE` before training on"
+        yield f"{log.name} is near chance ({right:.0%} right on held-out videos): {cure}."
 
 
 def _deaf(log: StageLog, best: Best) -> Iterator[str]:
     correlation = numbers(log.of_kind("validation"), "mouth_correlation")
     if log.state == "finished" and len(correlation) and correlation[-1] < FOLLOWS:
-        yield (f"{log.name}: the mouth hardly follows the sound (mouth_correlation {correlation[-1]:.2f}, 1 is "
-               "perfect): more epochs, more people, or less weight on the picture's losses.")  # fmt: skip
+        found = f"mouth_correlation {correlation[-1]:.2f}, 1 is perfect"
+        cure = "more epochs, more people, or smaller weights of the image losses may help"
+        yield f"{log.name}: the mouth hardly follows the audio ({found}): {cure}."
 
 
 RULES: tuple[Callable[[StageLog, Best], Iterator[str]], ...] = (
@@ -140,12 +141,13 @@ RULES: tuple[Callable[[StageLog, Best], Iterator[str]], ...] = (
 def _unvalidated(logs: Sequence[StageLog]) -> Iterator[str]:
     names = [log.name for log in logs if log.of_kind("epoch") and not log.of_kind("validation")]
     if names:
-        yield (f"Never validated: {', '.join(names)}. Losses of the training videos do not show whether the mouth of a "
-               "new person follows the sound.")  # fmt: skip
+        why = "Losses on the training videos do not show whether the mouth of a new person follows the audio"
+        yield f"Never validated: {', '.join(names)}. {why}."
 
 
 def _use(run: Location, logs: Sequence[StageLog]) -> Iterator[str]:
     trained = [log for log in logs if log.row.get("kind", "gan") == "gan" and log.checkpoint]
     if all(log.state == "finished" for log in logs) and trained:
-        yield (f"All stages are finished. `lawdnet infer {run} --video V --audio A --out O.mp4` uses "
-               f"{trained[-1].name}; `lawdnet evaluate {run} DATASET` measures it on held-out videos.")  # fmt: skip
+        infer = f"`lawdnet infer {run} --video V --audio A --out O.mp4` uses {trained[-1].name}"
+        evaluate = f"`lawdnet evaluate {run} DATASET` measures it on held-out videos"
+        yield f"All stages are finished. {infer}; {evaluate}."

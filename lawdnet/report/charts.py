@@ -1,4 +1,4 @@
-"""Curves and histograms as numbers in SVG units, which the templates draw.
+"""Curves and histograms in SVG units, for the templates to draw.
 
 Shape letter: R values.
 """
@@ -16,14 +16,14 @@ from lawdnet.types import Bool
 CHART_WIDTH, CHART_HEIGHT = 720, 220
 CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_BOTTOM = 52, 12, 12, 34
 MAX_POINTS = 1000
-"""Points of a drawn curve; longer series are averaged down to it."""
+"""Most points of a drawn curve; longer series are averaged down."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: its place in SVG units and its text."""
+    """A mark on an axis: its position in SVG units, and its text."""
 
-    place: float
+    position: float
     text: str
 
 
@@ -42,7 +42,7 @@ class Chart:
     bottom: int
     right: int
     marks: list[Tick]
-    """Lines across at a value of x, each with what it marks."""
+    """Vertical lines, each with what it marks."""
 
 
 def chart(
@@ -56,16 +56,16 @@ def chart(
     marks: Sequence[tuple[float, str]] = (),
     size: tuple[int, int] = (CHART_WIDTH, CHART_HEIGHT),
 ) -> Chart:
-    """Curves over a common x; NaN leaves a gap, and a series may end early.
+    """Return curves over a common x; NaN leaves a gap, and a series may end early.
 
     Args:
         series: label → values.
-        x: rising, at least as long as the longest series.
-        floor: a value that the y axis includes; None fits it to the curves.
-        logarithmic: y is; what is not positive leaves a gap, and there is no floor.
-        stacked: areas upon each other, the first at the bottom; all series have the length of x and no NaN.
-        marks: (x, text) of lines across.
-        size: width and height.
+        x: increasing, at least as long as the longest series.
+        floor: a value that the y axis includes; None fits the axis to the curves.
+        logarithmic: whether y is logarithmic; values that are not positive leave a gap, and `floor` is ignored.
+        stacked: draw areas on top of each other, the first at the bottom; all series must be as long as x, without NaN.
+        marks: (x, text) of vertical lines.
+        size: width and height in SVG units.
     """
     values = {label: np.asarray(row, np.float64) for label, row in series.items()}
     bases = dict.fromkeys(values, np.zeros(0))
@@ -81,9 +81,9 @@ def chart(
     width, height = size
     across = _Axis(x_start, x_end, CHART_LEFT, width - CHART_RIGHT)
     up = _Axis(y_values[0], y_values[-1], height - CHART_BOTTOM, CHART_TOP)
-    places = across(np.asarray(x))
+    positions = across(np.asarray(x))
     return Chart(
-        paths={label: _path(places[: len(row)], up(row), up(bases[label])) for label, row in values.items()},
+        paths={label: _path(positions[: len(row)], up(row), up(bases[label])) for label, row in values.items()},
         x_ticks=[Tick(float(across(np.array(v))), f"{v:g}") for v in x_values if x_start <= v <= x_end],
         y_ticks=[Tick(float(up(np.array(v))), f"{10**v if logarithmic else v:.4g}") for v in y_values],
         x_label=x_label,
@@ -97,7 +97,7 @@ def chart(
 
 
 def _limits(values: Mapping[str, np.ndarray], floor: float | None) -> tuple[float, float]:
-    """The lowest and highest of all finite values, and of the floor where there is one."""
+    """Return the lowest and highest of all finite values, and of the floor if there is one."""
     finite = np.concatenate([row[np.isfinite(row)] for row in values.values()] or [np.zeros(0)])
     limits = [*finite, *([] if floor is None else [floor])] or [0.0]
     return float(min(limits)), float(max(limits))
@@ -108,7 +108,7 @@ def _log10(values: np.ndarray) -> np.ndarray:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Logarithms of round numbers (1, 2 and 5, or only 1 times a power of ten) that enclose 10^low … 10^high."""
+    """Return logarithms of round numbers (1, 2 and 5, or only 1 times a power of ten) that enclose 10^low … 10^high."""
     factors = (1, 2, 5) if high - low < 2.5 else (1,)
     powers = range(math.floor(low) - 1, math.ceil(high) + 2)
     marks = sorted(power + math.log10(factor) for power in powers for factor in factors)
@@ -118,7 +118,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) that enclose low … high."""
+    """Return about `count` round numbers (1, 2 or 5 times a power of ten apart) that enclose low … high."""
     span = high - low if high > low else abs(high) or 1.0
     rough = span / count
     power = 10.0 ** math.floor(math.log10(rough))
@@ -129,7 +129,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Values → SVG units."""
+    """Maps values to SVG units."""
 
     low: float
     high: float
@@ -142,7 +142,7 @@ class _Axis:
 
 
 def _path(x: np.ndarray, y: np.ndarray, base: np.ndarray) -> str:
-    """The `d` of a line, lifted where y is not finite, or of the area down to `base`; long ones are averaged down."""
+    """Return the `d` of a line, with gaps where y is not finite, or of the area down to `base`."""
     x, y, base = (_averaged(row) for row in (x, y, base))
     if len(base):
         edge = [*zip(x, y, strict=True), *zip(x[::-1], base[::-1], strict=True)]
@@ -153,12 +153,12 @@ def _path(x: np.ndarray, y: np.ndarray, base: np.ndarray) -> str:
             pieces[-1].append(f"{a:.1f} {b:.1f}")
         elif pieces[-1]:
             pieces.append([])
-    # closed, a lone point is drawn as a dot
+    # a path that is closed draws a lone point as a dot
     return "".join("M" + "L".join(piece) + ("Z" if len(piece) == 1 else "") for piece in pieces if piece)
 
 
 def _averaged(values: np.ndarray) -> np.ndarray:
-    """At most MAX_POINTS means over neighbours."""
+    """Return at most MAX_POINTS means over neighbours."""
     if len(values) <= MAX_POINTS:
         return values
     size = -(-len(values) // MAX_POINTS)
@@ -166,7 +166,7 @@ def _averaged(values: np.ndarray) -> np.ndarray:
 
 
 def smooth(values: np.ndarray, share: float = 0.05) -> np.ndarray:
-    """A centred mean over about this share of the series; shorter windows at the ends."""
+    """Return a centred mean over about this share of the series, over less at the ends."""
     half = max(1, round(len(values) * share / 2))
     sums = np.concatenate([[0.0], np.nancumsum(values)])
     counts = np.concatenate([[0], np.cumsum(np.isfinite(values))])
@@ -178,35 +178,35 @@ def smooth(values: np.ndarray, share: float = 0.05) -> np.ndarray:
 HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT, HISTOGRAM_BOTTOM = 360, 130, 110
 HISTOGRAM_BINS = 30
 MIN_BARS = 8
-"""Places for bars of a given width, so that a lone one does not fill the picture."""
+"""Least number of bar positions for bars of a given width, so that a lone bar does not fill the chart."""
 TAIL = 0.5
-"""Percent on either side that may lie far out and is then counted in the last bar."""
+"""Percent of the values on either side that may lie far out; they are counted in the last bar."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of a histogram in SVG units: what was kept, and on top of it what fell."""
+    """A bar of a histogram in SVG units: the kept values, and on top of it the dropped ones."""
 
     x: float
     width: float
     kept_height: float
-    fell_height: float
+    dropped_height: float
     text: str
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars in SVG units."""
+    """A histogram in SVG units."""
 
     bars: list[Bar]
     ticks: list[Tick]
     limits: list[Tick]
-    """Where the rules cut."""
+    """Limits of the rules."""
     kept: int
-    fell: int
+    dropped: int
     not_measured: int
     note: str
-    """Quantiles of what was kept."""
+    """Quantiles of the kept values."""
     width: int = HISTOGRAM_WIDTH
     height: int = HISTOGRAM_HEIGHT
     bottom: int = HISTOGRAM_BOTTOM
@@ -215,30 +215,30 @@ class Histogram:
 def histogram(
     values_R: np.ndarray, kept_R: Bool, *, limits: Sequence[tuple[float, str]] = (), step: float | None = None
 ) -> Histogram:
-    """How R values are distributed; NaN counts as not measured.
+    """Return the distribution of R values; NaN counts as not measured.
 
     Args:
-        kept_R: which belong to the dataset; the others are drawn on top, paler.
-        limits: (value, text) of lines across.
-        step: width of a bar, in the middle of which its value lies (for whole numbers); None: a round number.
+        kept_R: whether a value belongs to the dataset; the others are drawn on top, paler.
+        limits: (value, text) of vertical lines.
+        step: width of a bar, whose value is at its middle (for whole numbers); None chooses a round number.
     """
-    there_R = np.isfinite(values_R)
-    values, kept = values_R[there_R].astype(np.float64), kept_R[there_R]
+    known_R = np.isfinite(values_R)
+    values, kept = values_R[known_R].astype(np.float64), kept_R[known_R]
     edges = _edges(values, step)
-    place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
-    stayed, fell = (np.bincount(place[mask], minlength=len(edges) - 1) for mask in (kept, ~kept))
+    bar_R = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+    kept_count, dropped = (np.bincount(bar_R[mask], minlength=len(edges) - 1) for mask in (kept, ~kept))
     across = _Axis(edges[0], edges[-1], 4, HISTOGRAM_WIDTH - 4)
     x = across(edges)
-    scale = (HISTOGRAM_BOTTOM - 8) / max(1, (stayed + fell).max(initial=0))
+    scale = (HISTOGRAM_BOTTOM - 8) / max(1, (kept_count + dropped).max(initial=0))
     bars = [
         Bar(
             x=round(float(x[i]), 2),
             width=round(float(x[i + 1] - x[i] - 1), 2),
-            kept_height=round(float(stayed[i] * scale), 2),
-            fell_height=round(float(fell[i] * scale), 2),
-            text=f"{edges[i]:g} … {edges[i + 1]:g}: {stayed[i]} kept, {fell[i]} fell",
+            kept_height=round(float(kept_count[i] * scale), 2),
+            dropped_height=round(float(dropped[i] * scale), 2),
+            text=f"{edges[i]:g} … {edges[i + 1]:g}: {kept_count[i]} kept, {dropped[i]} dropped",
         )
-        for i in np.flatnonzero(stayed + fell)
+        for i in np.flatnonzero(kept_count + dropped)
     ]
     ticks = [v for v in nice_ticks(edges[0], edges[-1], 6) if edges[0] <= v <= edges[-1]]
     return Histogram(
@@ -246,14 +246,14 @@ def histogram(
         ticks=[Tick(round(float(across(np.array(v))), 1), f"{v:g}") for v in ticks],
         limits=[Tick(round(float(across(np.array(v))), 1), text) for v, text in limits if edges[0] <= v <= edges[-1]],
         kept=int(kept.sum()),
-        fell=int((~kept).sum()),
-        not_measured=int((~there_R).sum()),
+        dropped=int((~kept).sum()),
+        not_measured=int((~known_R).sum()),
         note=_note(values[kept]),
     )
 
 
 def _edges(values: np.ndarray, step: float | None) -> np.ndarray:
-    """Rising borders of the bars, at least two."""
+    """Return the increasing borders of the bars, at least two."""
     if not len(values):
         return np.array([0.0, 1.0])
     low, high = values.min(), values.max()

@@ -1,4 +1,4 @@
-"""Reports as single HTML files that open from disk: pictures are inside, curves are SVG, nothing is fetched."""
+"""Rendering a report as a single HTML file that opens from disk: images are inside, curves are SVG."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lawdnet.storage import Location, atomic
 from lawdnet.types import FPS
 
 
-def picture_uri(path: Location) -> str:
-    """A PNG or JPEG file as a `data:` address.
+def image_uri(path: Location) -> str:
+    """Return a PNG or JPEG file as a `data:` URI.
 
     Raises:
-        ValueError: no such file, or of another kind.
+        ValueError: there is no such file, or it is neither PNG nor JPEG.
     """
     kind = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}.get(path.suffix.lower())
     if kind is None or not path.is_file():
@@ -28,12 +28,12 @@ def picture_uri(path: Location) -> str:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """Bytes of an image of this kind (png, jpeg) as a `data:` address."""
+    """Return the bytes of an image of this kind (png, jpeg) as a `data:` URI."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def link(path: Path, folder: Path) -> str:
-    """A relative address that works from disk, whatever the file's name."""
+    """Return a relative URL that works from disk, whatever the name of the file."""
     return quote(os.path.relpath(path.resolve(), folder.resolve()).replace(os.sep, "/"))
 
 
@@ -45,7 +45,7 @@ def _duration(seconds: float) -> str:
 
 
 def write_page(out: Location, template: str, **content: Any) -> None:
-    """Renders a template into `out`, which appears whole or not at all."""
+    """Render a template into `out`, which appears whole or not at all."""
     environment = Environment(
         loader=PackageLoader("lawdnet", "templates"),
         autoescape=True,

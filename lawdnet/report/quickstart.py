@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lawdnet.report.charts import Chart, chart, smooth
-from lawdnet.report.page import link, picture_uri, write_page
+from lawdnet.report.page import image_uri, link, write_page
 from lawdnet.types import FPS
 
 
@@ -20,19 +20,19 @@ class QuickstartContent:
     """What `quickstart_report` shows."""
 
     correlation: float
-    """Of the trained network's mouth with the truth (Pearson)."""
+    """Pearson's correlation of the trained network's mouth with the truth."""
     untrained: float
-    """The same for an untrained network."""
+    """Correlation for an untrained network."""
     ceiling: float
-    """The same for the true video: what the measurement allows."""
+    """Correlation for the true video: the most that the measurement allows."""
     openings: Mapping[str, Sequence[float]]
-    """Curves of the mouth's opening by name (truth first, then generated, then untrained), one value per frame."""
+    """Name → opening of the mouth, one value per frame (truth first, then generated, then untrained)."""
     metrics: Mapping[str, Sequence[Mapping[str, Any]]]
     """Stage → rows of its metrics.jsonl."""
     videos: Mapping[str, Path]
     """Caption → file, shown side by side; linked relative to the report."""
-    pictures: Mapping[str, Path] = field(default_factory=dict)
-    """Caption → PNG or JPEG, put into the report."""
+    images: Mapping[str, Path] = field(default_factory=dict)
+    """Caption → PNG or JPEG, embedded in the report."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Step → wall clock time in s."""
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -41,13 +41,13 @@ class QuickstartContent:
 
 
 def quickstart_report(out: Path, content: QuickstartContent) -> None:
-    """Writes the report of a quickstart: figures, curves, pictures, videos and times.
+    """Write the report of a quickstart: metrics, curves, images, videos and times.
 
     Args:
         out: the HTML file; an existing one is replaced.
 
     Raises:
-        ValueError: a picture is not there, or of another kind than PNG and JPEG.
+        ValueError: an image is missing, or is neither PNG nor JPEG.
     """
     seconds = dict(content.seconds)
     frames = max(map(len, content.openings.values()), default=0)
@@ -57,7 +57,7 @@ def quickstart_report(out: Path, content: QuickstartContent) -> None:
         content=content,
         openings=chart(content.openings, np.arange(frames) / FPS, x_label="seconds"),
         losses={stage: _loss_chart(rows) for stage, rows in content.metrics.items() if _steps(rows)},
-        pictures={caption: picture_uri(path) for caption, path in content.pictures.items()},
+        images={caption: image_uri(path) for caption, path in content.images.items()},
         videos={caption: link(path, out.parent) for caption, path in content.videos.items()},
         longest=max(seconds.values(), default=1),
         total=sum(seconds.values()),
@@ -69,7 +69,7 @@ def _steps(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def _loss_chart(rows: Sequence[Mapping[str, Any]]) -> Chart:
-    """Total loss over epochs; an epoch's steps are spread evenly over it."""
+    """Return the total loss over epochs; an epoch's steps are spread evenly over it."""
     steps = [row for row in rows if row.get("kind") == "step" and "total" in row]
     last: Counter[int] = Counter()
     for row in steps:

@@ -1,7 +1,7 @@
-"""The report of a training run: what was trained on what, how it went, and what to do about it.
+"""The report of a training run: what was trained on what, how it went, and what to do next.
 
-It is drawn from what lies in the run's folder alone, so it can be written at any time, from another machine, and of a
-run that was broken off.
+It needs only the files in the run's folder, so it can be written at any time, on another machine, and for a run that
+was interrupted.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from lawdnet.data.manifest import MANIFEST
 from lawdnet.report import run_charts
 from lawdnet.report.advice import advise
 from lawdnet.report.charts import Chart, Histogram
-from lawdnet.report.page import picture_uri, write_page
-from lawdnet.report.run_charts import PLACES, Measured
-from lawdnet.report.stage_log import StageLog, read_run
+from lawdnet.report.page import image_uri, write_page
+from lawdnet.report.run_charts import POSITION, Measured
+from lawdnet.report.stage_log import LogRow, StageLog, read_run
 from lawdnet.storage import Location, locate, read_json
 from lawdnet.training.gates import Gate, check_gates, parse_gate
 from lawdnet.types import FPS
@@ -34,42 +34,75 @@ class StagePart:
     shares: Chart | None
     measured: list[Measured]
     offsets: Histogram | None
-    """Of a sync network."""
+    """For a sync network."""
     gates: list[tuple[str, str]]
-    """What the stage had to show, and what became of it."""
+    """Gates of the stage, and whether they were passed."""
     resources: list[tuple[str, Chart]]
     sheets: list[tuple[str, str]]
-    """(caption, data address)."""
+    """(caption, `data:` URI)."""
     columns: str
-    """What the sheets show from left to right."""
+    """What the sheets show, from left to right."""
     events: list[tuple[str, str, bool]]
     """(when, what, whether it is an alarm)."""
 
     @property
     def has_truth(self) -> bool:
-        """Whether some figure has one to compare with."""
-        return any(isfinite(figure.truth) for figure in self.measured)
+        """Whether some metric is compared with the truth."""
+        return any(isfinite(metric.truth) for metric in self.measured)
 
     @property
     def has_baseline(self) -> bool:
-        """The same for a mouth that ignores the sound."""
-        return any(isfinite(figure.baseline) for figure in self.measured)
+        """Whether some metric is compared with a mouth that ignores the audio."""
+        return any(isfinite(metric.baseline) for metric in self.measured)
 
 
-def run_report(run: Location, out: Location) -> dict[str, Any]:
-    """Writes the report of a run as one HTML file.
+@dataclass(frozen=True)
+class Best:
+    """The best value of a metric."""
+
+    epoch: int
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSummary:
+    """What became of a stage."""
+
+    state: str
+    """See `StageLog.state`."""
+    epochs: int
+    """Number of complete epochs."""
+    of: int
+    """Number of epochs to do; 0 if unknown."""
+    seconds: float
+    device_seconds: float
+    """`seconds` summed over the workers."""
+    checkpoint: str | None
+    """Name of the newest one."""
+    best: Mapping[str, Best]
+    """Metric → its best value."""
+    alarms: Sequence[str]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What became of a run, and what to do next."""
+
+    stages: Mapping[str, StageSummary]
+    advice: Sequence[str]
+
+
+def run_report(run: Location, out: Location) -> RunSummary:
+    """Write the report of a run as one HTML file, and return its summary.
 
     Args:
-        run: what `lawdnet train --out` wrote, or is still writing.
+        run: the folder that `lawdnet train --out` wrote, or is still writing.
         out: the HTML file; an existing one is replaced.
 
-    Returns:
-        `stages` (name → state, epochs, seconds, best figures) and `advice`, as plain values.
-
     Raises:
-        ValueError: no run lies there.
+        ValueError: the folder contains no run.
     """
-    info, logs, troubles = read_run(run)
+    info, logs, problems = read_run(run)
     gates = [parse_gate(text) for text in info.get("gates", ())]
     parts = [_stage_part(log, gates) for log in logs]
     advice = advise(run, logs, {part.log.name: {m.name: m.best_epoch for m in part.measured} for part in parts})
@@ -80,28 +113,27 @@ def run_report(run: Location, out: Location) -> dict[str, Any]:
         about=_about(info, logs),
         cards=_cards(parts),
         parts=parts,
-        lineage=[_origin(log) for log in logs],
+        lineage=[_link(log) for log in logs],
         hardware=_hardware(logs),
-        troubles=troubles,
+        problems=problems,
         advice=advice,
         written=_when(max(log.now for log in logs)),
     )
-    return {"stages": {part.log.name: _summary(part) for part in parts}, "advice": advice}
+    return RunSummary({part.log.name: _summary(part) for part in parts}, advice)
 
 
-def _summary(part: StagePart) -> dict[str, Any]:
+def _summary(part: StagePart) -> StageSummary:
     log = part.log
-    best = {m.name: {"epoch": m.best_epoch, "value": m.best} for m in part.measured if m.best_epoch}
-    return {
-        "state": log.state,
-        "epochs": log.epochs_done,
-        "of": log.epochs,
-        "seconds": round(log.wall_seconds, 1),
-        "device_seconds": round(log.device_seconds, 1),
-        "checkpoint": log.checkpoint,
-        "best": best,
-        "alarms": [text for _, text, is_alarm in part.events if is_alarm],
-    }
+    return StageSummary(
+        state=log.state,
+        epochs=log.epochs_done,
+        of=log.epochs,
+        seconds=round(log.wall_seconds, 1),
+        device_seconds=round(log.device_seconds, 1),
+        checkpoint=log.checkpoint,
+        best={m.name: Best(m.best_epoch, m.best) for m in part.measured if m.best_epoch},
+        alarms=[text for _, text, is_alarm in part.events if is_alarm],
+    )
 
 
 def _stage_part(log: StageLog, gates: Sequence[Gate]) -> StagePart:
@@ -129,10 +161,10 @@ def _gates(log: StageLog, gates: Sequence[Gate]) -> list[tuple[str, str]]:
 
 
 def _sheets(log: StageLog) -> list[tuple[str, str]]:
-    """The first, a middle and the last sheet."""
-    epochs = list(log.pictures)
+    """Return the first, the middle and the last sheet."""
+    epochs = list(log.sheets)
     chosen = dict.fromkeys([epochs[0], epochs[(len(epochs) - 1) // 2], epochs[-1]] if epochs else [])
-    return [(f"after epoch {epoch}", picture_uri(log.pictures[epoch])) for epoch in chosen]
+    return [(f"after epoch {epoch}", image_uri(log.sheets[epoch])) for epoch in chosen]
 
 
 def _columns(log: StageLog) -> str:
@@ -143,21 +175,24 @@ def _columns(log: StageLog) -> str:
 def _events(log: StageLog) -> list[tuple[str, str, bool]]:
     found = []
     for row in log.rows:
-        kind, place = row.get("kind"), _place(row)
+        kind = row.get("kind")
+        when = _position(row)
         if kind == "alarm":
-            found.append((place, str(row.get("text", "no reason given")), True))
+            found.append((when, str(row.get("text", "no reason given")), True))
         elif kind == "resume":
-            rest = [f"{name.replace('_', ' ')} {value}" for name, value in row.items() if name not in (*PLACES, "text")]
-            found.append((place, str(row.get("text") or ", ".join(["went on", *rest])), False))
+            others = {name: value for name, value in row.items() if name not in (*POSITION, "text")}
+            rest = [f"{name.replace('_', ' ')} {value}" for name, value in others.items()]
+            found.append((when, str(row.get("text") or ", ".join(["resumed", *rest])), False))
     if log.stopped:
         found.append(("at the end", log.stopped, True))
     return found
 
 
-def _place(row: Mapping[str, Any]) -> str:
+def _position(row: LogRow) -> str:
+    """Return the epoch and step of a row, or else its time."""
     epoch, step = row.get("epoch"), row.get("step")
-    places = ([] if epoch is None else [f"epoch {epoch}"]) + ([] if step is None else [f"step {step}"])
-    return ", ".join(places) or (_when(row["time"]) if isinstance(row.get("time"), int | float) else "")
+    parts = ([] if epoch is None else [f"epoch {epoch}"]) + ([] if step is None else [f"step {step}"])
+    return ", ".join(parts) or (_when(row["time"]) if isinstance(row.get("time"), int | float) else "")
 
 
 def _when(seconds: float) -> str:
@@ -165,7 +200,8 @@ def _when(seconds: float) -> str:
 
 
 def _facts(log: StageLog) -> list[tuple[str, str]]:
-    row, meta = log.row, log.meta
+    row = log.row
+    meta = log.meta
     facts = [("mouth", f"{row['mouth_px']} px")] if "mouth_px" in row else []
     if "batch_size" in row:
         clip = f" × {row['num_frames']} frames" if row.get("num_frames", 1) > 1 else ""
@@ -183,11 +219,12 @@ def _facts(log: StageLog) -> list[tuple[str, str]]:
 
 
 def _about(info: Mapping[str, Any], logs: Sequence[StageLog]) -> list[tuple[str, str]]:
-    """What was trained, on what, and when."""
-    config, about = info.get("config", {}), []
+    """Return what was trained, on what, and when."""
+    config = info.get("config", {})
+    about = []
     if config:
         networks = f"{config['preset']} preset, generator of {config['base_channels']} base channels"
-        about.append(("What", f"{networks}, hears {config['audio_feature']}, seed {config['seed']}"))
+        about.append(("What", f"{networks}, audio feature {config['audio_feature']}, seed {config['seed']}"))
     if "dataset" in info:
         about.append(("Dataset", f"{info['dataset']} ({info['dataset_hash']}){_size(info)}"))
     times = [float(row["time"]) for log in logs for row in log.rows if isinstance(row.get("time"), int | float)]
@@ -197,7 +234,7 @@ def _about(info: Mapping[str, Any], logs: Sequence[StageLog]) -> list[tuple[str,
 
 
 def _size(info: Mapping[str, Any]) -> str:
-    """What the dataset holds, where it still lies where it was."""
+    """Return the size of the dataset, if it is still where it was."""
     try:
         found = read_json(locate(info["dataset"]) / MANIFEST)
         counts = found["counts"]
@@ -218,7 +255,7 @@ def _cards(parts: Sequence[StagePart]) -> list[tuple[str, str]]:
             first = next((m for m in part.measured if m.is_telling), part.measured[0])
             cards.append((f"{first.best:.3f}", f"best {first.name} of {part.log.name}, epoch {first.best_epoch}"))
             break
-    cards.append((_hours(sum(log.wall_seconds for log in logs)), "of wall clock time at work"))
+    cards.append((_hours(sum(log.wall_seconds for log in logs)), "of training, wall clock"))
     gpu = sum(log.device_seconds for log in logs if log.is_gpu)
     rest = sum(log.device_seconds for log in logs if not log.is_gpu)
     if gpu:
@@ -232,35 +269,60 @@ def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
-def _origin(log: StageLog) -> dict[str, str]:
-    """A link of the chain: what a stage starts from."""
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A link of the chain of stages: what a stage starts from."""
+
+    name: str
+    state: str
+    progress: str
+    parent: str
+    parent_hash: str
+    syncnet_hash: str
+    dataset_hash: str
+
+
+def _link(log: StageLog) -> Link:
     meta = log.meta
-    parent = meta.get("parent") or log.row.get("init_from") or ""
-    return {
-        "name": log.name,
-        "state": log.state,
-        "progress": f"{log.epochs_done} of {log.epochs} epochs" if log.epochs else f"{log.epochs_done} epochs",
-        "parent": parent,
-        "parent_hash": (meta.get("parent_hash") or "")[:8],
-        "syncnet_hash": (meta.get("syncnet_hash") or "")[:8],
-        "dataset_hash": (meta.get("dataset_hash") or "")[:8],
-    }
+    return Link(
+        name=log.name,
+        state=log.state,
+        progress=f"{log.epochs_done} of {log.epochs} epochs" if log.epochs else f"{log.epochs_done} epochs",
+        parent=meta.get("parent") or log.row.get("init_from") or "",
+        parent_hash=(meta.get("parent_hash") or "")[:8],
+        syncnet_hash=(meta.get("syncnet_hash") or "")[:8],
+        dataset_hash=(meta.get("dataset_hash") or "")[:8],
+    )
 
 
-def _hardware(logs: Sequence[StageLog]) -> list[list[str]]:
-    """A row per stage: times, steps and machines."""
-    table = []
-    for log in logs:
-        if not log.rows:
-            continue
-        machines = dict.fromkeys(_machine(row) for row in log.starts)
-        restarts = max(0, len(log.starts) - 1)
-        table.append([log.name, _hours(log.wall_seconds), f"{log.device_seconds / 3600:.2f}", str(log.steps),
-                      str(restarts), "; ".join(machines) or "not written down"])  # fmt: skip
-    return table
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Time and machines of a stage."""
+
+    stage: str
+    time: str
+    worker_hours: str
+    steps: int
+    restarts: int
+    machines: str
 
 
-def _machine(row: Mapping[str, Any]) -> str:
+def _hardware(logs: Sequence[StageLog]) -> list[Hardware]:
+    return [
+        Hardware(
+            stage=log.name,
+            time=_hours(log.wall_seconds),
+            worker_hours=f"{log.device_seconds / 3600:.2f}",
+            steps=log.steps,
+            restarts=max(0, len(log.starts) - 1),
+            machines="; ".join(dict.fromkeys(_machine(row) for row in log.starts)) or "unknown",
+        )
+        for log in logs
+        if log.rows
+    ]
+
+
+def _machine(row: LogRow) -> str:
     workers = int(row.get("workers", 1))
     parts = [f"{workers} × " if workers > 1 else "", str(row.get("device", "unknown"))]
     about = [f"{row['cores']} cores"] if "cores" in row else []

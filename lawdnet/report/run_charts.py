@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from lawdnet.evaluation.sync_validation import OFFSET
 from lawdnet.report.charts import Chart, Histogram, chart, histogram, smooth
-from lawdnet.report.stage_log import SHARE, StageLog, numbers, place_in_epochs
-from lawdnet.training.gates import MEASURES, is_better
+from lawdnet.report.stage_log import SHARE, LogRow, StageLog, epoch_positions, numbers
+from lawdnet.training.gates import VALIDATION_METRICS, is_better
 
 SMALL, WIDE = (360, 170), (1000, 230)
-"""Sizes of a chart among others and of one alone."""
+"""Sizes of a chart in a grid, and of one alone."""
 LOG_RANGE = 10
 """A curve whose values span more than this factor gets a logarithmic axis."""
-PLACES = ("time", "kind", "epoch", "step", "lr")
-"""Columns of a step's row that are no result of it."""
+POSITION = ("time", "kind", "epoch", "step", "lr")
+"""Columns of a step's row that are not results of it."""
 CHANCE = "chance"
-"""Column with the total that guessing would give."""
+"""Column with the total loss of guessing."""
 RESOURCES = {
     "steps_per_second": ("steps per second", 1.0),
     "samples_per_second": ("samples per second", 1.0),
@@ -29,64 +28,64 @@ RESOURCES = {
     "seconds": ("seconds per epoch", 1.0),
     "workers": ("workers", 1.0),
 }
-"""Columns of an epoch's row: what they mean and by what they are multiplied."""
+"""Column of an epoch's row → its meaning, and a factor for its values."""
 
 CHANGING = ("workers",)
-"""Those that are worth a curve only where they change."""
+"""Columns of `RESOURCES` that get a curve only if they change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One figure of the validations of a stage."""
+    """One metric of the validations of a stage."""
 
     name: str
     text: str
     curve: Chart
     best: float
     best_epoch: int
-    """0 where no epoch has a number."""
+    """0 if no epoch has a number."""
     last: float
     baseline: float
     truth: float
     is_telling: bool
-    """Whether one that ignores the sound would do badly."""
+    """Whether a mouth that ignores the audio does badly in it."""
 
 
 def losses(log: StageLog) -> list[tuple[str, Chart]]:
-    """Every figure of the steps, the total first, each with its running mean; the total also with its chance value."""
+    """Return every number in the rows of steps, the total first, each with its running mean."""
     steps = log.of_kind("step")
-    x, unit = place_in_epochs(steps, log.epochs_done)
-    names = [n for n in _number_names(steps) if n not in (*PLACES, CHANCE) and not n.startswith(SHARE)]
+    x, unit = epoch_positions(steps, log.epochs_done)
+    names = [n for n in _number_names(steps) if n not in (*POSITION, CHANCE) and not n.startswith(SHARE)]
     names.sort(key=lambda name: name != "total")
     guesses = numbers(steps, CHANCE)
     return [(name, _loss_chart(numbers(steps, name), x, unit, guesses if name == "total" else None)) for name in names]
 
 
 def _loss_chart(values: np.ndarray, x: np.ndarray, unit: str, guesses: np.ndarray | None) -> Chart:
-    there = np.isfinite(values)
-    curves = {"step": values[there].tolist(), "running mean": smooth(values[there]).tolist()}
+    known = np.isfinite(values)
+    curves = {"step": values[known].tolist(), "running mean": smooth(values[known]).tolist()}
     if guesses is not None and np.isfinite(guesses).any():
-        curves[CHANCE] = guesses[there].tolist()
-    return chart(curves, x[there], x_label=unit, floor=None, logarithmic=_spans(values[there]), size=SMALL)
+        curves[CHANCE] = guesses[known].tolist()
+    return chart(curves, x[known], x_label=unit, floor=None, logarithmic=_spans(values[known]), size=SMALL)
 
 
 def _spans(values: np.ndarray) -> bool:
-    """Whether a logarithmic axis shows more."""
+    """Whether the values need a logarithmic axis."""
     low, high = np.percentile(values, [1, 99]) if len(values) else (0, 0)
     return bool(values.min(initial=np.inf) > 0 and high > LOG_RANGE * low)
 
 
-def _number_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns that hold a number somewhere, in the order in which they first appear."""
+def _number_names(rows: Sequence[LogRow]) -> list[str]:
+    """Return the columns that have a number in some row, in the order in which they first appear."""
     found = (name for row in rows for name, value in row.items() if isinstance(value, int | float))
     return list(dict.fromkeys(found))
 
 
 def shares(log: StageLog) -> Chart | None:
-    """Each loss's part of the gradient, stacked to 100 %."""
+    """Return each loss's share of the gradient, stacked to 100 %."""
     steps = log.of_kind("step")
     names = [name for name in _number_names(steps) if name.startswith(SHARE)]
-    x, unit = place_in_epochs(steps, log.epochs_done)
+    x, unit = epoch_positions(steps, log.epochs_done)
     rows = np.nan_to_num(np.array([numbers(steps, name) for name in names]).reshape(len(names), len(steps)))
     total = rows.sum(0)
     measured = total > 0
@@ -98,30 +97,32 @@ def shares(log: StageLog) -> Chart | None:
 
 
 def measured(log: StageLog) -> list[Measured]:
+    """Return the metrics of the validations of a stage, in the order of `VALIDATION_METRICS`."""
     rows = log.of_kind("validation")
-    names = [name for name in _number_names(rows) if name in MEASURES]
-    return [_figure(rows, name) for name in sorted(names, key=list(MEASURES).index)]
+    names = [name for name in _number_names(rows) if name in VALIDATION_METRICS]
+    return [_metric(rows, name) for name in sorted(names, key=list(VALIDATION_METRICS).index)]
 
 
-def _figure(rows: list[dict[str, Any]], name: str) -> Measured:
-    epochs, values = numbers(rows, "epoch"), numbers(rows, name)
+def _metric(rows: Sequence[LogRow], name: str) -> Measured:
+    epochs = numbers(rows, "epoch")
+    values = numbers(rows, name)
     best: int | None = None
-    for place, value in enumerate(values):
+    for index, value in enumerate(values):
         if is_better(name, value, None if best is None else values[best]):
-            best = place
+            best = index
     truth, baseline = (numbers(rows, f"{row}_{name}") for row in ("truth", "baseline"))
     curves = {"truth": truth.tolist(), "this stage": values.tolist(), "baseline": baseline.tolist()}
     marks = [] if best is None else [(float(epochs[best]), f"best: epoch {epochs[best]:g}")]
     return Measured(
         name=name,
-        text=MEASURES[name].text,
+        text=VALIDATION_METRICS[name].text,
         curve=chart(curves, epochs, x_label="epochs", floor=None, marks=marks, size=SMALL),
         best=float("nan") if best is None else float(values[best]),
         best_epoch=0 if best is None else int(epochs[best]),
         last=_last(values),
         baseline=_last(baseline),
         truth=_last(truth),
-        is_telling=MEASURES[name].needs_sound,
+        is_telling=VALIDATION_METRICS[name].needs_audio,
     )
 
 
@@ -131,7 +132,7 @@ def _last(values: np.ndarray) -> float:
 
 
 def offsets(log: StageLog) -> Histogram | None:
-    """At which offsets a sync network found the held-out segments in its last validation."""
+    """Return the offsets at which a sync network found the held-out segments in its last validation."""
     rows = log.of_kind("validation")
     counts = {
         int(name.removeprefix(OFFSET)): int(n) for name, n in (rows or [{}])[-1].items() if name.startswith(OFFSET)
@@ -141,9 +142,9 @@ def offsets(log: StageLog) -> Histogram | None:
 
 
 def resources(log: StageLog) -> list[tuple[str, Chart]]:
-    """Learning rate over steps, and speed and memory over epochs."""
+    """Return the learning rate over steps, and speed and memory over epochs."""
     steps, epochs = log.of_kind("step"), log.of_kind("epoch")
-    x, unit = place_in_epochs(steps, log.epochs_done)
+    x, unit = epoch_positions(steps, log.epochs_done)
     rate = numbers(steps, "lr")
     drawn = [("learning rate", chart({"lr": rate.tolist()}, x, x_label=unit, size=SMALL))] if len(rate) else []
     for name, (text, factor) in RESOURCES.items():

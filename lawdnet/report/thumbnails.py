@@ -1,4 +1,4 @@
-"""Small pictures for reports, as data addresses."""
+"""Small images for reports, as `data:` URIs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lawdnet.types import Rejected
 from lawdnet.video import decode
 
 CROP_WIDTH = 96
-PICTURE_WIDTH = 160
+FRAME_WIDTH = 160
 JPEG_QUALITY = 80
 
 
 def crops(path: str, row_group: int, frames: Sequence[int], stored_width: int) -> list[str]:
-    """These frames of one segment.
+    """Return these frames of one segment.
 
     Raises:
         ValueError: the file is missing or damaged.
@@ -31,7 +31,7 @@ def crops(path: str, row_group: int, frames: Sequence[int], stored_width: int) -
         with parquet_file(locate(path)) as file:
             jpegs = file.read_row_group(row_group, columns=["frames_jpeg"])["frames_jpeg"][0].values
     except FileNotFoundError:
-        raise ValueError(f"{path}: missing; the dataset has lost a file, or the one that it points to") from None
+        raise ValueError(f"{path}: missing; the dataset, or the one that it points to, has lost a file") from None
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: damaged ({error}); make the dataset again") from None
     size = (crop_height(CROP_WIDTH), CROP_WIDTH)
@@ -39,14 +39,14 @@ def crops(path: str, row_group: int, frames: Sequence[int], stored_width: int) -
     return [data_uri(encode_jpeg(crop, JPEG_QUALITY), "jpeg") for crop in small]
 
 
-def first_picture(path: Path) -> str | None:
-    """The first picture of a video; None where there is none that can be read."""
+def first_frame(path: Path) -> str | None:
+    """Return the first frame of a video; None if it cannot be read."""
     try:
         if not path.is_file():
             return None
-        _, picture = next(decode(path, stop=1, threads=1))
+        _, frame_HW3 = next(decode(path, stop=1, threads=1))
     except (Rejected, OSError, StopIteration):
         return None
-    height = max(1, round(picture.shape[0] * PICTURE_WIDTH / picture.shape[1]))
-    small = cv2.resize(picture, (PICTURE_WIDTH, height), interpolation=cv2.INTER_AREA)
+    height = max(1, round(frame_HW3.shape[0] * FRAME_WIDTH / frame_HW3.shape[1]))
+    small = cv2.resize(frame_HW3, (FRAME_WIDTH, height), interpolation=cv2.INTER_AREA)
     return data_uri(encode_jpeg(small, JPEG_QUALITY), "jpeg")

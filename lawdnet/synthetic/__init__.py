@@ -1,6 +1,6 @@
-"""Drawn talking heads driven by synthesised speech, with exact landmarks: a test bed that needs no data.
+"""Drawn talking heads, driven by synthesised speech and with exact landmarks: test data without recordings.
 
-`write_corpus` makes a folder that `lawdnet build` takes; `TalkingHead.draw` makes single frames.
+`write_corpus` writes a folder for `lawdnet build`; `TalkingHead.draw` draws single frames.
 """
 
 from lawdnet.synthetic.corpus import write_corpus, write_member, write_talking_head

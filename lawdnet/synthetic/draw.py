@@ -1,4 +1,4 @@
-"""Draws a talking head: smooth filled outlines through the 68 points, soft shading, light and film grain."""
+"""Draw a talking head: smooth filled outlines through the 68 points, soft shading, light and film grain."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lawdnet.types import Float32, UInt8
 OVERSAMPLING = 3
 SUBPIXEL_BITS = 4
 MOUTH_INTERIOR: Colour = (44, 5, 10)
-"""The same dark red in every mouth, far darker than any lip, so that an opening can be measured in pictures."""
+"""The same dark red in every mouth, far darker than any lip, so that the opening can be measured in images."""
 TONGUE: Colour = (88, 18, 27)
 TEETH: Colour = (184, 178, 166)
 EYE_WHITE: Colour = (236, 232, 228)
 HAIRLINE_PX = 0.3
 """Gaps narrower than this show no mouth interior."""
 BARED_GAP = 0.06
-"""Gap from which teeth and tongue begin to show; at twice it they show in full."""
+"""Gap at which teeth and tongue begin to show; at twice this gap they show fully."""
 
 
 def _darker(colour: Colour, share: float) -> Colour:
@@ -31,14 +31,14 @@ def _darker(colour: Colour, share: float) -> Colour:
 
 
 class Pen:
-    """Fills outlines given in px of the final picture on a canvas of OVERSAMPLING times its size."""
+    """Fills outlines, given in px of the final image, on a canvas that is `scale` times as large."""
 
     def __init__(self, canvas: NDArray[Any], scale: float) -> None:
         self.canvas = canvas
         self.scale = scale
 
     def fixed(self, points_Mx2: Points) -> NDArray[np.int32]:
-        """Canvas px with SUBPIXEL_BITS binary places; pixel centres are at integers on both grids."""
+        """Return canvas px with SUBPIXEL_BITS fractional bits; pixel centres are at integers on both grids."""
         on_canvas = (points_Mx2 + 0.5) * self.scale - 0.5
         return np.round(on_canvas * (1 << SUBPIXEL_BITS)).astype(np.int32)
 
@@ -51,7 +51,7 @@ class Pen:
         cv2.polylines(self.canvas, [self.fixed(points_Mx2)], closed, colour, thickness, cv2.LINE_8, SUBPIXEL_BITS)
 
     def fill_inside(self, points_Mx2: Points, outline_Mx2: Points, colour: Colour) -> None:
-        """Fills what two outlines share: an iris between lids."""
+        """Fill the intersection of two outlines, such as an iris between the lids."""
         outline = self.fixed(outline_Mx2)
         low = np.maximum(outline.min(0) >> SUBPIXEL_BITS, 0)
         high = (outline.max(0) >> SUBPIXEL_BITS) + 2
@@ -71,13 +71,14 @@ def _ellipse(x: float, y: float, z: float, rx: float, ry: float, points: int = 2
 
 
 def _flat(points: list[tuple[float, float]], z: float) -> Points:
-    """Points in a plane at depth z."""
+    """Return points in a plane at depth z."""
     return np.column_stack([np.array(points), np.full(len(points), z)])
 
 
 def _inset(points_Mx2: Points, distance: float) -> Points:
-    """The outline drawn in by a distance: fillPoly paints half a px more than an outline covers, its border's px."""
-    before, after = np.roll(points_Mx2, 1, axis=0), np.roll(points_Mx2, -1, axis=0)
+    """Shrink an outline by a distance: fillPoly also paints the border px, half a px more than the outline covers."""
+    before = np.roll(points_Mx2, 1, axis=0)
+    after = np.roll(points_Mx2, -1, axis=0)
     along = after - before
     length = np.maximum(np.hypot(along[:, 0], along[:, 1]), 1e-6)[:, None]
     clockwise = np.sum(points_Mx2[:, 0] * after[:, 1] - points_Mx2[:, 1] * after[:, 0]) > 0
@@ -86,19 +87,19 @@ def _inset(points_Mx2: Points, distance: float) -> Points:
 
 
 def _fill_band(pen: Pen, edge: Points, depth: Points, margin: int, colour: Colour) -> None:
-    """Fills from an edge inwards, thinning towards its ends, which stay `margin` samples clear of the corners."""
+    """Fill a band inwards from an edge, thinner towards its ends, which stay `margin` samples away from the corners."""
     core = slice(margin, len(edge) - margin)
     taper = np.sin(np.linspace(0, np.pi, len(edge[core])))[:, None] ** 0.5
     pen.fill(np.concatenate([edge[core], (edge[core] + taper * depth[core])[::-1]]), colour)
 
 
 class TalkingHead:
-    """A person who can be drawn in any pose with any mouth.
+    """Draws a person in any pose with any mouth opening.
 
     Args:
-        identity: who.
-        size: (height, width) of the pictures in px.
-        flat: plain colours only, without shading, light, grain, teeth or tongue: for measuring outlines.
+        identity: the person.
+        size: (height, width) of the frames in px.
+        flat: use plain colours without shading, light, grain, teeth or tongue, to measure outlines.
     """
 
     def __init__(self, identity: Identity, size: tuple[int, int] = (320, 256), *, flat: bool = False) -> None:
@@ -113,12 +114,12 @@ class TalkingHead:
         self._grain = rng.normal(0, identity.grain, (height + 64, width + 64, 1)).astype(np.float32)
 
     def draw(self, pose: Pose, opening: float, spread: float) -> tuple[UInt8, Float32]:
-        """Draws one frame.
+        """Draw one frame.
 
         Args:
-            pose: where the head is.
-            opening: of the lips, 0 … 1.
-            spread: of the mouth's corners, -1 rounded … 1 wide.
+            pose: position of the head.
+            opening: opening of the lips, 0 … 1.
+            spread: spread of the mouth's corners, -1 rounded … 1 wide.
 
         Returns:
             The frame, uint8 RGB H×W×3, and its 68 landmarks (x, y) in px, pixel centres at integers.
@@ -146,7 +147,7 @@ class TalkingHead:
         return frame, points.astype(np.float32)
 
     def centre(self, pose: Pose) -> tuple[float, float]:
-        """Where the head's origin is: the aligned crop around it stays in the picture where it fits at all."""
+        """Return the position of the head's origin, such that the aligned crop stays in the frame if it fits at all."""
         height, width = self.size
         cos, sin = abs(np.cos(pose.roll)), abs(np.sin(pose.roll))
         reach = self.unit * pose.scale
@@ -161,7 +162,7 @@ class TalkingHead:
         return project(points_Kx3, pose, self.unit, self.centre(pose))
 
     def _make_room(self, rng: np.random.Generator) -> UInt8:
-        """A blurred room at quarter size: a gradient, a few soft shapes, a mottled wall."""
+        """Draw a blurred room at quarter size: a gradient, a few soft shapes, a mottled wall."""
         height, width = (side // 4 + 24 for side in self.size)
         top, bottom = (np.array(colour, np.float32) for colour in self.identity.room)
         share = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
@@ -176,15 +177,16 @@ class TalkingHead:
         return np.clip(room + mottle[..., None], 0, 255).astype(np.uint8)
 
     def _room_at(self, tick: int) -> UInt8:
-        """The part of the room behind this frame, moved by less than a pixel at a time."""
+        """Return the part of the room that is behind this frame; it moves by less than a pixel per frame."""
         height, width = (side // 4 for side in self.size)
         reach = 110 * self.identity.room_drift
-        right, down = 12 + reach * np.sin(0.021 * tick), 12 + 0.4 * reach * np.sin(0.013 * tick)
+        right = 12 + reach * np.sin(0.021 * tick)
+        down = 12 + 0.4 * reach * np.sin(0.013 * tick)
         move = np.array([[1, 0, right], [0, 1, down]], np.float32)
         return cv2.warpAffine(self._room, move, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
     def _make_light(self) -> Float32:
-        """Brightness over the picture: a gradient from the side of the lamp."""
+        """Return the brightness over the frame: a gradient from the side of the lamp."""
         height, width = (side // 2 for side in self.size)
         y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
         angle = self.identity.light_angle
@@ -192,7 +194,7 @@ class TalkingHead:
         return (1 + self.identity.light_strength * slope).astype(np.float32)
 
     def _draw_body(self, pen: Pen, pose: Pose) -> None:
-        """Hair that falls behind, neck and shoulders; the body follows the head only half way."""
+        """Draw the hair at the back, neck and shoulders; the body follows half of the head's movement."""
         who = self.identity
         if who.hair_style in ("long", "bob"):
             length = 1.5 if who.hair_style == "long" else 0.55
@@ -209,7 +211,7 @@ class TalkingHead:
         pen.fill(curve(self._project(_flat(body, -0.3), still)), who.clothes)
 
     def _draw_head(self, pen: Pen, pose: Pose, points: Points) -> None:
-        """Ears, the outline of the face, beard, brows and nose."""
+        """Draw ears, the outline of the face, beard, brows and nose."""
         who = self.identity
         ear = 0.96 * who.jaw_width
         for side in (-1, 1):
@@ -228,7 +230,7 @@ class TalkingHead:
             pen.fill(nostril, _darker(shadow, 0.35))
 
     def _oval(self, rx: float, ry: float, pose: Pose) -> Points:
-        """An ellipse about 0 in px that rolls with the head."""
+        """Return an ellipse around 0 in px that rolls with the head."""
         flat = Pose(scale=pose.scale, roll=pose.roll)
         return project(_ellipse(0, 0, 0, rx, ry), flat, self.unit, (0.0, 0.0))
 
@@ -239,7 +241,7 @@ class TalkingHead:
         return curve(np.concatenate([points[ibug.JAW], forehead[::-1]]), closed=True)
 
     def _draw_brow(self, pen: Pen, brow_5x2: Points, sign: int) -> None:
-        """A tapering stroke through the five points, thickest near the nose."""
+        """Draw a tapering stroke through the five points, thickest near the nose."""
         along = brow_5x2[-1] - brow_5x2[0]
         across = sign * np.array([-along[1], along[0]]) / max(float(np.hypot(*along)), 1e-6)
         width = 0.045 * self.unit * self.identity.brow_weight * np.array([0.2, 0.7, 0.9, 1.0, 0.8])[:, None]
@@ -285,7 +287,7 @@ class TalkingHead:
             pen.line(fold, _darker(who.skin, 0.18), 0.014 * self.unit)
 
     def _draw_mouth(self, pen: Pen, pose: Pose, points: Points) -> None:
-        """Lips, then what is between them: upper teeth and tongue keep their share of the gap."""
+        """Draw the lips, then the gap between them with upper teeth and tongue, which take a fixed share of it."""
         who = self.identity
         outer_up, outer_low = lens(points, ibug.OUTER_LIP_UPPER, ibug.OUTER_LIP_LOWER)
         up, low = lens(points, ibug.INNER_LIP_UPPER, ibug.INNER_LIP_LOWER)
@@ -302,7 +304,7 @@ class TalkingHead:
             _fill_band(pen, low, bared * 0.35 * (up - low), 6, TONGUE)
 
     def _draw_hair(self, pen: Pen, pose: Pose) -> None:
-        """Hair over the forehead, and glasses."""
+        """Draw the hair over the forehead, and glasses."""
         who = self.identity
         fringe = {
             "short": [(-0.95, -0.72), (-0.86, -1.12), (-0.5, -1.32), (0.0, -1.36), (0.5, -1.32), (0.86, -1.12)],
@@ -325,17 +327,18 @@ class TalkingHead:
             pen.line(curve(bridge), (34, 30, 34), 0.035 * self.unit)
 
     def _lit(self, frame: UInt8, pose: Pose, points: Points) -> UInt8:
-        """Multiplies by the light and soft shadows, then adds grain. Neither moves an edge."""
+        """Multiply by the light and soft shadows, then add grain; this moves no edges."""
         height, width = self.size
         shade_HW = self._light_HW + self._shadows(pose, points)
         shade_HW = cv2.resize(shade_HW, (width, height), interpolation=cv2.INTER_LINEAR)
-        down, right = (pose.tick * 37 + self.identity.seed) % 64, (pose.tick * 23) % 64
+        down = (pose.tick * 37 + self.identity.seed) % 64
+        right = (pose.tick * 23) % 64
         grain = self._grain[down : down + height, right : right + width]
         lit = frame * shade_HW[..., None] + grain
         return np.clip(lit + 0.5, 0, 255).astype(np.uint8)
 
     def _shadows(self, pose: Pose, points: Points) -> Float32:
-        """Soft relief of the head, at half size: darker turned away from the viewer and the lamp."""
+        """Return soft shadows at half size: darker where the head is turned away from the viewer and the lamp."""
         pen = Pen(np.zeros_like(self._light_HW), 0.5)
         angle = self.identity.light_angle
         lamp = 0.1 * np.array([np.cos(angle), np.sin(angle)])

@@ -1,7 +1,7 @@
-"""Who is drawn and how the head moves: everything that a seed decides about a drawn talking head, but its speech.
+"""Appearance and motion of a drawn talking head: everything that its seeds determine, except speech.
 
 Lengths are in half widths of the aligned crop, the unit of the alignment template (x right, y down, z towards the
-viewer, origin in the middle of the crop, just below the nose).
+viewer; the origin is the middle of the crop, just below the nose).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOM_COLOURS = ((92, 120, 140), (150, 142, 128), (70, 78, 92), (120, 140, 112), 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Colours and proportions of a person, the room and the light; drawn by chance in `make_identity`."""
+    """Colours and proportions of a person, the room and the light, chosen at random by `make_identity`."""
 
     skin: Colour
     lip: Colour
@@ -38,7 +38,7 @@ class Identity:
     beard: str
     glasses: bool
     face_width: float
-    """Jaw to jaw, as a share of the picture's width."""
+    """Width at the jaw, as a fraction of the frame's width."""
     jaw_width: float
     chin_length: float
     eye_size: float
@@ -50,30 +50,30 @@ class Identity:
     widest_gap: float
     """Distance between the lips at opening 1."""
     teeth: float
-    """Share of the gap that the upper teeth cover."""
+    """Fraction of the gap that the upper teeth cover."""
     light_angle: float
     light_strength: float
     grain: float
-    """Deviation of the film grain in grey levels."""
+    """Standard deviation of the film grain in grey levels."""
     room_drift: float
-    """How far the background moves, as a share of its size; 0 stands still."""
+    """How far the background moves, as a fraction of its size; 0 means that it stands still."""
     seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pose:
-    """Where the head is in one frame and what the upper face does; the defaults are a still, frontal head."""
+    """Position of the head in one frame, and state of the upper face; the defaults are a neutral, frontal head."""
 
     tick: int = 0
-    """The frame's number: moves the background and the grain."""
+    """Number of the frame; it moves the background and the grain."""
     shift: tuple[float, float] = (0.0, 0.0)
-    """In shares of the room that the head has to move without leaving the picture: -1 … 1."""
+    """In fractions of the distance that the head can move without leaving the frame: -1 … 1."""
     scale: float = 1.0
     roll: float = 0.0
     """Radians, clockwise."""
     yaw: float = 0.0
     pitch: float = 0.0
-    """Small angles in radians: features are displaced by angle × depth."""
+    """Yaw and pitch are small angles in radians: features are displaced by angle × depth."""
     blink: float = 0.0
     """0 open … 1 shut."""
     brow: float = 0.0
@@ -82,19 +82,19 @@ class Pose:
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """`share` of colour b in colour a."""
+    """Mix a fraction `share` of colour b into colour a."""
     red, green, blue = (round((1 - share) * x + share * y) for x, y in zip(a, b, strict=True))
     return red, green, blue
 
 
 def _lip(skin: Colour, redness: float) -> Colour:
-    """Lips are as bright as the skin in red and darker otherwise, so that in red only the open mouth is dark."""
+    """Return a lip colour as bright as the skin in the red channel, so that only the open mouth is dark in red."""
     red, green, blue = skin
     return red, round(green * (1 - redness)), round(blue * (1 - 0.85 * redness))
 
 
 def make_identity(seed: int) -> Identity:
-    """The person of this seed."""
+    """Return the person for this seed."""
     rng = np.random.default_rng((seed, 2))
 
     def jitter(colour: Colour, spread: float) -> Colour:
@@ -136,7 +136,7 @@ def make_identity(seed: int) -> Identity:
 
 
 def make_motion(seed: int, frames: int) -> list[Pose]:
-    """A head that sways, nods, tilts, blinks and looks about, for `frames` frames at 25 fps."""
+    """Return the poses of a head that sways, nods, tilts, blinks and looks around, for `frames` frames at 25 fps."""
     rng = np.random.default_rng((seed, 3))
     seconds_T = np.arange(frames) / FPS
 
@@ -171,7 +171,7 @@ def make_motion(seed: int, frames: int) -> list[Pose]:
 
 
 def _blinks(frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Lids that shut for about 0.2 s every 1.5 … 4.5 s."""
+    """Return how far the lids are shut: for about 0.2 s every 1.5 … 4.5 s."""
     blink_T = np.zeros(frames)
     shape = np.array([0.4, 0.95, 1.0, 0.7, 0.3])
     start = int(rng.uniform(0.5, 3) * FPS)

@@ -26,7 +26,7 @@ NOSTRILS = ((-0.197, -0.107), (-0.102, -0.072), (0.0, -0.042))
 EYE = ((-0.589, -0.69), (-0.5, -0.76), (-0.35, -0.765), (-0.249, -0.67), (-0.35, -0.632), (-0.49, -0.635))
 MOUTH_Y = 0.21
 UPPER_SHARE = 0.22
-"""Share of the gap by which the upper lip rises; the lower lip falls by the rest."""
+"""Fraction of the gap by which the upper lip rises; the lower lip falls by the rest."""
 JAW_DROP = 0.6
 """How far the chin falls for a gap of 1."""
 
@@ -36,7 +36,7 @@ def _mirror(points: Points) -> Points:
 
 
 def face_shape(identity: Identity, pose: Pose, opening: float, spread: float) -> Points:
-    """The 68 points (x, y, z) of a person who opens the lips by `opening` in [0, 1]."""
+    """Return the 68 points (x, y, z) of a person whose lips are open by `opening` in [0, 1]."""
     jaw = np.array(JAW) * (identity.jaw_width, identity.chin_length)
     fall = np.clip((jaw[:, 1] + 0.1) / 0.9, 0, 1) ** 1.3
     jaw[:, 1] += fall * JAW_DROP * identity.widest_gap * opening
@@ -50,7 +50,7 @@ def face_shape(identity: Identity, pose: Pose, opening: float, spread: float) ->
 
 
 def _eye(identity: Identity, pose: Pose) -> Points:
-    """One eye: lids about its middle, the upper one lowered by a blink."""
+    """Return one eye, with the upper lid lowered by a blink."""
     eye = np.array(EYE)
     middle = eye[[0, 3]].mean(0)
     eye[[1, 2, 4, 5]] = middle + (eye[[1, 2, 4, 5]] - middle) * (1, identity.eye_size)
@@ -59,7 +59,7 @@ def _eye(identity: Identity, pose: Pose) -> Points:
 
 
 def mouth_shape(identity: Identity, opening: float, spread: float) -> Points:
-    """The 20 lip points (48 … 67): with opening 0 the inner lips coincide."""
+    """Return the 20 points of the mouth; at opening 0 the inner lips coincide."""
     half = 0.37 * identity.mouth_width * (1 + 0.14 * spread - 0.05 * opening)
     gap = identity.widest_gap * opening
     thick = identity.lip_thickness * (1 - 0.12 * spread - 0.15 * opening)
@@ -73,7 +73,7 @@ def mouth_shape(identity: Identity, opening: float, spread: float) -> Points:
 
 
 def _depth(points_68x2: Points) -> Points:
-    """Height of the 68 points above the plane of the eyes: a head is round, and the nose sticks out."""
+    """Return the height of the 68 points above the plane of the eyes: a head is round, and the nose sticks out."""
     z = 0.25 - 0.75 * points_68x2[:, 0] ** 2
     z[ibug.NOSE_BRIDGE] = (0.25, 0.36, 0.46, 0.55)
     z[ibug.NOSTRILS] = (0.3, 0.36, 0.4, 0.36, 0.3)
@@ -81,16 +81,17 @@ def _depth(points_68x2: Points) -> Points:
 
 
 def project(points_Kx3: Points, pose: Pose, unit: float, centre: tuple[float, float]) -> Points:
-    """Px (pixel centres at integers) of head points: parallax of yaw and pitch, then roll, scale and shift."""
+    """Project head points to px (pixel centres at integers): parallax of yaw and pitch, then roll, scale and shift."""
     points = np.asarray(points_Kx3, float)
     turned = points[:, :2] + points[:, 2:] * (pose.yaw, pose.pitch)
-    cos, sin = np.cos(pose.roll), np.sin(pose.roll)
+    cos = np.cos(pose.roll)
+    sin = np.sin(pose.roll)
     return turned @ np.array([[cos, sin], [-sin, cos]]) * (unit * pose.scale) + centre
 
 
 @cache
 def _curve_weights(points: int, closed: bool, steps: int) -> Points:
-    """M×K weights of a Catmull-Rom spline: its samples are linear in its points, and it passes through each."""
+    """Return M×K weights of a Catmull-Rom spline, which maps its points linearly to samples and passes through each."""
     t = np.arange(steps)[:, None] / steps
     basis = np.hstack([-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2]) / 2
     segments = points if closed else points - 1
@@ -98,20 +99,20 @@ def _curve_weights(points: int, closed: bool, steps: int) -> Points:
     for segment in range(segments):
         rows = np.arange(segment * steps, (segment + 1) * steps)
         for k in range(4):
-            at = segment + k - 1
-            at = at % points if closed else min(max(at, 0), points - 1)
-            weights[rows, at] += basis[:, k]
+            point = segment + k - 1
+            point = point % points if closed else min(max(point, 0), points - 1)
+            weights[rows, point] += basis[:, k]
     if not closed:
         weights[-1, -1] = 1
     return weights
 
 
 def curve(points_Kx2: Points, *, closed: bool = False, steps: int = 6) -> Points:
-    """A smooth line through K points, sampled at `steps` points a segment (M×2)."""
+    """Return a smooth line (M×2) through K points, sampled at `steps` points per segment."""
     points = np.asarray(points_Kx2, float)
     return _curve_weights(len(points), closed, steps) @ points
 
 
 def lens(points_Kx2: Points, upper: list[int], lower: list[int]) -> tuple[Points, Points]:
-    """The two arcs, left to right, of a shape with pointed corners such as an eye or a mouth."""
+    """Return the two arcs, left to right, of a shape with pointed corners, such as an eye or a mouth."""
     return curve(points_Kx2[upper]), curve(points_Kx2[lower])

@@ -1,8 +1,8 @@
-"""Synthesised speech and the lip movements that make it.
+"""Synthesised speech and the lip movements that produce it.
 
-A seeded plan of phoneme-like gestures sets targets for a handful of articulators (lip opening, lip spread, voice,
-hiss). The targets are smoothed into trajectories, as inertia smooths a jaw, and the *same* trajectories drive the
-formants of the sound and the lips of the picture: what the mouth does can be heard.
+A random sequence of phoneme-like gestures sets targets for a few articulators (lip opening, lip spread, voice, hiss).
+The targets are smoothed into trajectories, as inertia smooths the movement of a jaw, and the *same* trajectories drive
+the formants of the audio and the lips in the frames: every movement of the mouth can be heard.
 
 Letters: S audio samples at 16 kHz, T video frames at 25 fps, K control steps at 1 kHz, P glottal pulses, F formants.
 """
@@ -21,7 +21,7 @@ Track = NDArray[np.floating[Any]]
 
 CONTROL_RATE = 1000
 INERTIA = 0.12
-"""Seconds over which an articulator reaches its target; neighbouring gestures blend into each other over it."""
+"""Seconds in which an articulator reaches its target; neighbouring gestures blend over this time."""
 MAX_PHRASE_SYLLABLES = 8
 PULSE_SECONDS = 0.025
 NOISE_FLOOR = 3e-4
@@ -31,9 +31,9 @@ BANDS_HZ = {"hiss": (4200.0, 7600.0), "hush": (1800.0, 4200.0)}
 
 @dataclass(frozen=True, kw_only=True)
 class Speech:
-    """A sound and the mouth that made it; frame t of the tracks is the instant t / 25 s."""
+    """Audio and the mouth movements that produced it; frame t of the tracks is at time t / 25 s."""
 
-    wave_S: Float32
+    audio_S: Float32
     """16 kHz mono in [-1, 1]; S = 640·T."""
     opening_T: Float32
     """Lip opening in [0, 1]; exactly 0 while the lips touch."""
@@ -43,7 +43,7 @@ class Speech:
 
 @dataclass(frozen=True, kw_only=True)
 class Gesture:
-    """Targets held for some seconds. An opening below 0 presses the lips together, so they stay shut for a while."""
+    """Targets that are held for some seconds. An opening below 0 presses the lips together, so that they stay shut."""
 
     seconds: tuple[float, float]
     opening: float
@@ -52,7 +52,7 @@ class Gesture:
     hiss: float = 0.0
     hush: float = 0.0
     burst: float = 0.0
-    """Loudness of the noise when the closure opens."""
+    """Loudness of the noise when the lips open."""
 
 
 VOWELS = (
@@ -83,25 +83,26 @@ RESTS = (
 
 
 def make_speech(seconds: float, seed: int) -> Speech:
-    """Speaks `seconds` of babble in the voice of `seed`: phrases of syllables at 3 … 5 Hz with pauses between them.
+    """Synthesise `seconds` of babble in the voice of `seed`: phrases of 3 … 5 syllables per second, with pauses
+    between.
 
     Raises:
         ValueError: `seconds` is shorter than one video frame.
     """
     frames = round(seconds * FPS)
     if frames < 1:
-        raise ValueError(f"seconds: {seconds} is shorter than one frame, give at least {1 / FPS}")
+        raise ValueError(f"seconds: {seconds} is shorter than one frame; give at least {1 / FPS}")
     rng = np.random.default_rng((seed, 1))
     gestures, lengths = _plan(frames / FPS, rng)
     tracks = _trajectories(gestures, lengths, frames * CONTROL_RATE // FPS)
-    wave_S = _sound(tracks, _burst_track(gestures, lengths, len(tracks["opening"])), rng)
-    at_frames = slice(None, None, CONTROL_RATE // FPS)
-    opening_T, spread_T = (tracks[name][at_frames].astype(np.float32) for name in ("opening", "spread"))
-    return Speech(wave_S=wave_S, opening_T=opening_T, spread_T=spread_T)
+    audio_S = _synthesise(tracks, _burst_track(gestures, lengths, len(tracks["opening"])), rng)
+    step = CONTROL_RATE // FPS
+    opening_T, spread_T = (tracks[name][::step].astype(np.float32) for name in ("opening", "spread"))
+    return Speech(audio_S=audio_S, opening_T=opening_T, spread_T=spread_T)
 
 
 def _plan(seconds: float, rng: np.random.Generator) -> tuple[list[Gesture], list[int]]:
-    """The gestures to make and how many control steps each is held, covering at least `seconds`."""
+    """Choose gestures that last at least `seconds`, and the number of control steps of each."""
     gestures: list[Gesture] = []
     lengths: list[int] = []
 
@@ -125,7 +126,7 @@ def _choice(gestures: tuple[Gesture, ...], rng: np.random.Generator) -> Gesture:
 
 
 def _syllable(rng: np.random.Generator) -> list[Gesture]:
-    """A consonant, mostly, and a vowel."""
+    """Choose a vowel, mostly with a consonant before it."""
     vowel = _choice(VOWELS, rng)
     kind = rng.random()
     if kind < 0.12:
@@ -134,14 +135,14 @@ def _syllable(rng: np.random.Generator) -> list[Gesture]:
 
 
 def _stressed(gesture: Gesture, loudness: float, effort: float) -> Gesture:
-    """Quieter, and less wide open, than the ideal of the gesture."""
+    """Return the gesture spoken more quietly and with less effort."""
     opening = gesture.opening * effort if gesture.opening > 0 else gesture.opening
     levels = {name: getattr(gesture, name) * loudness for name in ("voice", "hiss", "hush", "burst")}
     return replace(gesture, opening=opening, **levels)
 
 
 def _trajectories(gestures: list[Gesture], lengths: list[int], steps: int) -> dict[str, Track]:
-    """Smooth tracks of K control steps for each articulator."""
+    """Return a smooth track of K control steps for each articulator."""
     kernel = np.hanning(round(INERTIA * CONTROL_RATE) + 2)[1:-1]
     kernel /= kernel.sum()
     tracks = {}
@@ -156,49 +157,51 @@ def _trajectories(gestures: list[Gesture], lengths: list[int], steps: int) -> di
 
 
 def _burst_track(gestures: list[Gesture], lengths: list[int], steps: int) -> Track:
-    """Loudness of the short noise that follows the release of p and b, dying away in 10 ms."""
+    """Return the loudness of the short noise that follows the release of p and b; it decays in 10 ms."""
     impulse_K = np.zeros(sum(lengths) + 1)
     impulse_K[np.cumsum(lengths)] = [gesture.burst for gesture in gestures]
     decay = np.exp(-np.arange(60) / 10)
     return np.convolve(impulse_K, decay)[:steps].astype(np.float32)
 
 
-def _sound(tracks: dict[str, Track], burst_K: Track, rng: np.random.Generator) -> Float32:
-    """The wave that the trajectories make: voice through the formants of the mouth, and noise at the teeth."""
+def _synthesise(tracks: dict[str, Track], burst_K: Track, rng: np.random.Generator) -> Float32:
+    """Return the audio for the trajectories: voice through the formants of the mouth, and noise at the teeth."""
     samples = len(burst_K) * SAMPLE_RATE // CONTROL_RATE
     times_S = np.arange(samples) * (CONTROL_RATE / SAMPLE_RATE)
     steps = np.arange(len(burst_K))
     wide = {name: np.interp(times_S, steps, track) for name, track in {**tracks, "burst": burst_K}.items()}
-    wave_S = _voice(wide, rng)
+    audio_S = _voice(wide, rng)
     for name, level in (("hiss", wide["hiss"]), ("hush", wide["hush"] + 0.7 * wide["burst"])):
-        wave_S += 0.12 * level * _band_noise(samples, BANDS_HZ[name], rng)
-    peak = max(float(np.abs(wave_S).max()), 0.5)
-    wave_S *= rng.uniform(0.45, 0.8) / peak
-    wave_S += NOISE_FLOOR * rng.standard_normal(samples)
-    return wave_S.astype(np.float32)
+        audio_S += 0.12 * level * _band_noise(samples, BANDS_HZ[name], rng)
+    peak = max(float(np.abs(audio_S).max()), 0.5)
+    audio_S *= rng.uniform(0.45, 0.8) / peak
+    audio_S += NOISE_FLOOR * rng.standard_normal(samples)
+    return audio_S.astype(np.float32)
 
 
 def _voice(wide: dict[str, Track], rng: np.random.Generator) -> Track:
-    """Sums one damped sinusoid per formant for every glottal pulse (formant wave functions, Rodet 1984)."""
+    """Sum one damped sinusoid per formant for every glottal pulse (formant wave functions, Rodet 1984)."""
     samples = len(wide["voice"])
     pulse_P = _pulse_times(samples, rng)
     pulse_P = pulse_P[wide["voice"][pulse_P.astype(int)] > SILENT_VOICE]
-    at = pulse_P.astype(int)
-    formant_PF, width_F, level_PF = _formants(wide["opening"][at], wide["spread"][at], rng.uniform(0.96, 1.05))
+    index_P = pulse_P.astype(int)
+    formant_PF, width_F, level_PF = _formants(
+        wide["opening"][index_P], wide["spread"][index_P], rng.uniform(0.96, 1.05)
+    )
     length = round(PULSE_SECONDS * SAMPLE_RATE)
-    seconds_PL = (np.arange(1, length + 1) - (pulse_P - at)[:, None]) / SAMPLE_RATE
+    seconds_PL = (np.arange(1, length + 1) - (pulse_P - index_P)[:, None]) / SAMPLE_RATE
     shape_PL = np.zeros_like(seconds_PL)
     for f, width in enumerate(width_F):
         ring = np.exp(-np.pi * width * seconds_PL) * np.sin(2 * np.pi * formant_PF[:, f, None] * seconds_PL)
         shape_PL += level_PF[:, f, None] * ring
-    shape_PL *= wide["voice"][at, None] * 0.5 * (1 + np.cos(np.pi * np.arange(length) / length))
-    wave = np.zeros(samples + length + 1)
-    np.add.at(wave, at[:, None] + np.arange(1, length + 1), shape_PL)
-    return wave[:samples]
+    shape_PL *= wide["voice"][index_P, None] * 0.5 * (1 + np.cos(np.pi * np.arange(length) / length))
+    voice = np.zeros(samples + length + 1)
+    np.add.at(voice, index_P[:, None] + np.arange(1, length + 1), shape_PL)
+    return voice[:samples]
 
 
 def _pulse_times(samples: int, rng: np.random.Generator) -> Track:
-    """When the glottis closes, in samples: the speaker's pitch, wandering like a spoken melody."""
+    """Return when the glottis closes, in samples: the speaker's pitch with the slow changes of speech."""
     seconds_S = np.arange(samples) / SAMPLE_RATE
     pitch = rng.uniform(95, 220)
     melody_S = np.zeros(samples)
@@ -209,7 +212,7 @@ def _pulse_times(samples: int, rng: np.random.Generator) -> Track:
 
 
 def _formants(opening_P: Track, spread_P: Track, tract: float) -> tuple[Track, Track, Track]:
-    """Frequencies P×F in Hz, bandwidths F in Hz and levels P×F.
+    """Return frequencies P×F in Hz, bandwidths F in Hz and levels P×F.
 
     F1 rises as the jaw opens and F2 as the lips spread; closed lips let only the lowest formant through (a nasal hum).
     """
@@ -224,7 +227,7 @@ def _formants(opening_P: Track, spread_P: Track, tract: float) -> tuple[Track, T
 
 
 def _band_noise(samples: int, band_hz: tuple[float, float], rng: np.random.Generator) -> Track:
-    """Noise of unit deviation between two frequencies."""
+    """Return noise of unit deviation between two frequencies."""
     spectrum = np.fft.rfft(rng.standard_normal(samples))
     frequency = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
     low, high = band_hz

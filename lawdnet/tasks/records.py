@@ -78,9 +78,18 @@ class TaskRecord:
         elif version != VERSION:
             raise ValueError(f"record version {version}, this code reads 1 to {VERSION}; update lawdnet")
         try:
-            return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
-        except TypeError as error:
+            return cls.from_fields(content)
+        except (KeyError, TypeError) as error:
             raise ValueError(f"not a {cls.__name__} ({error})") from None
+
+    @classmethod
+    def from_fields(cls, content: dict[str, Any]) -> Self:
+        """The record with these fields; others are ignored.
+
+        Raises:
+            KeyError, TypeError: a field is missing or of another type.
+        """
+        return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
 
     @classmethod
     def upgrade(cls, content: dict[str, Any]) -> dict[str, Any]:

@@ -213,7 +213,7 @@ def batch_key(batch: Sequence[Item[Any]]) -> str:
 def _quarantined(before: Attempt) -> Refusal:
     if before.reason:
         return Refusal("rejected", RejectReason(before.reason), before.detail)
-    detail = f"took its worker process with it {MAX_ATTEMPTS} times (out of memory, or a crash in a codec)"
+    detail = f"ended its worker process {MAX_ATTEMPTS} times (out of memory, or a crash in a codec)"
     return Refusal("rejected", RejectReason.CRASH, detail)
 
 

@@ -1,4 +1,4 @@
-"""What a person should hear of while a run trains: numbers that are none, and a network that does not learn."""
+"""What a person should be told while a run trains: losses that are not finite, and a network that does not learn."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 
 Alarm = Callable[[str], None]
-"""Takes a sentence for a person: what, where, what to do."""
+"""Takes a sentence for a person: what happened, where, and what to do."""
 AT_CHANCE = 0.02
-"""A loss within this share of its chance value has learned nothing yet."""
+"""A network whose loss is within this share of its chance value has learnt nothing yet."""
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss or a gradient is NaN or infinite; no rank has taken the step that it belongs to."""
+    """A loss or gradient is NaN or infinite; no rank has taken that step."""
 
 
 def check_finite(losses: Mapping[str, Tensor], agree: Callable[[bool], bool] = lambda flag: flag) -> None:
-    """Stops every rank before anyone steps.
+    """Stop every rank before any of them steps, if any loss is not finite.
 
     Args:
         losses: scalars by name.
-        agree: whether any rank has found one that is not finite.
+        agree: whether the flag is set on any rank.
 
     Raises:
-        NonFiniteLoss: names the losses of this rank, or says that it was another one.
+        NonFiniteLoss: names the losses of this rank, or says that it was another rank.
     """
     is_bad_L = (~torch.isfinite(torch.stack([loss.detach().float() for loss in losses.values()]))).tolist()
     if agree(any(is_bad_L)):
@@ -35,12 +35,12 @@ def check_finite(losses: Mapping[str, Tensor], agree: Callable[[bool], bool] = l
 
 
 class Plateau:
-    """Says once that a loss has stayed at its chance value.
+    """Raises one alarm if a loss stays at its chance value.
 
     Args:
-        steps: this many in a row, in the mean; 0: never.
-        alarm: gets the sentence.
-        advice: its end, the likely cause and what to do.
+        steps: number of steps whose mean is watched; 0: never.
+        alarm: called with the message.
+        advice: end of the message: the likely cause and what to do.
     """
 
     def __init__(self, steps: int, alarm: Alarm, advice: str) -> None:
@@ -48,8 +48,8 @@ class Plateau:
         self.ratios: deque[float] = deque(maxlen=steps)
         self.is_armed = steps > 0
 
-    def see(self, loss: float, chance: float) -> None:
-        """Takes the loss of a step and what guessing would give; no learning reaches below that."""
+    def update(self, loss: float, chance: float) -> None:
+        """Take the loss of a step, and the loss of guessing."""
         if not self.is_armed:
             return
         self.ratios.append(loss / chance)

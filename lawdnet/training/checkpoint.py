@@ -1,4 +1,4 @@
-"""The whole state of a stage in one folder, so that going on is the same as never having stopped."""
+"""The whole state of a stage in one folder, so that resuming gives the same weights as never having stopped."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from lawdnet.models.saved import META, STATE, generator_weights, read_meta, read
 from lawdnet.models.syncnet import SyncNet
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.ema import Ema
-from lawdnet.training.stages import NAMES, Stage
+from lawdnet.training.position import Position
+from lawdnet.training.stages import Stage
 from lawdnet.training.steps import Step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """Where a stage's data and first weights come from, and what inference must know of them."""
+    """Where a stage's data and first weights come from, and what inference must know about the data."""
 
     dataset_hash: str
     crop_width: int
     landmarks: str
     features: dict[str, dict[str, Any]]
-    """Extractor name → {dim, …} as the dataset says."""
+    """Extractor name → {dim, …}, as in dataset.json."""
     parent: str | None = None
-    """Checkpoint folder, relative to the run."""
+    """Checkpoint folder that the stage started from, relative to the run."""
     parent_hash: str | None = None
-    """SHA-256 of its state."""
+    """SHA-256 of the parent's state."""
     syncnet_hash: str | None = None
-    """The same of the sync network's checkpoint, where one judges this stage."""
+    """SHA-256 of the sync network's state, if the stage has a sync loss."""
 
 
 def _random_states() -> dict[str, Any]:
@@ -68,33 +69,30 @@ def save(
     config: TrainConfig,
     lineage: Lineage,
     *,
-    epoch: int,
-    next_step: int = 0,
+    position: Position,
 ) -> None:
-    """Writes state.pt and meta.json.
-
-    Args:
-        epoch: epochs that are complete.
-        next_step: first step of the following epoch that is not yet done.
-    """
+    """Write state.pt and meta.json."""
     torch.save(
         {
             "networks": {name: network.state_dict() for name, network in step.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in step.optimizers.items()},
             "parts": {name: part.state_dict() for name, part in step.parts.items()},
             "random": _random_states(),
-            "position": {"epoch": epoch, "step": next_step},
+            "position": dataclasses.asdict(position),
         },
         folder / STATE,
     )
-    shapes = {name: dataclasses.asdict(network.config)
-              for name, network in step.networks.items() if isinstance(network, Generator | SyncNet)}  # fmt: skip
+    shapes = {
+        name: dataclasses.asdict(network.config)
+        for name, network in step.networks.items()
+        if isinstance(network, Generator | SyncNet)
+    }
     meta = {
         "stage": stage.name,
         "kind": stage.kind,
-        "stage_index": NAMES.index(stage.name),
-        "epoch": epoch,
-        "next_step": next_step,
+        "stage_index": config.index(stage.name),
+        "epoch": position.epoch,
+        "next_step": position.step,
         "epochs": stage.epochs,
         "mouth_px": stage.mouth_px,
         "num_frames": stage.num_frames,
@@ -110,8 +108,8 @@ def save(
     (folder / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf8")
 
 
-def resume(folder: Path, step: Step) -> tuple[int, int]:
-    """Puts a saved state back into a step; returns (complete epochs, next step of the epoch that follows)."""
+def resume(folder: Path, step: Step) -> Position:
+    """Restore a saved state; returns the position from which training continues."""
     state = read_state(folder)
     for name, network in step.networks.items():
         network.load_state_dict(state["networks"][name])
@@ -120,15 +118,15 @@ def resume(folder: Path, step: Step) -> tuple[int, int]:
     for name, part in step.parts.items():
         part.load_state_dict(state["parts"][name])
     _restore_random(state["random"])
-    return int(state["position"]["epoch"]), int(state["position"]["step"])
+    return Position(**state["position"])
 
 
 def start_from(folder: Path, step: Step) -> None:
-    """Takes what a parent stage hands on to this one.
+    """Start a stage from its parent.
 
-    The generator, as inference would load it, and where both draw single pictures the discriminators whose shapes have
-    stayed the same. A clip stage takes the generator alone (LawDNet 2024): its image discriminator then begins together
-    with the one for clips, so that neither outvotes the other from the first step.
+    It takes the generator as inference would load it, and if both stages generate single frames the discriminators
+    whose shapes are the same. A clip stage takes only the generator (LawDNet 2024): its image discriminator then starts
+    together with the one for clips, so that neither outweighs the other from the first step.
     """
     state, frames = read_state(folder), read_meta(folder).get("num_frames", 1)
     for name, network in step.networks.items():

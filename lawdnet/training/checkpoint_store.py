@@ -1,7 +1,7 @@
 """The checkpoints of a stage: RUN/STAGE/epoch_0003, and epoch_0003_step_000120 within the epoch that follows.
 
-They are kept by us and not by Ray Train, whose list of them is registered some seconds late, lies in a file that is not
-written atomically, and stops a run where either is damaged (Ray 2.60).
+Ray Train does not keep them: it registers a checkpoint some seconds late, in a file that is not written atomically, and
+stops a run if either is damaged (Ray 2.60).
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from uuid import uuid4
 
 from lawdnet.models.saved import META, STATE, newest_good, read_meta, stage_checkpoints
 from lawdnet.storage import Location, read_json, write_json
+from lawdnet.training.gates import is_better
+from lawdnet.training.position import START, Position
 
 if TYPE_CHECKING:
     from upath import UPath
-from lawdnet.training.gates import is_better
 
 log = logging.getLogger(__name__)
 
 FULL_BYTES = 1 << 24
-"""A disk with less room than this is taken for full where writing failed."""
+"""If writing fails on a disk with less room than this, the disk is full."""
 
 METRICS = "metrics.json"
-"""In a checkpoint: the figures of its epoch."""
+"""File in a checkpoint: the validation metrics of its epoch."""
 
 
 @contextmanager
 def local_folder(folder: Location) -> Iterator[Path]:
-    """A checkpoint as a local folder: itself, or a download that is gone when the block ends."""
+    """A checkpoint as a local folder: itself, or a download that is deleted when the block ends."""
     if isinstance(folder, Path):
         yield folder
         return
@@ -47,32 +48,32 @@ def local_folder(folder: Location) -> Iterator[Path]:
 
 
 class CheckpointStore:
-    """Where a stage's checkpoints lie, on this machine or in an object store."""
+    """The checkpoints of a stage, on this machine or in an object store."""
 
     def __init__(self, stage_folder: Location) -> None:
         self.folder = stage_folder
 
     def complete(self) -> list[Location]:
-        """Oldest first; one that was cut short while it was written is none."""
+        """List the complete checkpoints, oldest first."""
         return list(stage_checkpoints(self.folder)) if self.folder.exists() else []
 
     def newest_good(self) -> Location | None:
-        """The newest checkpoint that holds what was saved; damaged ones are passed over with a warning."""
+        """Find the newest checkpoint that holds what was saved; damaged ones are skipped with a warning."""
         return newest_good(self.folder) if self.folder.exists() else None
 
-    def place(self) -> tuple[int, int]:
-        """Complete epochs and steps of the next, as the newest checkpoint says, good or not; (0, 0) without one."""
+    def position(self) -> Position:
+        """The position that the newest checkpoint states, damaged or not; `START` without one."""
         found = self.complete()
-        return place_of(found[-1]) if found else (0, 0)
+        return position_of(found[-1]) if found else START
 
     def save(self, name: str, write: Callable[[Path], None], metrics: dict[str, float] | None = None) -> Location:
-        """A checkpoint by what `write` puts into an empty folder; readers see all of it or nothing."""
+        """Save what `write` puts into an empty folder as a checkpoint; readers see all of it or nothing."""
         target = self.folder / name
         if isinstance(target, Path):
             temporary = target.with_name(f".{name}.{uuid4().hex[:8]}.tmp")
             temporary.mkdir(parents=True)
             _fill(temporary, write, metrics)
-            shutil.rmtree(target, ignore_errors=True)  # a damaged one that the run has gone back behind
+            shutil.rmtree(target, ignore_errors=True)  # a damaged one, before which the run resumed
             temporary.rename(target)
         else:
             with tempfile.TemporaryDirectory(prefix="lawdnet-") as scratch:
@@ -81,7 +82,7 @@ class CheckpointStore:
         return target
 
     def tidy(self, keep_last: int, best_by: Sequence[str] = ()) -> None:
-        """Removes what is neither among the newest nor the best, and what a killed process left half written."""
+        """Remove all but the newest and the best checkpoints, and what a killed process left half written."""
         found = self.complete()
         kept = {folder.name for folder in found[-keep_last:]}
         if best := self.best(best_by):
@@ -94,25 +95,29 @@ class CheckpointStore:
                 shutil.rmtree(left, ignore_errors=True)
 
     def best(self, best_by: Sequence[str]) -> Location | None:
-        """The best checkpoint by the first measure that any of them has; of equals the oldest; None without one."""
-        figures = [(folder, metrics_of(folder)) for folder in self.complete()]
-        metric = next((name for name in best_by if any(name in found for _, found in figures)), "")
-        value, best = None, None
-        for folder, found in figures if metric else ():
-            new = found.get(metric, math.nan)
-            if is_better(metric, new, value):
-                value, best = new, folder
+        """Find the best checkpoint by the first metric that any has, the oldest among equals; None without one."""
+        measured = [(folder, metrics_of(folder)) for folder in self.complete()]
+        metric = next((name for name in best_by if any(name in metrics for _, metrics in measured)), None)
+        if metric is None:
+            return None
+        best: Location | None = None
+        best_value: float | None = None
+        for folder, metrics in measured:
+            value = metrics.get(metric, math.nan)
+            if is_better(metric, value, best_value):
+                best = folder
+                best_value = value
         return best
 
 
-def place_of(folder: Location) -> tuple[int, int]:
-    """Complete epochs and steps of the next."""
+def position_of(folder: Location) -> Position:
+    """The position that a checkpoint's meta states."""
     meta = read_meta(folder)
-    return int(meta["epoch"]), int(meta.get("next_step", 0))
+    return Position(int(meta["epoch"]), int(meta.get("next_step", 0)))
 
 
 def metrics_of(folder: Location) -> dict[str, float]:
-    """The figures of a checkpoint's epoch; none where nothing was measured."""
+    """The validation metrics of a checkpoint's epoch; empty if nothing was measured."""
     try:
         metrics: dict[str, float] = read_json(folder / METRICS)
     except (FileNotFoundError, ValueError):
@@ -121,7 +126,7 @@ def metrics_of(folder: Location) -> dict[str, float]:
 
 
 def remove(folder: Location) -> None:
-    """Meta first: what is half removed is no checkpoint."""
+    """Remove a checkpoint, its meta first: what is half removed then no longer counts as a checkpoint."""
     (folder / META).unlink(missing_ok=True)
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
@@ -132,7 +137,7 @@ def remove(folder: Location) -> None:
 def _fill(folder: Path, write: Callable[[Path], None], metrics: dict[str, float] | None) -> None:
     try:
         write(folder)
-    except RuntimeError as error:  # torch's writer says "unexpected pos" where the disk is full
+    except RuntimeError as error:  # torch's writer says "unexpected pos" if the disk is full
         if shutil.disk_usage(folder).free > FULL_BYTES:
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.parent)) from error
@@ -141,7 +146,7 @@ def _fill(folder: Path, write: Callable[[Path], None], metrics: dict[str, float]
 
 
 def _upload(local: Path, target: UPath) -> None:
-    """Meta last: what is half uploaded is no checkpoint."""
+    """Upload a checkpoint, its meta last: what is half uploaded does not count as a checkpoint."""
     if (target / META).exists():
         remove(target)
     files = sorted(local.iterdir(), key=lambda file: file.name == META)

@@ -1,4 +1,4 @@
-"""What a rank asks of the others. Alone, it answers itself."""
+"""Collective operations of the ranks that train together; a single rank needs no others."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True, kw_only=True)
 class Collectives:
-    """The ranks that train together, as callables. Every rank calls the same ones in the same order."""
+    """The operations as callables. All ranks call the same ones in the same order."""
 
     rank: int = 0
     world: int = 1
     agree: Callable[[bool], bool] = lambda flag: flag
-    """Whether the flag is up on any rank."""
+    """Whether the flag is set on any rank."""
     gather: Callable[[Tensor], list[Tensor]] = lambda tensor: [tensor]
-    """A tensor of every rank, in their order; all have the same shape, and no gradient flows back."""
+    """The tensor of each rank, in rank order; all have the same shape, and no gradient flows back."""
     no_sync: Callable[[nn.Module], AbstractContextManager[object]] = lambda network: nullcontext()
-    """While the block runs, backward passes keep the gradients of a wrapped network to this rank."""
+    """While the block runs, gradients of a wrapped network stay on this rank."""
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """Of the ranks' tensors; no gradient flows back."""
+        """Mean of the ranks' tensors; no gradient flows back."""
         return torch.stack(self.gather(tensor)).mean(0)
 
 
 def find_collectives(device: torch.device) -> Collectives:
-    """The ranks of torch.distributed where it is set up, with networks in DistributedDataParallel; else none.
+    """The collectives of torch.distributed if it is initialised, else those of a single rank.
 
     Args:
-        device: where tensors that are exchanged lie.
+        device: device of the tensors that are exchanged.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return Collectives()

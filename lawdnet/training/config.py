@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
 from lawdnet.data.sampling import REFERENCES, SampleSpec
 from lawdnet.models.warp import LAYOUTS
+from lawdnet.settings import convert, parse_setting, unknown_key
 from lawdnet.training.stages import PRESETS, Stage, Weights
 
 _CHOICES = {
@@ -24,16 +22,16 @@ _CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that decides the weights of a run, beside the dataset."""
+    """Everything besides the dataset that decides the weights of a run."""
 
     preset: str = "full"
     stages: tuple[Stage, ...]
-    """In the order in which they run."""
+    """The stages to train, in order."""
     seed: int = 456
     audio_feature: str = "mel"
-    """What the generator hears."""
+    """Audio feature of the generator."""
     sync_feature: str = "mel"
-    """What the sync network hears."""
+    """Audio feature of the sync network."""
     base_channels: int = 64
     """Width of the generator's first layer; 64 is the published network."""
     sync_channels: int = 64
@@ -42,41 +40,41 @@ class TrainConfig:
     key_points: int = 5
     warp_grid: int = 60
     warp_layout: str = "correct"
-    """`lawdnet2024` to go on from published weights, which were trained with a scrambled field."""
+    """`lawdnet2024` for published weights, which were trained with a scrambled field."""
     perceptual_weights: str = ""
-    """Path of torchvision's VGG19 weights; empty leaves the perceptual loss out."""
+    """Path of torchvision's VGG19 weights; empty: no perceptual loss."""
     pixel_loss: str = "l2"
     precision: str = "auto"
     """fp32, bf16, fp16 with a gradient scaler, or auto: bf16 on a GPU that has it."""
     channels_last: bool = False
-    """Keep a pixel's channels together in memory, which suits tensor cores."""
+    """Store the channels of a pixel together, which suits tensor cores."""
     compile: bool = False
-    """Run the warp through torch.compile: 16 s of one core at the first step. Where that fails it runs as it is."""
+    """Compile the warp with torch.compile: 16 s of one core at the first step. If that fails, it runs uncompiled."""
     grad_clip: float = 2.0
-    """Largest norm of a network's gradient, in multiples of its running mean; 0 switches clipping off."""
+    """Largest norm of a network's gradient, in multiples of its running mean; 0: no clipping."""
     ema_decay: float = 0.999
-    """Of the running mean of the generator's weights, which validation and inference use; 0 keeps none."""
+    """Decay of the running mean of the generator's weights, which validation and inference use; 0: no mean."""
     references: str = "random"
     """`random` as published, or `diverse`: sharp frames in which pose and mouth differ most."""
     sync_ramp: int = 1000
-    """Optimiser steps in which the sync loss grows to its weight, once it may; 0: whole from the first step."""
+    """Optimiser steps in which the sync loss grows to its weight, once it starts; 0: full weight from the start."""
     sync_below: float = 0.75
-    """It may once its mean is below this, both on true pairs and on generated ones (Wav2Lip's rule and figure)."""
+    """It starts once its mean is below this, on true pairs and on generated ones (Wav2Lip's rule and value)."""
     sync_share: float = 0.3
-    """The sync loss pulls at the picture at most this share of what it and the others together do; 1: no bound."""
+    """Largest share of the sync loss in the gradients of all losses at the generated image; 1: no bound."""
     share_every: int = 50
     """Optimiser steps between two measurements of each loss's share of the gradient; 0: never."""
     max_skipped: int = 3
-    """Steps of an epoch that may be left out because a loss is not finite, before the run stops."""
+    """Steps of an epoch that may be skipped because a loss is not finite, before the run stops."""
     plateau_steps: int = 500
-    """Steps at chance after which the sync network's training raises an alarm; 0: never."""
+    """Steps at chance after which an alarm is raised for the sync network; 0: never."""
     sample_every: int = 1
-    """Epochs between two pictures in `samples/`."""
+    """Epochs between two sheets in `samples/`."""
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(choices)}")
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}")
         for name in (
             "base_channels",
             "sync_channels",
@@ -91,35 +89,43 @@ class TrainConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be 0 (off) or positive")
         if not 0 < self.sync_share <= 1:
-            raise ValueError("sync_share: must be above 0, and 1 (no bound) at most")
+            raise ValueError("sync_share: must be above 0 and at most 1 (no bound)")
         if not 0 <= self.ema_decay < 1:
             raise ValueError("ema_decay: must be 0 (off) or below 1")
-        names = [stage.name for stage in self.stages]
-        for position, stage in enumerate(self.stages):
-            if stage.init_from in names[position:]:
+        names = [row.name for row in PRESETS[self.preset]]
+        for stage in self.stages:
+            if stage.init_from is None:
+                continue
+            if stage.init_from not in names:
+                raise ValueError(f"{stage.name}.init_from: unknown {stage.init_from!r}; choose from {', '.join(names)}")
+            if names.index(stage.init_from) >= names.index(stage.name):
                 raise ValueError(f"stages: {stage.name} starts from {stage.init_from}, which must come before it")
+
+    def index(self, name: str) -> int:
+        """Position of a stage among all rows of the preset, which is the order in which stages run."""
+        return [row.name for row in PRESETS[self.preset]].index(name)
 
     def stage(self, name: str) -> Stage:
         """The row of that name.
 
         Raises:
-            ValueError: there is none; the message lists the names.
+            ValueError: there is no such row; the message lists the names.
         """
         for row in self.stages:
             if row.name == name:
                 return row
-        raise ValueError(f"stages: unknown {name!r}; there are {', '.join(s.name for s in self.stages)}")
+        raise ValueError(f"stages: unknown {name!r}; choose from {', '.join(s.name for s in self.stages)}")
 
     def sample_spec(self, stage: Stage) -> SampleSpec:
-        """What the sampler draws for a stage."""
-        hears_sync = stage.kind == "syncnet" or stage.weights.sync > 0
+        """What the sampler must draw for a stage."""
+        uses_sync = stage.kind == "syncnet" or stage.weights.sync > 0
         return SampleSpec(
             mouth_px=stage.mouth_px,
             num_frames=stage.num_frames,
             batch_size=stage.batch_size,
             samples_per_segment=stage.samples_per_segment,
             audio=self.audio_feature,
-            sync=self.sync_feature if hears_sync else None,
+            sync=self.sync_feature if uses_sync else None,
             contrast=stage.kind == "syncnet",
             references=self.references,
         )
@@ -128,37 +134,34 @@ class TrainConfig:
         """Plain values, ready for JSON."""
         return dataclasses.asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`."""
-        stages = tuple(Stage(**{**row, "weights": Weights(**row["weights"])}) for row in values["stages"])
-        return cls(**{**values, "stages": stages})
-
 
 _SMALL_NETWORKS: dict[str, Any] = {
-    "base_channels": 16, "sync_channels": 16, "disc_channels": 8, "disc_max_channels": 64, "warp_grid": 12,
-    "pixel_loss": "l1", "sync_ramp": 20, "plateau_steps": 150,
-}  # fmt: skip
+    "base_channels": 16,
+    "sync_channels": 16,
+    "disc_channels": 8,
+    "disc_max_channels": 64,
+    "warp_grid": 12,
+    "pixel_loss": "l1",
+    "sync_ramp": 20,
+    "plateau_steps": 150,
+}
 
 
 def make_config(preset: str = "full", stages: Sequence[str] | None = None, settings: Iterable[str] = ()) -> TrainConfig:
-    """A preset with some of its stages and with `key=value` settings.
+    """Make the configuration of a preset, with some of its stages and with `key=value` settings.
 
     A key is a field of `TrainConfig`, or `STAGE.field`, `STAGE.weights.field` for a field of one stage; `stages.field`
-    sets it in all of them.
+    sets it in all stages.
 
     Raises:
-        ValueError: unknown preset, stage or key (the message lists the valid ones), or a value that does not fit.
+        ValueError: a preset, stage or key is unknown (the message lists the valid ones), or a value does not fit.
     """
     if preset not in PRESETS:
-        raise ValueError(f"preset: unknown {preset!r}; there are {', '.join(PRESETS)}")
+        raise ValueError(f"preset: unknown {preset!r}; choose from {', '.join(PRESETS)}")
     rows = PRESETS[preset]
     config = TrainConfig(preset=preset, stages=rows, **(_SMALL_NETWORKS if preset == "small" else {}))
     for setting in settings:
-        key, sign, text = setting.partition("=")
-        if not sign:
-            raise ValueError(f"--set {setting!r}: write key=value")
-        config = _set(config, key.strip(), yaml.safe_load(text))
+        config = _set(config, *parse_setting(setting))
     if stages:
         chosen = {config.stage(name).name for name in stages}
         config = replace(config, stages=tuple(row for row in config.stages if row.name in chosen))
@@ -176,12 +179,9 @@ def valid_keys(config: TrainConfig) -> list[str]:
 def _set(config: TrainConfig, key: str, value: Any) -> TrainConfig:
     keys = valid_keys(config)
     if key not in keys:
-        close = difflib.get_close_matches(key, keys, 1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
         stage_keys = [k.removeprefix("stages.") for k in keys if k.startswith("stages.")]
         top = [k for k in keys if "." not in k]
-        listing = f"{', '.join(top)}, and for a stage or `stages`: {', '.join(stage_keys)}"
-        raise ValueError(f"--set: unknown key {key!r}{hint}; valid are {listing}")
+        raise unknown_key(key, keys, f"{', '.join(top)}, and for a stage or `stages`: {', '.join(stage_keys)}")
     target, _, rest = key.partition(".")
     if not rest:
         return replace(config, **{key: _fit(key, getattr(config, key), value)})
@@ -198,14 +198,7 @@ def _set_row(stage: Stage, key: str, rest: str, value: Any) -> Stage:
 
 
 def _fit(key: str, old: Any, value: Any) -> Any:
-    """The value as the field's type; YAML reads 1e-4 as text and 1 as a whole number."""
-    if isinstance(old, float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"--set {key}: {value!r} is no number") from None
-    if key.endswith(".init_from") and value is None:
-        return None
-    if old is not None and type(value) is not type(old):
-        raise ValueError(f"--set {key}: {value!r} is no {type(old).__name__}")
-    return value
+    """The value as the type of the field's old one; only `init_from` may be None."""
+    if key.endswith(".init_from"):
+        return value if value is None else convert(key, value, str)
+    return convert(key, value, type(old))

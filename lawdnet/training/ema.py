@@ -1,4 +1,4 @@
-"""The running mean of a network's weights, which draws better pictures than the last weights alone."""
+"""The running mean of a network's weights, which generates better images than the last weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 class Ema:
     """Exponential moving average of a network's parameters.
 
-    Update n (from 0) keeps a share of min(decay, (1 + n) / (10 + n)), so that the first, poor weights are soon
-    forgotten (the usual warm-up, TensorFlow's `ExponentialMovingAverage`).
+    Update n (from 0) keeps a share of min(decay, (1 + n) / (10 + n)), so that the poor first weights are soon forgotten
+    (the warm-up of TensorFlow's `ExponentialMovingAverage`).
 
     Args:
-        network: copied; call it before the network is compiled or wrapped.
-        decay: the share kept in the long run, in [0, 1).
+        network: is copied, so pass it before it is compiled or wrapped.
+        decay: share of the mean that an update keeps after the warm-up, in [0, 1).
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -27,13 +27,13 @@ class Ema:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Moves towards the network as it is now."""
+        """Move the mean towards the network's present weights."""
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - kept)
         self.updates += 1
 
     def restart(self, network: nn.Module) -> None:
-        """Begins anew from these weights."""
+        """Restart the mean from these weights."""
         self.network.load_state_dict(network.state_dict())
         self.updates = 0
 

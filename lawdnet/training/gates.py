@@ -1,76 +1,61 @@
-"""What a validation measures, which direction is better, and the gates that a stage must pass.
+"""The metrics of a validation, and the gates that a stage must pass.
 
-A picture can be close to the truth without the mouth having anything to do with the sound: most of a mouth square is
-skin, and a mouth that is always half open is never far off. So no gate may rest on such measures alone.
+An image can be close to the truth although the mouth ignores the audio: most of a mouth square is skin, and a mouth
+that is always half open is never far off. So a gate must not rest on such metrics alone.
 """
 
 from __future__ import annotations
 
 import math
-import operator
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lawdnet.conditions import Condition, parse_conditions
+
 
 @dataclass(frozen=True)
-class Measure:
-    """One figure of a validation."""
+class Metric:
+    """One metric of a validation."""
 
     text: str
+    """What it measures, for people."""
     is_higher_better: bool = True
-    needs_sound: bool = True
-    """Whether a generator that ignores the sound must do badly."""
+    needs_audio: bool = True
+    """Whether a generator that ignores the audio scores badly."""
     kind: str = "gan"
-    """The kind of stage that has it."""
+    """Kind of the stages that have it."""
     needs: str = ""
-    """What it cannot be measured without."""
+    """What is required to measure it, for people."""
 
 
-_DRAWN = "drawn heads, whose mouth can be measured in the picture"
+_DRAWN = "drawn heads, whose mouth can be measured in the image"
 _NETWORK = "a sync network (--sync)"
 
-MEASURES = {
-    "psnr": Measure("dB over the mouth square", needs_sound=False),
-    "ssim": Measure("structural similarity of the mouth square", needs_sound=False),
-    "pixel": Measure("mean absolute error over the mouth square, 0 … 1", is_higher_better=False, needs_sound=False),
-    "mouth_correlation": Measure("the mouth's opening over time against the truth's, -1 … 1", needs=_DRAWN),
-    "silence": Measure(
-        "the mouth's opening while nothing is said, half crop widths", is_higher_better=False, needs_sound=False,
+VALIDATION_METRICS = {
+    "psnr": Metric("dB over the mouth square", needs_audio=False),
+    "ssim": Metric("structural similarity of the mouth square", needs_audio=False),
+    "pixel": Metric("mean absolute error over the mouth square, 0 … 1", is_higher_better=False, needs_audio=False),
+    "mouth_correlation": Metric("correlation of the mouth's opening with the truth's, -1 … 1", needs=_DRAWN),
+    "silence": Metric(
+        "the mouth's opening while nobody speaks, in half crop widths",
+        is_higher_better=False,
+        needs_audio=False,
         needs=f"mel features and {_DRAWN}",
     ),
-    "sync_distance": Measure("of mouth and sound under the sync network", is_higher_better=False, needs=_NETWORK),
-    "sync_confidence": Measure("how sure the sync network is of the offset", needs=_NETWORK),
-    "sync_in_time": Measure("share of segments within a frame of offset 0", needs=_NETWORK),
-    "accuracy": Measure("share of right choices between the own and another sound", kind="syncnet"),
-    "offset_within_one": Measure("share of segments found within a frame of offset 0", kind="syncnet"),
-}  # fmt: skip
-"""Every figure that may be gated or chosen by; `truth_…` and `baseline_…` of the same names are for comparison."""
-
-_OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
+    "sync_distance": Metric(
+        "distance of mouth and audio under the sync network", is_higher_better=False, needs=_NETWORK
+    ),
+    "sync_confidence": Metric("how sure the sync network is of the offset", needs=_NETWORK),
+    "sync_in_time": Metric("share of segments within one frame of offset 0", needs=_NETWORK),
+    "accuracy": Metric("share of right choices between the true audio and another", kind="syncnet"),
+    "offset_within_one": Metric("share of segments found within one frame of offset 0", kind="syncnet"),
 }
-_CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*([^\s<>=]+)\s*")
-
-
-@dataclass(frozen=True)
-class Condition:
-    """`name operator value`."""
-
-    name: str
-    operator: str
-    value: float
-
-    def __str__(self) -> str:
-        return f"{self.name}{self.operator}{self.value:g}"
+"""Every metric that a gate or the choice of a checkpoint may use; `truth_…` and `baseline_…` are for comparison."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """All conditions must hold; `str` gives the text that parses to the same gate."""
+    """Conditions that must all hold. `str` gives the text that parses to the same gate."""
 
     conditions: tuple[Condition, ...]
 
@@ -79,83 +64,76 @@ class Gate:
 
     @property
     def kind(self) -> str:
-        """The kind of stage that it guards."""
-        return MEASURES[self.conditions[0].name].kind
+        """Kind of the stages that it applies to."""
+        return VALIDATION_METRICS[self.conditions[0].name].kind
 
 
 def parse_gate(text: str) -> Gate:
-    """`NAME OP VALUE`, several joined by `and`: "mouth_correlation>=0.8", "sync_in_time>0.7 and psnr>=20".
+    """Parse a gate such as "mouth_correlation>=0.8" or "sync_in_time>0.7 and psnr>=20".
 
     Raises:
-        ValueError: not of this form, an unknown name (the message lists the valid ones), the wrong direction, measures
-            of different kinds of stages, or nothing that a generator could not pass without listening.
+        ValueError: `text` is not a list of conditions, a name is unknown (the message lists the valid ones), a bound is
+            on the wrong side, the metrics belong to different kinds of stages, or a generator that ignores the audio
+            could pass.
     """
-    gate = Gate(tuple(_condition(part, text) for part in re.split(r"\band\b", text)))
+    gate = Gate(parse_conditions(text, "gate", "mouth_correlation>=0.8 and psnr>=20"))
+    for condition in gate.conditions:
+        _check_direction(condition, text)
     names = [condition.name for condition in gate.conditions]
-    if len({MEASURES[name].kind for name in names}) > 1:
+    if len({VALIDATION_METRICS[name].kind for name in names}) > 1:
         raise ValueError(f"gate {text!r}: {' and '.join(names)} belong to different kinds of stages; write two gates")
-    if not any(MEASURES[name].needs_sound for name in names):
-        listeners = ", ".join(n for n, m in MEASURES.items() if m.needs_sound and m.kind == gate.kind)
-        raise ValueError(f"gate {text!r}: a generator that ignores the sound can pass this; "
-                         f"add one of {listeners} with `and`")  # fmt: skip
+    if not any(VALIDATION_METRICS[name].needs_audio for name in names):
+        listeners = ", ".join(n for n, m in VALIDATION_METRICS.items() if m.needs_audio and m.kind == gate.kind)
+        problem = "a generator that ignores the audio can pass this gate"
+        raise ValueError(f"gate {text!r}: {problem}; add one of {listeners} with `and`")
     return gate
 
 
-def _condition(part: str, text: str) -> Condition:
-    match = _CONDITION.fullmatch(part)
-    if not match:
-        raise ValueError(f"gate {text!r}: write NAME>=VALUE or NAME<=VALUE, several joined by `and`")
-    name, sign, value = match.groups()
-    measure(name)
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"gate {text!r}: {value!r} is no number")
-    if MEASURES[name].is_higher_better != (sign in (">=", ">")):
-        better = ">=" if MEASURES[name].is_higher_better else "<="
-        raise ValueError(f"gate {text!r}: only the worse would pass; write {name}{better}{value}")
-    return Condition(name, sign, number)
+def _check_direction(condition: Condition, text: str) -> None:
+    name = condition.name
+    good = (">=", ">") if find_metric(name).is_higher_better else ("<=", "<")
+    if condition.is_absolute or condition.operator not in good:
+        better = "higher" if good[0] == ">=" else "lower"
+        raise ValueError(f"gate {text!r}: {better} is better; write {name}{good[0]}{condition.value}")
 
 
-def measure(name: str) -> Measure:
-    """What a name stands for.
+def find_metric(name: str) -> Metric:
+    """Return the metric of this name.
 
     Raises:
-        ValueError: unknown; the message lists the valid ones.
+        ValueError: unknown name; the message lists the valid ones.
     """
-    if name not in MEASURES:
-        raise ValueError(f"unknown measure {name!r}: choose from {', '.join(MEASURES)}")
-    return MEASURES[name]
+    if name not in VALIDATION_METRICS:
+        raise ValueError(f"unknown metric {name!r}: choose from {', '.join(VALIDATION_METRICS)}")
+    return VALIDATION_METRICS[name]
 
 
 def check_gates(gates: Sequence[Gate], metrics: Mapping[str, float], kind: str = "gan") -> list[str]:
-    """A sentence for every condition that does not hold; empty where all gates are passed.
+    """Return a sentence for every condition that does not hold; the list is empty if all gates are passed.
 
     Args:
-        gates: those of another kind of stage are left out.
-        metrics: of `lawdnet.evaluation.validation.metrics`; what is missing there has not been measured, and fails.
-        kind: of the stage, `gan` or `syncnet`.
+        gates: gates for another kind of stage are ignored.
+        metrics: result of `lawdnet.evaluation.validation.metrics`; a condition on a missing metric fails.
+        kind: kind of the stage, `gan` or `syncnet`.
     """
     failed = []
     for condition in (c for gate in gates if gate.kind == kind for c in gate.conditions):
         value = metrics.get(condition.name, math.nan)
         if math.isnan(value):
-            needs = MEASURES[condition.name].needs
-            failed.append(f"{condition}: it was not measured" + (f", which needs {needs}" if needs else ""))
-        elif not _OPERATORS[condition.operator](value, condition.value):
+            needs = VALIDATION_METRICS[condition.name].needs
+            failed.append(f"{condition}: not measured" + (f", it needs {needs}" if needs else ""))
+        elif not condition.holds(value):
             failed.append(f"{condition}: it is {value:.4g}")
     return failed
 
 
 def is_better(name: str, new: float, old: float | None) -> bool:
-    """Whether `new` beats `old` in the measure's own direction; a NaN never does, and anything beats None or NaN.
+    """Whether `new` beats `old` in the metric's direction; NaN never does, and any number beats None or NaN.
 
     Raises:
-        ValueError: unknown measure.
+        ValueError: unknown metric.
     """
-    direction = 1 if measure(name).is_higher_better else -1
+    direction = 1 if find_metric(name).is_higher_better else -1
     if math.isnan(new):
         return False
     return old is None or math.isnan(old) or direction * (new - old) > 0

@@ -1,4 +1,4 @@
-"""Gradients that are far longer than usual."""
+"""Clipping of gradients that are much longer than usual."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from torch import Tensor, nn
 
 MEMORY = 100
-"""Steps that the mean length looks back."""
+"""Steps that the running mean looks back."""
 
 
 class GradClipper:
-    """Cuts a network's gradient to so many times the running mean of its norm.
+    """Clips a network's gradient to a multiple of the running mean of its norm.
 
-    A fixed norm would depend on the losses' weights and on the network's size. One that always binds makes all steps
-    equally long, so that Adam no longer takes smaller ones where gradients vary: the sync loss then swings far more
-    than without any clipping.
+    A fixed limit would depend on the losses' weights and on the network's size. A limit that always binds makes all
+    gradients equally long, so that Adam no longer takes smaller steps where they vary: the sync loss then oscillates
+    far more than without clipping.
 
     Args:
-        times: the mean; 0: never.
+        times: the multiple; 0: no clipping.
     """
 
     def __init__(self, times: float) -> None:
@@ -29,9 +29,9 @@ class GradClipper:
         self.means: dict[str, float] = {}
 
     def __call__(self, name: str, parameters: Iterable[nn.Parameter]) -> Tensor:
-        """Clips in place; returns the norm as it was. The first gradient of a name is left as it is.
+        """Clip in place; returns the norm before clipping. The first gradient of a name is not clipped.
 
-        One that is not finite is left, and not remembered.
+        A gradient that is not finite is neither clipped nor counted in the mean.
         """
         found = list(parameters)
         norm = nn.utils.get_total_norm([p.grad for p in found if p.grad is not None])

@@ -1,11 +1,11 @@
-"""Where numbers and pictures go while a stage trains: its folder always, wandb and TensorBoard where asked for.
+"""Where metrics and images go while a stage trains: always to its folder, and to wandb and TensorBoard on request.
 
-STAGE/metrics.jsonl      a line per row; `kind` says what it is: start, step, epoch, validation, alarm, resume, pictures
-STAGE/samples/*.png      a sheet of pictures per epoch
+STAGE/metrics.jsonl      an object per line, of kind start, step, epoch, validation, alarm, resume or pictures
+STAGE/samples/*.png      a sheet of images per epoch
 STAGE/wandb/, STAGE/tensorboard/
 
-A row of kind `step` counts epochs and steps from 0; the others count complete epochs. Shape letters: R rows of a sheet,
-H W one of them, h w the sheet as it is drawn.
+Rows of kind `step` count epochs and optimiser steps from 0; the others count complete epochs. Shape letters: R rows of
+a sheet, H W size of a row, h w size of the sheet.
 """
 
 from __future__ import annotations
@@ -34,45 +34,45 @@ log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 SAMPLES = "samples"
 LOGGERS = {"jsonl": None, "wandb": "wandb", "tensorboard": "tensorboard"}
-"""Names of loggers, each with the package that it needs, which is also the name of the extra."""
+"""Name of a logger → package that it needs, which is also the name of the extra."""
 MIN_COLUMN = 96
-"""Pixels that a labelled column has at least, so that its label can be read."""
+"""Smallest width of a labelled column in px, so that its label can be read."""
 STRIP = 20
-"""Height of the strip with the labels."""
+"""Height of the strip with the labels, in px."""
 
 
 class MetricLogger(Protocol):
-    """A place for numbers and pictures."""
+    """Takes metrics and images."""
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """One row: numbers by name, its `kind`, and where training stands (`epoch`, `step`)."""
+        """Log one row: numbers by name, its `kind`, and the position of training (`epoch`, `step`)."""
         ...
 
-    def pictures(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
-        """A sheet after so many complete epochs; see `draw_grid`."""
+    def images(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
+        """Log a sheet of images after so many complete epochs; see `draw_grid`."""
         ...
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Finish; nothing is logged afterwards."""
         ...
 
 
 def make_loggers(
     names: Sequence[str], folder: Path, *, config: Mapping[str, Any], lineage: Mapping[str, Any], run_name: str
 ) -> MetricLogger:
-    """Everything that a stage's first rank writes to, as one logger; notes the machine in a row of kind `start`.
+    """Make one logger of all that a stage's first rank uses, and log the machine in a row of kind `start`.
 
-    Whatever happens to wandb or TensorBoard, training goes on: a failure is one warning, and that logger is left out.
+    Training continues if wandb or TensorBoard fails: there is one warning, and that logger is dropped.
 
     Args:
-        names: out of `LOGGERS`; jsonl is always there.
-        folder: of the stage, on this machine.
+        names: names in `LOGGERS`; jsonl is always used.
+        folder: folder of the stage, on this machine.
         config: the resolved configuration, as plain values.
-        lineage: what `checkpoint.Lineage` holds, as plain values.
+        lineage: the fields of `checkpoint.Lineage`, as plain values.
         run_name: RUN/STAGE, as wandb shows it.
 
     Raises:
-        ValueError: an unknown name (the message lists the choices), or a package that is not installed.
+        ValueError: a name is unknown (the message lists the choices), or a package is not installed.
     """
     check_loggers(names)
     files = JsonlLogger(folder / METRICS)
@@ -89,14 +89,14 @@ def make_loggers(
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Says before anything has begun what `make_loggers` would say.
+    """Check the names before anything starts.
 
     Raises:
-        ValueError: an unknown name, or a package that is not installed.
+        ValueError: a name is unknown, or a package is not installed.
     """
     for name in names:
         if name not in LOGGERS:
-            raise ValueError(f"logger: unknown {name!r}; there are {', '.join(LOGGERS)}")
+            raise ValueError(f"logger: unknown {name!r}; choose from {', '.join(LOGGERS)}")
         package = LOGGERS[name]
         if package and not _is_installed(package):
             raise ValueError(f"logger {name}: is not installed; {install_hint(package)}")
@@ -108,7 +108,7 @@ def _is_installed(package: str) -> bool:
 
 
 class _All:
-    """Hands everything to each."""
+    """Passes everything on to each logger."""
 
     def __init__(self, loggers: Sequence[MetricLogger]) -> None:
         self.loggers = loggers
@@ -117,9 +117,9 @@ class _All:
         for logger in self.loggers:
             logger.log(metrics)
 
-    def pictures(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
+    def images(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
         for logger in self.loggers:
-            logger.pictures(rows_R3HW, epoch, labels)
+            logger.images(rows_R3HW, epoch, labels)
 
     def close(self) -> None:
         for logger in self.loggers:
@@ -127,19 +127,19 @@ class _All:
 
 
 class _Guarded:
-    """A tracker whose failure is one warning and the end of it."""
+    """A tracker that is dropped with one warning when it fails."""
 
     def __init__(self, name: str, make: Callable[[], Tracker], count: StepCount) -> None:
         self.name, self.count = name, count
         self.tracker: Tracker | None = None
         try:
             self.tracker = make()
-        except Exception as error:  # whatever it raises, training is worth more
+        except Exception as error:  # training must not stop, whatever a tracker raises
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        log.warning("%s: stopped (%s); training goes on, and %s has everything", self.name, text, METRICS)
+        log.warning("%s: stopped (%s); training continues, and %s has everything", self.name, text, METRICS)
         self.tracker = None
 
     def _attempt(self, call: Callable[[Tracker], object]) -> None:
@@ -153,16 +153,16 @@ class _Guarded:
         step = self.count.of(metrics)
         self._attempt(lambda tracker: tracker.log(metrics, step))
 
-    def pictures(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
+    def images(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
         step = self.count.of({"epoch": epoch})
-        self._attempt(lambda tracker: tracker.picture(draw_grid(rows_R3HW, labels), epoch, step))
+        self._attempt(lambda tracker: tracker.image(draw_grid(rows_R3HW, labels), epoch, step))
 
     def close(self) -> None:
         self._attempt(lambda tracker: tracker.close())
 
 
 class JsonlLogger:
-    """Appends a JSON object per call to a file; a line is written at once, so a crash loses none."""
+    """Appends a JSON object per call to a file. Every line is written at once, so a crash loses none."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,51 +172,32 @@ class JsonlLogger:
         self.path = path
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Adds the wall clock time and writes."""
+        """Append a row with the wall clock time."""
         with self.path.open("a", encoding="utf8") as file:
             file.write(json.dumps({"time": round(time.time(), 3), **metrics}) + "\n")
 
-    def pictures(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
-        """A PNG beside the file, and a row that says what its columns are."""
+    def images(self, rows_R3HW: Tensor, epoch: int, labels: Sequence[str] = ()) -> None:
+        """Write a PNG, and a row with its labels."""
         name = f"{SAMPLES}/epoch_{epoch:04d}.png"
         write_grid(self.path.parent / name, rows_R3HW, labels)
         self.log({"kind": "pictures", "epoch": epoch, "file": name, "labels": list(labels)})
 
     def close(self) -> None:
-        """Every line is already written."""
-
-
-class JsonlTail:
-    """What is added to a file of JSON lines from now on; the file may not exist yet."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._read = path.stat().st_size if path.exists() else 0
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The complete lines added since the last call."""
-        if not self.path.exists():
-            return []
-        with self.path.open("rb") as file:
-            file.seek(self._read)
-            added = file.read()
-        complete = added[: added.rfind(b"\n") + 1]
-        self._read += len(complete)
-        return parse_jsonl(complete)
+        """Do nothing: every line is already written."""
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; one cut short by a crash is left out."""
+    """All complete rows; a line that a crash cut short is skipped."""
     return parse_jsonl(path.read_bytes())
 
 
 def parse_jsonl(lines: bytes) -> list[dict[str, Any]]:
-    """The lines that are JSON objects; others are left out."""
+    """The rows of lines that are JSON objects; other lines are skipped."""
     rows = []
     for line in lines.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:  # no JSON, or no UTF-8
+        except ValueError:  # neither JSON nor UTF-8
             continue
         if isinstance(row, dict):
             rows.append(row)
@@ -224,7 +205,7 @@ def parse_jsonl(lines: bytes) -> list[dict[str, Any]]:
 
 
 def machine() -> dict[str, Any]:
-    """What a row of kind `start` says of the hardware: `device` is the name of this process's GPU, else of its CPU."""
+    """The hardware, for a row of kind `start`: `device` is the name of this process's GPU, else of its CPU."""
     has_gpu = torch.cuda.is_available()
     has_ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
     return {
@@ -247,12 +228,12 @@ def _cpu_name() -> str:
 
 
 def draw_grid(rows_R3HW: Tensor, labels: Sequence[str] = ()) -> np.ndarray:
-    """Rows of pictures below each other, under a strip that names their columns.
+    """Stack rows of images, under a strip with the labels of their columns.
 
     Args:
         rows_R3HW: RGB in [0, 1]; each row holds its columns side by side, all of the same width.
-        labels: of the columns, from the left; without any there is no strip, and pixels stay as they are. With them,
-            pictures narrower than `MIN_COLUMN` are enlarged by a whole number.
+        labels: labels of the columns, from the left. With labels, columns narrower than `MIN_COLUMN` are enlarged by a
+            whole number; without labels there is no strip, and pixels stay as they are.
 
     Returns:
         h × w × 3 uint8 RGB.
@@ -273,19 +254,19 @@ def draw_grid(rows_R3HW: Tensor, labels: Sequence[str] = ()) -> np.ndarray:
 
 
 def _strip(labels: Sequence[str], width: int) -> np.ndarray:
-    """STRIP × (width · labels) × 3: each label in the middle of its column, smaller where it would not fit."""
+    """STRIP × (width · labels) × 3: each label in the middle of its column, smaller if it would not fit."""
     font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.4
     strip = np.full((STRIP, width * len(labels), 3), 24, np.uint8)
-    for place, label in enumerate(labels):
+    for column, label in enumerate(labels):
         natural = cv2.getTextSize(label, font, scale, 1)[0][0]
         size = scale * min(1.0, (width - 4) / max(1, natural))
         (across, up), _ = cv2.getTextSize(label, font, size, 1)
-        at = (place * width + (width - across) // 2, (STRIP + up) // 2)
+        at = (column * width + (width - across) // 2, (STRIP + up) // 2)
         cv2.putText(strip, label, at, font, size, (235, 235, 235), 1, cv2.LINE_AA)
     return strip
 
 
 def write_grid(path: Path, rows_R3HW: Tensor, labels: Sequence[str] = ()) -> None:
-    """`draw_grid` as a PNG."""
+    """Write a sheet of images as a PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), cv2.cvtColor(draw_grid(rows_R3HW, labels), cv2.COLOR_RGB2BGR))

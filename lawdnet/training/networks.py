@@ -1,4 +1,4 @@
-"""What the steps share: networks with their optimisers, and one careful optimiser step over several batches."""
+"""What the steps share: networks with their optimisers, and an optimiser step over several batches."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from lawdnet.types import TrainBatch
 Wrap = Callable[[nn.Module], nn.Module]
 Metrics = dict[str, Tensor]
 Losses = Callable[[TrainBatch], tuple[Tensor, Metrics]]
-"""What is to become small, and what is to be logged."""
+"""Batch → the loss to minimise, and metrics to log."""
 
 
 class Stateful(Protocol):
-    """Anything else that a checkpoint must hold."""
+    """A part of a step that a checkpoint must hold."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain containers."""
@@ -39,27 +39,32 @@ class Networks:
     """The networks of a stage on a device.
 
     Args:
-        wrap: puts a network into what averages gradients over ranks; called once per network.
-        peers: the other ranks; found in torch.distributed where not given.
+        wrap: wraps a network so that gradients are averaged over ranks; called once per network.
+        collectives: operations with the other ranks; those of torch.distributed if not given.
     """
 
     def __init__(
-        self, config: TrainConfig, stage: Stage, device: torch.device, wrap: Wrap, peers: Collectives | None = None
+        self,
+        config: TrainConfig,
+        stage: Stage,
+        device: torch.device,
+        wrap: Wrap,
+        collectives: Collectives | None = None,
     ) -> None:
         self.config, self.stage, self.device, self.wrap = config, stage, device, wrap
-        self.peers = peers or find_collectives(device)
+        self.collectives = collectives or find_collectives(device)
         self.precision = Precision(config.precision, device, channels_last=config.channels_last)
         self.networks: dict[str, nn.Module] = {}
         self.wrapped: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.clip = GradClipper(config.grad_clip)
-        self.parts: dict[str, Stateful] = {"scaler": self.precision.scaler, "clip": self.clip}
+        self.grad_clipper = GradClipper(config.grad_clip)
+        self.parts: dict[str, Stateful] = {"scaler": self.precision.scaler, "clip": self.grad_clipper}
 
     def add(self, name: str, network: nn.Module, called: nn.Module | None = None) -> nn.Module:
-        """Places, wraps and gives an optimiser; returns the wrapped network.
+        """Move a network to the device, wrap it and make its optimiser; returns the wrapped network.
 
         Args:
-            called: a module around `network` that the step calls in its place.
+            called: a module around `network` that is wrapped, and called by the step, in its place.
         """
         self.networks[name] = self.precision.place(network)
         self.wrapped[name] = self.wrap(called or network)
@@ -67,10 +72,10 @@ class Networks:
         return self.wrapped[name]
 
     def update(self, names: Sequence[str], batches: Sequence[TrainBatch], losses: Losses) -> Metrics:
-        """One optimiser step of the named networks on the mean of a loss over batches; returns the mean metrics.
+        """Take an optimiser step of the named networks on the mean loss over batches; returns the mean metrics.
 
         Raises:
-            NonFiniteLoss: on every rank, and none has stepped.
+            NonFiniteLoss: on every rank; the step is not taken.
         """
         self.zero_grad(names)
         found: list[Metrics] = []
@@ -85,30 +90,32 @@ class Networks:
         return means
 
     def zero_grad(self, names: Sequence[str]) -> None:
-        """Forgets the gradients of the named networks."""
+        """Clear the gradients of the named networks."""
         for name in names:
             self.optimizers[name].zero_grad(set_to_none=True)
 
     def local(self, names: Sequence[str], *, is_last: bool) -> ExitStack:
-        """Gradients stay on this rank in all batches of a step but the last, which sends the sum."""
+        """Keep gradients on this rank during all batches of a step but the last, which averages the sum over ranks."""
         stack = ExitStack()
         if not is_last:
             for name in names:
-                stack.enter_context(self.peers.no_sync(self.wrapped[name]))
+                stack.enter_context(self.collectives.no_sync(self.wrapped[name]))
         return stack
 
     def step(self, names: Sequence[str], losses: Metrics) -> None:
-        """Clips the gradients of the named networks and steps, if all of it is finite on all ranks.
+        """Clip the gradients of the named networks and step, if losses and gradients are finite on all ranks.
 
         Raises:
-            NonFiniteLoss: on every rank, and none has stepped.
+            NonFiniteLoss: on every rank; the step is not taken.
         """
         scaler = self.precision.scaler
         try:
             for name in names:
                 scaler.unscale_(self.optimizers[name])
-            norms = {f"gradient of the {name}": self.clip(name, self.networks[name].parameters()) for name in names}
-            check_finite(losses if self.precision.may_overflow else losses | norms, self.peers.agree)
+            norms = {
+                f"gradient of the {name}": self.grad_clipper(name, self.networks[name].parameters()) for name in names
+            }
+            check_finite(losses if self.precision.may_overflow else losses | norms, self.collectives.agree)
             for name in names:
                 scaler.step(self.optimizers[name])
         finally:

@@ -1,4 +1,4 @@
-"""How a device computes: number format, gradient scaler, memory layout, compilation."""
+"""Number format, gradient scaler, memory layout and compilation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 SAFE_SCALE = 1.0
-"""A gradient that overflows while the scaler multiplies by more than this is the scaler's affair; below, a fault."""
+"""A gradient that overflows at a larger scale only lowers the scale; at this scale or below it is a fault."""
 
 
 class Precision:
-    """What `precision` and `channels_last` of a configuration mean on a device.
+    """The settings `precision` and `channels_last` on a device.
 
     Args:
         name: fp32, bf16, fp16, or auto (bf16 on a GPU that computes it, else fp32).
@@ -29,24 +29,24 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> torch.autocast:
-        """For forward passes. One object must not be entered twice, so each block gets its own."""
+        """A new autocast context for a forward pass; one context must not be entered twice."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def place(self, network: nn.Module) -> nn.Module:
-        """The network on the device, its convolutions in the layout."""
+        """Move the network to the device, in the memory layout."""
         placed: nn.Module = cast("Any", network).to(device=self.device, memory_format=self.layout)
         return placed
 
     @property
     def may_overflow(self) -> bool:
-        """Whether a gradient that is not finite only tells the scaler to take the next step with a smaller scale."""
+        """Whether a gradient that is not finite only makes the scaler lower its scale."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > SAFE_SCALE
 
 
 def compile_in_place(network: nn.Module, backend: str = "inductor") -> None:
-    """Compiles a network at its first call; its parameters keep their names. What does not compile runs as it is."""
-    import torch._dynamo  # takes a second, and few want it
+    """Compile a network at its first call; parameters keep their names, and what fails to compile runs uncompiled."""
+    import torch._dynamo  # takes a second, and few need it
 
     torch._dynamo.config.suppress_errors = True
-    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # pages of warnings where there is no compiler
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # pages of warnings if there is no compiler
     network.compile(backend=backend)

@@ -1,5 +1,4 @@
-"""What a stage starts from, and everything that speaks against starting: missing, unfinished, unfit, or not good
-enough."""
+"""What a stage starts from, and the checks before it: the parent exists, is finished, fits and has passed its gates."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from lawdnet.models.saved import META, STATE, find_checkpoint, read_meta
 from lawdnet.storage import Location, local_copy, locate, sha256
 from lawdnet.training import gates
 from lawdnet.training.checkpoint import Lineage
-from lawdnet.training.checkpoint_store import CheckpointStore, metrics_of, place_of
+from lawdnet.training.checkpoint_store import CheckpointStore, metrics_of, position_of
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.options import RunOptions
 from lawdnet.training.shapes import generator_config
@@ -25,30 +24,31 @@ log = logging.getLogger(__name__)
 
 
 class GateError(RuntimeError):
-    """A stage is finished and not good enough for the next one."""
+    """A stage is finished but has not passed the gates for the next one."""
 
 
 def with_perceptual(config: TrainConfig) -> TrainConfig:
-    """Checks the VGG19 file here, where the user is, and names it so that workers in other folders find it."""
+    """Check the VGG19 file on the user's machine, and make its path absolute so that workers find it."""
     if config.perceptual_weights:
         path = Path(config.perceptual_weights).absolute()
         VGG19Features.from_file(path)
         return dataclasses.replace(config, perceptual_weights=str(path))
-    wanting = [stage.name for stage in config.stages if stage.kind == "gan" and stage.weights.perceptual]
-    if wanting:
+    without = [stage.name for stage in config.stages if stage.kind == "gan" and stage.weights.perceptual]
+    if without:
         log.warning(
-            "%s: trained WITHOUT the perceptual loss (weight %g), as there are no VGG19 weights; "
+            "%s: trained WITHOUT the perceptual loss (weight %g), because there are no VGG19 weights; "
             "give torchvision's vgg19-dcbb9e9d.pth with --set perceptual_weights=PATH",
-            ", ".join(wanting), config.stage(wanting[0]).weights.perceptual,
-        )  # fmt: skip
+            ", ".join(without),
+            config.stage(without[0]).weights.perceptual,
+        )
     return config
 
 
 def check_chain(run: Location, config: TrainConfig, todo: list[Stage], data: Lineage, init: str) -> None:
-    """Every stage to do finds what it starts from: finished in the run, or before it in the list, or outside.
+    """Check that every stage to train has its parents: finished in the run, earlier in the list, or given by `init`.
 
     Raises:
-        ValueError: a parent is missing, unfinished, or was made for other crops, features or networks.
+        ValueError: a parent is missing or unfinished, or was trained for other crops, features or networks.
     """
     coming: set[str] = set()
     for stage in todo:
@@ -61,49 +61,49 @@ def check_chain(run: Location, config: TrainConfig, todo: list[Stage], data: Lin
         coming.add(stage.name)
 
 
-def of(stage: Stage, run: Location, config: TrainConfig, init: str) -> Location | None:
-    """The checkpoint, or old file, whose networks a stage starts from."""
+def parent_of(stage: Stage, run: Location, config: TrainConfig, init: str) -> Location | None:
+    """The checkpoint or old file from which a stage starts; None if it starts from scratch."""
     if outside := _outside(stage, config, init):
         return outside
     return finished(run, stage.init_from, stage.name) if stage.init_from else None
 
 
 def _outside(stage: Stage, config: TrainConfig, init: str) -> Location | None:
-    """What `init` names, for the first generator stage of the list."""
+    """The checkpoint or old file that `init` names, for the first generator stage; None for other stages."""
     first = next((row for row in config.stages if row.kind == "gan"), None)
     if not init or stage != first:
         return None
-    place = locate(init)
-    return place if place.suffix == ".pth" else find_checkpoint(place)
+    location = locate(init)
+    return location if location.suffix == ".pth" else find_checkpoint(location)
 
 
 def weights_hash(parent: Location) -> str:
-    """SHA-256 of the weights of a checkpoint, or of the old file itself."""
+    """SHA-256 of the tensors of a checkpoint, or of an old file."""
     return sha256(parent / STATE if (parent / META).exists() else parent)
 
 
 def name_in(run: Location, parent: Location) -> str:
-    """A checkpoint of the run by its path below it, others by their whole path."""
+    """The path of a checkpoint relative to the run; the whole path if it lies elsewhere."""
     return str(parent).removeprefix(f"{run}/")
 
 
 def epochs_done(stage_folder: Location) -> int:
-    """Of a stage's newest good checkpoint."""
+    """Complete epochs of a stage's newest good checkpoint; 0 without one."""
     found = CheckpointStore(stage_folder).newest_good()
-    return place_of(found)[0] if found else 0
+    return position_of(found).epoch if found else 0
 
 
 def finished(run: Location, name: str, child: str) -> Location:
-    """The last checkpoint of a stage that is complete.
+    """The last checkpoint of a finished stage.
 
     Raises:
-        ValueError: there is none, or the stage has not come to its end.
+        ValueError: there is none, or the stage is not finished.
     """
     found = CheckpointStore(run / name).newest_good()
     if not found:
         hint = f", or --set {child}.weights.sync=0" if name == "syncnet" else ""
         raise ValueError(f"{child} needs {name}, which {run} has not trained; add it to --stages{hint}")
-    epoch, epochs = place_of(found)[0], read_meta(found)["epochs"]
+    epoch, epochs = position_of(found).epoch, read_meta(found)["epochs"]
     if epoch < epochs:
         done = f"{epoch} of {epochs} epochs"
         raise ValueError(f"{child} needs {name}, of which {run} has only {done}; add it to --stages to finish it")
@@ -111,10 +111,10 @@ def finished(run: Location, name: str, child: str) -> Location:
 
 
 def check_fits(parent: Location, stage: Stage, config: TrainConfig, data: Lineage) -> None:
-    """The parent was made for such pictures, such sound and such networks.
+    """Check that the parent was trained for the same crops, features and networks.
 
     Raises:
-        ValueError: it was not; says what differs.
+        ValueError: it was not; the message says what differs.
     """
     needs = f"{stage.name} cannot start from {parent}"
     if parent.suffix == ".pth":
@@ -122,28 +122,37 @@ def check_fits(parent: Location, stage: Stage, config: TrainConfig, data: Lineag
         return
     meta = read_meta(parent)
     if meta["crop_width"] != data.crop_width:
-        raise ValueError(f"{needs}: it was trained on crops {meta['crop_width']} px wide, the dataset's have "
-                         f"{data.crop_width}; build the dataset with --crop-width {meta['crop_width']}")  # fmt: skip
+        raise ValueError(
+            f"{needs}: it was trained on crops {meta['crop_width']} px wide, the dataset's have "
+            f"{data.crop_width}; build the dataset with --crop-width {meta['crop_width']}"
+        )
     name = "sync_feature" if meta["kind"] == "syncnet" else "audio_feature"
     wanted = getattr(config, name)
     if meta[name] != wanted:
-        raise ValueError(f"{needs}: it hears {meta[name]}, this run {wanted}; --set {name}={meta[name]}, or train anew")
+        raise ValueError(
+            f"{needs}: it was trained with the feature {meta[name]}, this run uses {wanted}; "
+            f"--set {name}={meta[name]}, or start without it"
+        )
     old, new = meta["features"].get(wanted, {}), data.features[wanted]
-    for key, what in (("dim", "numbers a frame"), ("model_sha256", "as the hash of its network")):
+    for key, what in (("dim", "numbers per frame"), ("model_sha256", "as the hash of its network")):
         if old.get(key) != new.get(key):
-            raise ValueError(f"{needs}: its {wanted} has {old.get(key)} {what}, the dataset's {new.get(key)}; "
-                             "build the dataset with the same features")  # fmt: skip
+            raise ValueError(
+                f"{needs}: its {wanted} has {old.get(key)} {what}, the dataset's {new.get(key)}; "
+                "build the dataset with the same features"
+            )
     if meta["kind"] == "gan":
         _check_shapes(meta["generator"], dataclasses.asdict(generator_config(config, new["dim"])), needs)
 
 
 def _check_old(file: Location, config: TrainConfig, data: Lineage, needs: str) -> None:
-    """An old file knows less of itself: not the crops, and of the sound only its name and size."""
+    """Check an old file, which states the name and size of its feature, but no crop width."""
     with local_copy(file) as local:
         generator, known = load_legacy_generator(local)
     if known["audio_feature"] != config.audio_feature:
-        raise ValueError(f"{needs}: it hears {known['audio_feature']}, this run {config.audio_feature}; "
-                         f"--set audio_feature={known['audio_feature']}")  # fmt: skip
+        raise ValueError(
+            f"{needs}: it was trained with the feature {known['audio_feature']}, this run uses {config.audio_feature}; "
+            f"--set audio_feature={known['audio_feature']}"
+        )
     dim = data.features[config.audio_feature]["dim"]
     _check_shapes(dataclasses.asdict(generator.config), dataclasses.asdict(generator_config(config, dim)), needs)
 
@@ -151,18 +160,18 @@ def _check_old(file: Location, config: TrainConfig, data: Lineage, needs: str) -
 def _check_shapes(old: dict[str, Any], new: dict[str, Any], needs: str) -> None:
     differs = [f"{key} {old[key]}, not {new[key]}" for key in new if key in old and old[key] != new[key]]
     if differs:
-        raise ValueError(f"{needs}: its generator has {', '.join(differs)}; --set the same, or train anew")
+        raise ValueError(f"{needs}: its generator has {', '.join(differs)}; --set the same, or start without it")
 
 
-def check_gates(run: Location, config: TrainConfig, running: RunOptions, before: Sequence[Stage]) -> None:
-    """The stages ahead of the first of `before` have passed the gates of their kind.
+def check_gates(run: Location, config: TrainConfig, options: RunOptions, before: Sequence[Stage]) -> None:
+    """Check that the stages ahead of the first of `before` have passed the gates for their kind.
 
     Raises:
-        GateError: names the stage and every figure that missed.
+        GateError: names the stage and every condition that does not hold.
     """
     if not before:
         return
-    wanted = [gates.parse_gate(text) for text in running.gates]
+    wanted = [gates.parse_gate(text) for text in options.gates]
     ahead = config.stages[: [stage.name for stage in config.stages].index(before[0].name)]
     for stage in ahead:
         last = CheckpointStore(run / stage.name).complete()[-1]

@@ -1,8 +1,8 @@
-"""When the sync loss may speak, and how loudly.
+"""How much the sync loss counts: a ramp at the start, and a bound throughout.
 
-A sync network that cannot tell right from wrong, or a generator whose mouths mean nothing to it yet, gives gradients
-that point anywhere; and a sync loss that outvotes all others draws whatever the sync network likes best. Either lets
-the loss of LawDNet 2024 oscillate.
+The gradient of a sync network that cannot tell right from wrong yet, or that sees mouths it can make nothing of yet,
+points anywhere; and a sync loss that outweighs all others produces whatever the sync network likes best. Both make the
+sync loss of LawDNet 2024 oscillate.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import math
 from typing import Any
 
 MEMORY = 10
-"""Steps that the means look back, and that it takes to trust those of the ramp."""
+"""Steps that the running means look back, and the fewest steps before the ramp trusts its means."""
 
 
 class SyncRamp:
-    """Factor of the sync loss: 0 until it may, then linearly to 1, and never back.
+    """Factor of the sync loss: 0 while it waits, then linearly to 1, and never back.
 
-    It may once the squared distance of the sync network's score from 1 (1 is chance for a cosine) is in the mean below
-    a threshold for true pairs, so the network is to be trusted, and for generated ones, as in Wav2Lip, which waits for
-    an evaluation loss of the generator below 0.75.
+    It waits until the squared distance of the sync network's score from 1 (1 is chance for a cosine) is in the mean
+    below a threshold for true pairs, so that the network can be trusted, and for generated ones, as in Wav2Lip, which
+    waits for an evaluation loss of the generator below 0.75.
 
     Args:
-        steps: from 0 to 1; 0: always 1, as LawDNet 2024.
+        steps: length of the ramp; 0: the factor is always 1, as in LawDNet 2024.
         below: the threshold.
     """
 
@@ -33,16 +33,16 @@ class SyncRamp:
 
     @property
     def factor(self) -> float:
-        """In [0, 1]."""
+        """The factor, in [0, 1]."""
         return min(1.0, self.taken / self.steps) if self.steps else 1.0
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it needs the losses of true and of generated pairs."""
+        """Whether the ramp has not begun, and needs the losses of true and of generated pairs."""
         return self.steps > 0 and self.taken == 0
 
-    def see(self, true: float, made: float) -> None:
-        """Takes the two losses of a step, over all ranks; they are ignored once it has begun."""
+    def update(self, true: float, made: float) -> None:
+        """Take the losses of a step on true and on generated pairs, over all ranks; ignored once the ramp has begun."""
         if not self.is_waiting:
             self.taken += 1
             return
@@ -64,14 +64,14 @@ class SyncRamp:
 
 
 class SyncBound:
-    """Factor of the sync loss that keeps it from outvoting the others, after EnCodec's loss balancer (Défossez et al.
+    """Factor of the sync loss that keeps it from outweighing the others, after EnCodec's loss balancer (Défossez et al.
     2022, arXiv 2210.13438).
 
-    Both sides are measured where they meet, by the norms of their gradients at the drawn picture. The factor follows
-    from the running means before a step, so that it is one for all batches and ranks of the step.
+    Both sides are measured by the norms of their gradients at the generated image. The factor follows from the running
+    means before a step, so that it is the same for all batches and ranks of the step.
 
     Args:
-        share: of the two norms' sum, the most that the sync loss may have, in (0, 1]; 1: no bound.
+        share: largest share of the sync loss in the sum of the two norms, in (0, 1]; 1: no bound.
     """
 
     def __init__(self, share: float) -> None:
@@ -80,18 +80,18 @@ class SyncBound:
         self.sync = self.rest = 0.0
 
     def factor(self, weight: float) -> float:
-        """In (0, 1]; 1 where the bound does not bind, where there are no others, and before anything has been seen.
+        """The factor, in (0, 1]; 1 if the bound does not bind, there are no other losses, or nothing was measured yet.
 
         Args:
-            weight: of the sync loss otherwise.
+            weight: weight of the sync loss without the bound.
         """
         wanted, allowed = (1 - self.share) * weight * math.sqrt(self.sync), self.share * math.sqrt(self.rest)
         return allowed / wanted if wanted > allowed > 0 else 1.0
 
-    def see(self, sync: float, rest: float) -> None:
-        """Takes the squared norms of a step: of the sync loss's pull without its weight, and of the others' together.
+    def update(self, sync: float, rest: float) -> None:
+        """Take the squared gradient norms of a step: of the sync loss without its weight, and of the others together.
 
-        What is not finite (a gradient scaler trying a scale) is passed over.
+        Values that are not finite (a gradient scaler trying a scale) are ignored.
         """
         if not math.isfinite(sync + rest):
             return

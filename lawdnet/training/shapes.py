@@ -1,4 +1,4 @@
-"""The shapes of a run's networks, and the picture that its sync network sees.
+"""The shapes of a run's networks, and the image that its sync network sees.
 
 Shape letters: B batch, N frames of a sample, H W crop, S side of the square.
 """
@@ -17,10 +17,10 @@ from lawdnet.training.stages import Stage
 
 
 def mouth_square(crop_BN3HW: Tensor, mouth_px: int, side: int) -> Tensor:
-    """The square handed to the sync network, frames stacked by channel: B × 3N × S × S.
+    """Cut out the square for the sync network, frames stacked by channel: B × 3N × S × S.
 
-    Shrunk with antialiasing, so that every pixel is seen and has a gradient: at a third, plain bilinear sampling looks
-    at one of nine.
+    It is resized with antialiasing, so that every pixel counts and has a gradient: at a third of the size, plain
+    bilinear sampling reads one pixel of nine.
     """
     rows, columns = mouth_box(mouth_px)
     square = crop_BN3HW[..., rows, columns].flatten(1, 2)
@@ -30,7 +30,7 @@ def mouth_square(crop_BN3HW: Tensor, mouth_px: int, side: int) -> Tensor:
 
 
 def generator_config(config: TrainConfig, audio_dim: int) -> GeneratorConfig:
-    """The generator of a run."""
+    """Shape of a run's generator."""
     return GeneratorConfig(
         audio_dim=audio_dim,
         base_channels=config.base_channels,
@@ -41,7 +41,7 @@ def generator_config(config: TrainConfig, audio_dim: int) -> GeneratorConfig:
 
 
 def discriminator_config(config: TrainConfig, stage: Stage, channels: int) -> DiscriminatorConfig:
-    """The discriminator of a stage; small crops leave room for three blocks only."""
+    """Shape of a stage's discriminator; small crops leave room for only three blocks."""
     return DiscriminatorConfig(
         in_channels=channels,
         blocks=3 if stage.mouth_px < 64 else 4,
@@ -51,5 +51,5 @@ def discriminator_config(config: TrainConfig, stage: Stage, channels: int) -> Di
 
 
 def syncnet_config(config: TrainConfig, stage: Stage, audio_dim: int) -> SyncNetConfig:
-    """The sync network of a run; it sees the mouth at the size of its own stage."""
+    """Shape of a run's sync network, which sees the mouth at the size of its own stage."""
     return SyncNetConfig(audio_dim=audio_dim, base_channels=config.sync_channels, face_px=stage.mouth_px, head="cosine")

@@ -1,4 +1,4 @@
-"""wandb and TensorBoard. Their packages are imported here and nowhere else, inside the class that uses them."""
+"""wandb and TensorBoard. Their packages are imported only here, inside the class that uses them."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 PROJECT = "lawdnet"
-"""Of wandb, unless WANDB_PROJECT names another."""
+"""Name of the wandb project unless WANDB_PROJECT names another."""
 RUN_ID = "wandb_id.txt"
-"""In the stage's folder: what lets a resumed stage go on in the same wandb run."""
+"""File in the stage's folder with the id of its wandb run, in which a resumed stage continues."""
 CONNECT_SECONDS = 20
-"""How long the start of a stage may wait for wandb before it goes on offline."""
+"""How long the start of a stage waits for wandb before it continues offline."""
 UPLOAD_SECONDS = 60
-"""How long the end of a stage may wait for wandb's last uploads; what is missing stays on disk."""
-PLACES = ("time", "kind", "epoch", "step")
-"""Keys of a row that say where a number belongs."""
+"""How long the end of a stage waits for wandb's last uploads; what is missing stays on disk."""
+NOT_METRICS = ("time", "kind", "epoch", "step")
+"""Keys of a row that are not metrics."""
 
 
 class Tracker(Protocol):
-    """Something that is shown rows and finished pictures."""
+    """Takes rows and finished sheets of images."""
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """A row, with the steps since the stage began."""
+        """Log a row; `step` counts from the start of the stage."""
         ...
 
-    def picture(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
-        """uint8 RGB after so many complete epochs."""
+    def image(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
+        """Log a sheet (uint8 RGB) after so many complete epochs."""
         ...
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Finish; nothing is logged afterwards."""
         ...
 
 
 class StepCount:
-    """Counts steps through a whole stage out of rows that count them within an epoch, however long each epoch was.
+    """Counts steps through a whole stage from rows that count them within an epoch, however long each epoch is.
 
     Args:
-        rows: that were written before, by the same stage.
+        rows: the rows that the stage has already written.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -60,7 +60,7 @@ class StepCount:
             self.of(row)
 
     def of(self, row: Mapping[str, Any]) -> int:
-        """Steps since the stage began, from 0; a row without a step belongs to the last one of its complete epochs."""
+        """Steps since the stage began, from 0; a row without a step belongs to the last step of its complete epochs."""
         epoch, step = row.get("epoch"), row.get("step")
         if not isinstance(epoch, int | float):
             return max(0, sum(self._steps.values()) - 1)
@@ -74,20 +74,20 @@ class StepCount:
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """KIND/NAME → value."""
     kind = row.get("kind", "step")
-    numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name not in PLACES}
+    numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name not in NOT_METRICS}
     return {f"{kind}/{name}": float(value) for name, value in numbers.items()}
 
 
 class WandbLogger:
-    """A wandb run per stage, grouped by run; online where there is a key, otherwise a folder for `wandb sync`.
+    """A wandb run per stage, grouped by run; online if there is a key, otherwise a folder for `wandb sync`.
 
-    Steps are drawn over `global_step`, what comes per epoch over `epoch`. A stage that is resumed goes on in its run.
-    Nothing here waits for the network but the start and the end of a stage, and these not for long.
+    Steps are plotted over `global_step`, metrics of an epoch over `epoch`. A resumed stage continues its wandb run.
+    Only the start and the end of a stage wait for the network, and only briefly.
 
     Args:
-        folder: of the stage; gets wandb/ and the id of the run.
+        folder: folder of the stage; gets wandb/ and the id of the run.
         about: configuration and lineage, as plain values.
-        run_name: GROUP/NAME, a run of ours and its stage.
+        run_name: RUN/STAGE; the run is wandb's group.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any], run_name: str) -> None:
@@ -117,37 +117,37 @@ class WandbLogger:
         }
         try:
             self._run = wandb.init(**options)
-        except wandb.Error as error:  # no network, a wrong key, a full disk at the other end
+        except wandb.Error as error:  # no network, a wrong key, a full disk on the server
             if options["mode"] != "online":
                 raise
             log.warning("wandb: no connection (%s); writing to %s for `wandb sync`", _line(error), folder / "wandb")
-            wandb.teardown()  # its service still holds the run's id
+            wandb.teardown()  # its service still holds the id of the run
             self._run = wandb.init(**options | {"mode": "offline"})
         self._run.define_metric("step/*", step_metric="global_step")
         for kind in ("epoch", "validation", "pictures"):
             self._run.define_metric(f"{kind}/*", step_metric="epoch")
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Numbers as KIND/NAME; an alarm also as wandb's own alert."""
+        """Log numbers as KIND/NAME, and an alarm also as a wandb alert."""
         if row.get("kind") == "alarm":
             self._run.alert(title=f"{self._run.name}: alarm", text=str(row.get("text", "")))
         numbers = _numbers(row)
         if not numbers or row.get("kind") == "start":
             return
-        place = {"global_step": step} if "step" in row else {"epoch": row.get("epoch", 0)}
-        self._run.log({**place, **numbers})
+        position = {"global_step": step} if "step" in row else {"epoch": row.get("epoch", 0)}
+        self._run.log({**position, **numbers})
 
-    def picture(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
-        """One image per epoch, under one name, so that wandb shows a slider."""
+    def image(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
+        """Log one image per epoch under one name, so that wandb shows a slider."""
         self._run.log({"epoch": epoch, "pictures/samples": self._wandb.Image(sheet_HW3, caption=f"epoch {epoch}")})
 
     def close(self) -> None:
-        """Waits for the last uploads, but not for ever."""
+        """Finish the run; waits for the last uploads, but not forever."""
         self._run.finish()
 
 
 def wandb_mode() -> str:
-    """What WANDB_MODE says, else online where wandb finds a key (WANDB_API_KEY or ~/.netrc), else offline."""
+    """The value of WANDB_MODE, else online if wandb finds a key (WANDB_API_KEY or ~/.netrc), else offline."""
     if mode := os.environ.get("WANDB_MODE"):
         return mode
     return "online" if os.environ.get("WANDB_API_KEY") or _in_netrc() else "offline"
@@ -163,7 +163,7 @@ def _in_netrc() -> bool:
 
 
 def _kept_id(path: Path) -> str:
-    """The id in the file, which is made where there is none."""
+    """The id in the file, which is created if it does not exist."""
     if not path.exists() or not path.read_text(encoding="utf8").strip():
         path.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf8")
     return path.read_text(encoding="utf8").strip()
@@ -174,10 +174,10 @@ def _line(error: Exception) -> str:
 
 
 class TensorBoardLogger:
-    """Event files in STAGE/tensorboard, over the steps since the stage began; what a resumed stage repeats is replaced.
+    """Event files in STAGE/tensorboard over the steps since the stage began; steps that are repeated are replaced.
 
     Args:
-        folder: of the stage.
+        folder: folder of the stage.
         about: configuration and lineage, as plain values; shown as text.
     """
 
@@ -186,9 +186,9 @@ class TensorBoardLogger:
         self._writer: Any = None
 
     def _at(self, step: int) -> Any:
-        """The writer, which forgets what an earlier one wrote at and after the step that this one begins with."""
+        """The writer; TensorBoard drops what earlier writers wrote at or after its first step."""
         if self._writer is None:
-            # TensorBoard's own switch: without it, it imports TensorFlow where there is one (14 s and 1 GB)
+            # TensorBoard's own switch: without it, it imports TensorFlow if that is installed (14 s and 1 GB)
             sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
             from torch.utils.tensorboard import SummaryWriter
 
@@ -199,20 +199,20 @@ class TensorBoardLogger:
         return self._writer
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Numbers as KIND/NAME, alarms as text."""
+        """Log numbers as KIND/NAME, alarms as text."""
         if row.get("kind") == "start":
-            return  # what follows says from which step on this writer counts
+            return  # the next row tells this writer's first step
         if row.get("kind") == "alarm":
             self._at(step).add_text("alarm", str(row.get("text", "")), step)
         for name, value in _numbers(row).items():
             if math.isfinite(value):
                 self._at(step).add_scalar(name, value, step)
 
-    def picture(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
-        """Under one name, so that TensorBoard shows a slider."""
+    def image(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
+        """Log sheets under one name, so that TensorBoard shows a slider."""
         self._at(step).add_image("samples", sheet_HW3, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Writes what is still in memory."""
+        """Write what is still in memory."""
         if self._writer:
             self._writer.close()

@@ -1,18 +1,24 @@
-"""How many workers train, and why it does not matter to what is learnt.
+"""The number of workers, and why it does not change what is learnt.
 
-An optimiser step takes a batch (or `accumulate` in a row) from each of a fixed number of *lanes*. A lane is a stream of
-batches of its own, as a worker's would be, and belongs to no worker: those that are there at the moment share the lanes
-evenly. So the global batch, the learning rate and the order of the data are the same for every number of workers, a
-stage can change workers in the middle of an epoch without losing its place, and only the rounding of sums tells runs
-apart. (The idea: EasyScale, Li et al. 2022, arXiv 2208.14228.) Where workers cannot share evenly, as three of them four
-lanes, the largest number that can do the work, and the rest repeat theirs without weight until the number changes.
+An optimiser step takes a fixed number of micro-batches from each of a fixed number of *virtual ranks*. A virtual rank
+is a stream of batches that belongs to no worker: the workers there are at the moment share the virtual ranks evenly. So
+the global batch, the learning rate and the order of the data are the same for every number of workers, a stage can gain
+or lose workers in the middle of an epoch and keep its position, and runs differ only by the rounding of sums. (The idea
+is EasyScale's, Li et al. 2022, arXiv 2208.14228.) If the workers cannot share evenly, such as three workers and four
+virtual ranks, the largest number that can does the work; the others repeat a share with weight 0 until the number
+changes.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
+
+from lawdnet.training.position import Position
 from lawdnet.training.stages import Stage, micro_batches
 
 
@@ -20,7 +26,7 @@ from lawdnet.training.stages import Stage, micro_batches
 class Workers:
     """How many processes train together: a fixed number, or as many as there is room for between two bounds.
 
-    None at all (0) trains in the calling process, without Ray.
+    0 trains in the calling process, without Ray.
     """
 
     least: int
@@ -28,14 +34,16 @@ class Workers:
 
     def __post_init__(self) -> None:
         if not 0 <= self.least <= self.most or (self.least == 0 < self.most):
-            raise ValueError(f"workers: {self.least}:{self.most} is no range; write N, or MIN:MAX with 1 ≤ MIN ≤ MAX")
+            raise ValueError(
+                f"workers: {self.least}:{self.most} is not a range; write N, or MIN:MAX with 1 ≤ MIN ≤ MAX"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Workers:
-        """From `4` or `1:4`.
+        """Read `4` or `1:4`.
 
         Raises:
-            ValueError: it is neither.
+            ValueError: the text is neither.
         """
         if not re.fullmatch(r"\d+(:\d+)?", text):
             raise ValueError(f"workers: {text!r} is neither N nor MIN:MAX")
@@ -47,36 +55,77 @@ class Workers:
         """Whether the number may change while a stage trains."""
         return self.least < self.most
 
-    def at_most(self, lanes: int) -> Workers:
-        """No more than have something to do."""
-        return Workers(min(self.least, lanes), min(self.most, lanes))
+    def at_most(self, virtual_ranks: int) -> Workers:
+        """Return the same bounds, lowered so that every worker has a virtual rank."""
+        return Workers(min(self.least, virtual_ranks), min(self.most, virtual_ranks))
 
 
-def count_lanes(stage: Stage, workers: Workers) -> int:
-    """Lanes of a stage, which it keeps from its first step to its last: one for each of the largest number of workers,
-    or where `global_batch` is set as many as come closest to it."""
+def count_virtual_ranks(stage: Stage, workers: Workers) -> int:
+    """Number of virtual ranks of a stage, which it keeps from its first step to its last.
+
+    There is one for each of the largest number of workers; with `global_batch`, as many as come closest to it.
+    """
     return micro_batches(stage, 1) if stage.global_batch else max(1, workers.most)
 
 
-def in_a_row(stage: Stage) -> int:
-    """Batches that an optimiser step takes of each lane."""
+def micro_batches_per_rank(stage: Stage) -> int:
+    """Number of micro-batches that an optimiser step takes from each virtual rank."""
     return 1 if stage.global_batch else stage.accumulate
 
 
 @dataclass(frozen=True)
-class Seat:
-    """What one worker does of the work."""
+class Share:
+    """The virtual ranks that one worker computes."""
 
     index: int
-    """Among the working ones; a spare worker repeats what the one with its index does."""
-    seats: int
-    lanes: range
-    share: float
-    """Of its gradient in the mean over all lanes; 0 for a spare worker."""
+    """A spare worker repeats the share of the working one with this index."""
+    shares: int
+    """Number of different shares, which is the number of working workers."""
+    ranks: range
+    weight: float
+    """Weight of the worker's gradient in the mean over all virtual ranks; 0 for a spare worker."""
 
 
-def take_seat(rank: int, world: int, lanes: int) -> Seat:
-    """The seat of one of `world` workers: as many as possible have lanes, all of them as many."""
-    seats = max(n for n in range(1, min(world, lanes) + 1) if lanes % n == 0)
-    index = rank % seats
-    return Seat(index, seats, range(index, lanes, seats), 1 / seats if rank < seats else 0.0)
+def share_of(rank: int, world: int, virtual_ranks: int) -> Share:
+    """The share of one of `world` workers; as many workers as possible have one, and all shares are of one size."""
+    shares = max(n for n in range(1, min(world, virtual_ranks) + 1) if virtual_ranks % n == 0)
+    index = rank % shares
+    return Share(index, shares, range(index, virtual_ranks, shares), 1 / shares if rank < shares else 0.0)
+
+
+def steps_per_epoch(batches_per_rank: int, accumulate: int) -> int:
+    """Number of optimiser steps in an epoch of so many batches per virtual rank; the last step may be short."""
+    return -(-batches_per_rank // accumulate)
+
+
+def group_by_step(
+    batches: Iterator[dict[str, np.ndarray]],
+    *,
+    start: Position,
+    epochs: int,
+    batches_per_rank: int,
+    accumulate: int,
+    ranks: int = 1,
+) -> Iterator[list[dict[str, np.ndarray]]]:
+    """Yield the micro-batches of each optimiser step from `start` to the end of `epochs`.
+
+    Args:
+        batches: of all virtual ranks of a share, which take turns, each batch with its `epoch` and `index`.
+        batches_per_rank: number of batches of each virtual rank in an epoch.
+        accumulate: micro-batches that a step takes from each virtual rank; an epoch's last step takes what is left.
+        ranks: number of virtual ranks.
+
+    Yields:
+        The batches as they are, with `step` in place of `index`.
+    """
+    for epoch in range(start.epoch, epochs):
+        first = start.step if epoch == start.epoch else 0
+        for step in range(first, steps_per_epoch(batches_per_rank, accumulate)):
+            count = min(accumulate, batches_per_rank - step * accumulate)
+            yield [_at(batch, Position(epoch, step), accumulate) for batch in islice(batches, count * ranks)]
+
+
+def _at(batch: dict[str, np.ndarray], position: Position, accumulate: int) -> dict[str, np.ndarray]:
+    index = int(batch["index"])
+    assert Position(int(batch["epoch"]), index // accumulate) == position, "the data lost its position"
+    return {name: value for name, value in batch.items() if name != "index"} | {"step": np.array(position.step)}

@@ -8,7 +8,7 @@ more features, other rules or another split the same folder is completed: no fra
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lawdnet.data.transfer import refuse_inside
 from lawdnet.landmarks.base import prepare_landmarks
 from lawdnet.storage import Location, read_json, write_json
 from lawdnet.tasks import lock
-from lawdnet.tasks.inputs import list_inputs
+from lawdnet.tasks.inputs import InputFile, list_inputs
 from lawdnet.tasks.task import STALL_SECONDS, OnProgress
 from pipelines.build.plan import Plan
 from pipelines.build.task import BuildJob, VideoTask, extractors_of, feature_marks, source_of
@@ -62,31 +62,15 @@ def build(
     refuse_inside(root, [source])
     inputs = list_inputs(source)
     config = _with_stored(source, root, config)
-    weights = str(weights_dir) if weights_dir else None
-    extractors = extractors_of(config, weights)
-    marks = feature_marks(config, extractors)
-    have_csv = [bool(file.csv_fingerprint) for file in inputs]
-    finds_faces = prepare_landmarks(config.landmarks, have_csv, lambda name: source_of(config, name, weights))
-    sync_mark = _check_sync(sync, config, marks)
-    records = read_records(root)
-    _check_rules(config, bool(sync_mark) or any(record.sync for record in records.values()))
-    plan = Plan(
-        inputs=inputs,
-        records=records,
-        files={path.name for path in (root / SEGMENTS).glob("*.parquet")},
-        marks=marks,
-        sync_mark=sync_mark,
-        finds_faces=finds_faces,
-    )
-    plan.check_gone(root)
     job = BuildJob(
         root=str(root),
         stall_seconds=stall_seconds,
         config=config,
-        weights_dir=weights,
+        weights_dir=str(weights_dir) if weights_dir else None,
         sync=str(sync) if sync else None,
-        sync_mark=sync_mark,
     )
+    extractors = extractors_of(config, job.weights_dir)
+    job, plan = _plan(inputs, root, job, feature_marks(config, extractors))
     with lock.held(root / BUILD / lock.DRIVER):
         _claim(source, root, config)
         complete(
@@ -101,6 +85,32 @@ def build(
             execute=execute,
         )
         return finalize(root, config, _described(extractors, config), str(source))
+
+
+def _plan(
+    inputs: Sequence[InputFile], root: Location, job: BuildJob, marks: Mapping[str, str]
+) -> tuple[BuildJob, Plan]:
+    """Check everything that can be checked before the work, and say what the work is.
+
+    Raises:
+        ValueError: as `build`.
+    """
+    config = job.config
+    have_csv = [bool(file.csv_fingerprint) for file in inputs]
+    finds_faces = prepare_landmarks(config.landmarks, have_csv, lambda name: source_of(config, name, job.weights_dir))
+    job = dataclasses.replace(job, sync_mark=_check_sync(job.sync, config, marks))
+    records = read_records(root)
+    _check_rules(config, bool(job.sync_mark) or any(record.sync for record in records.values()))
+    plan = Plan(
+        inputs=inputs,
+        records=records,
+        files={path.name for path in (root / SEGMENTS).glob("*.parquet")},
+        marks=marks,
+        sync_mark=job.sync_mark,
+        finds_faces=finds_faces,
+    )
+    plan.check_gone(root)
+    return job, plan
 
 
 def _described(extractors: Mapping[str, AudioExtractor], config: BuildConfig) -> dict[str, dict[str, Any]]:
@@ -155,7 +165,7 @@ def _name(source: Location) -> str:
     return str(source.resolve()) if isinstance(source, Path) else str(source)
 
 
-def _check_sync(sync: Path | None, config: BuildConfig, marks: Mapping[str, str]) -> str | None:
+def _check_sync(sync: str | None, config: BuildConfig, marks: Mapping[str, str]) -> str | None:
     """Hash of what sync scores depend on: the network, and the rows of the feature that it hears.
 
     Raises:
@@ -167,7 +177,7 @@ def _check_sync(sync: Path | None, config: BuildConfig, marks: Mapping[str, str]
         return None
     from lawdnet.evaluation.sync import SyncScorer  # brings torch, which builds without it do not need
 
-    scorer = SyncScorer(sync)
+    scorer = SyncScorer(Path(sync))
     if scorer.feature and scorer.feature not in config.features:
         stored = ", ".join(config.features)
         raise ValueError(f"{sync}: hears {scorer.feature}, which is not among the features {stored}; add it")

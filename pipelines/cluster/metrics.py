@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.metrics import Counter, Gauge
 
 from lawdnet.data.records import VideoRecord
 from lawdnet.data.segments import Tally
-from lawdnet.training.gates import MEASURES
+from lawdnet.training.gates import VALIDATION_METRICS
 
 if TYPE_CHECKING:
+    from lawdnet.training.speed import StepTime  # brings torch, which builds do not need
     from pipelines.render.pairs import PairRecord
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -122,40 +120,15 @@ def noted(row: Mapping[str, Any], *, run: str, stage: str) -> None:
         record("lawdnet_train_workers", row["workers"], **where)
         record("lawdnet_train_skipped_steps_total", row.get("skipped", 0), **where)
     elif kind == "validation":
-        for name in row.keys() & MEASURES.keys():
+        for name in row.keys() & VALIDATION_METRICS.keys():
             record("lawdnet_train_validation", row[name], **where, measure=name)
     elif kind in ("alarm", "resume"):
         record(f"lawdnet_train_{kind}s_total", **where)
 
 
-@dataclass
-class StepClock:
-    """What the steps of a worker take, seen from the batches that it asks for."""
-
-    labels: Mapping[str, str]
-    _given: float | None = field(default=None, init=False)
-    """When the batch under work was handed over."""
-
-    def batches(self, stream: Iterator[T]) -> Iterator[T]:
-        """The same batches; whoever asks for one has done with the one before."""
-        while True:
-            self.pause()
-            asked = time.perf_counter()
-            try:
-                batch = next(stream)
-            except StopIteration:
-                return
-            self._given = time.perf_counter()
-            record("lawdnet_train_data_wait_seconds_total", self._given - asked, **self.labels)
-            yield batch
-
-    def pause(self) -> None:
-        """What comes now, until the next batch is asked for, is no part of a step."""
-        if self._given is not None:
-            record("lawdnet_train_step_seconds_total", time.perf_counter() - self._given, **self.labels)
-        self._given = None
-
-    def count(self, samples: int, *, ends_step: bool) -> None:
-        """A batch, and whether a step ends with it."""
-        record("lawdnet_train_samples_total", samples, **self.labels)
-        record("lawdnet_train_steps_total", float(ends_step), **self.labels)
+def stepped(step: StepTime, *, labels: Mapping[str, str]) -> None:
+    """Count an optimiser step of a worker; the labels are `run`, `stage` and `rank`."""
+    record("lawdnet_train_steps_total", **labels)
+    record("lawdnet_train_samples_total", step.samples, **labels)
+    record("lawdnet_train_step_seconds_total", step.computed, **labels)
+    record("lawdnet_train_data_wait_seconds_total", step.waited, **labels)

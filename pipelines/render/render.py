@@ -80,19 +80,11 @@ def render(
         weights_dir=str(weights_dir) if weights_dir else None,
         device="cuda" if gpu else "cpu",
     )
-    store = pair_records(root)
     with lock.held(root / RECORDS / lock.DRIVER):
-        found = store.read_many(pair.key for pair in pairs)
+        store = pair_records(root)
+        valid = _valid(root, pairs, store.read_many(pair.key for pair in pairs))
         done = complete(
-            RenderTask,
-            job,
-            pairs,
-            store,
-            _valid(root, pairs, found),
-            name="render",
-            gpu=gpu,
-            on_progress=on_progress,
-            execute=execute,
+            RenderTask, job, pairs, store, valid, name="render", gpu=gpu, on_progress=on_progress, execute=execute
         )
         records = [done[pair.key] for pair in pairs]
         columns = [record.columns() for record in records]

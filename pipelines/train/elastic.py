@@ -1,4 +1,4 @@
-"""Ray Train and torch.distributed as the virtual ranks of a stage need them; see `lawdnet.training.virtual_ranks`."""
+"""Ray Train and torch.distributed as a stage's virtual ranks need them; see `lawdnet.training.virtual_ranks`."""
 
 from __future__ import annotations
 
@@ -14,52 +14,54 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from lawdnet.training.collectives import Collectives, find_collectives
-from lawdnet.training.virtual_ranks import Seat, Workers
+from lawdnet.training.virtual_ranks import Share, Workers
 from pipelines.cluster.resources import PREPROCESS, away_from
 
 RESIZE_SECONDS = 30.0
-"""Between two looks at whether the cluster has room for more workers; taking them in costs a restart of all."""
+"""Interval at which Ray looks for room for more workers; taking them in restarts all workers."""
 
 
 def scaling(workers: Workers, *, gpu: bool) -> ScalingConfig:
-    """What Ray Train is asked for."""
-    share = {"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": 1.0}
+    """What to ask of Ray Train."""
     number: Any = (workers.least, workers.most) if workers.is_elastic else workers.most
     return ScalingConfig(
-        num_workers=number, use_gpu=gpu, resources_per_worker=share, label_selector=away_from(PREPROCESS),
+        num_workers=number,
+        use_gpu=gpu,
+        resources_per_worker={"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": 1.0},
+        label_selector=away_from(PREPROCESS),
         elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """`wrap` for the training steps: gradients are the mean over all lanes, whoever computed them."""
+    """`wrap` for the training steps: gradients are the mean over all virtual ranks, whoever computed them."""
 
-    seat: Seat
+    share: Share
 
     def __call__(self, network: nn.Module) -> nn.Module:
         wrapped: nn.Module = prepare_model(network, move_to_device=False)
         if isinstance(wrapped, DistributedDataParallel):
             # torch compares a hook's annotations as objects, and ours are strings
-            wrapped.register_comm_hook(self.seat.share, lambda share, bucket: _weighted_sum(share, bucket))
+            wrapped.register_comm_hook(self.share.weight, lambda weight, bucket: _weighted_sum(weight, bucket))
         return wrapped
 
 
-def _weighted_sum(share: float, bucket: dist.GradBucket) -> Future[Tensor]:
-    """Each worker brings the mean over its own lanes."""
-    total = dist.all_reduce(bucket.buffer().mul_(share), async_op=True)
+def _weighted_sum(weight: float, bucket: dist.GradBucket) -> Future[Tensor]:
+    """Sum over the workers, each of which brings the mean over its own virtual ranks."""
+    total = dist.all_reduce(bucket.buffer().mul_(weight), async_op=True)
     assert total is not None
     return total.get_future().then(lambda done: done.value()[0])
 
 
-def find_shared_collectives(device: torch.device, seat: Seat) -> Collectives:
-    """The other workers as a training step sees them: without spare ones."""
-    peers = find_collectives(device)
-    return replace(peers, rank=seat.index, world=seat.seats, gather=lambda rows: peers.gather(rows)[: seat.seats])
+def find_shared_collectives(device: torch.device, share: Share) -> Collectives:
+    """The collectives of a training step, which leave out spare workers."""
+    found = find_collectives(device)
+    return replace(found, rank=share.index, world=share.shares, gather=lambda rows: found.gather(rows)[: share.shares])
 
 
 def gather(value: Any) -> list[Any]:
-    """What each worker brings, by rank, for small things; all of them call it together."""
+    """A small value of each worker, by rank; all workers call it together."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()

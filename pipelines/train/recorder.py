@@ -1,4 +1,4 @@
-"""What the first worker writes down beside checkpoints: figures, pictures, alarms, and how far it has come."""
+"""What the first worker writes beside checkpoints: metrics, images, alarms, and how far training has come."""
 
 from __future__ import annotations
 
@@ -8,54 +8,57 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lawdnet.storage import Location, is_remote
+from lawdnet.storage import Location
 from lawdnet.training.loggers import MetricLogger, make_loggers
+from lawdnet.training.position import Position
 
 log = logging.getLogger(__name__)
 
-PLACE = ".place"
+BEGUN = ".place"
+"""File with the position of the step that was begun last."""
 
 
 class StageRecorder:
-    """The folder of a stage as loggers see it: on this machine, and brought to the run's own where that is remote."""
+    """The folder of a stage as loggers see it: on this machine, and uploaded if the run lies in an object store."""
 
     def __init__(self, folder: Location) -> None:
-        self.remote = folder if is_remote(folder) else None
-        self._scratch = tempfile.TemporaryDirectory(prefix="lawdnet-") if is_remote(folder) else None
+        self.remote = None if isinstance(folder, Path) else folder
+        self._scratch = tempfile.TemporaryDirectory(prefix="lawdnet-") if self.remote else None
         self.folder = Path(self._scratch.name) if self._scratch else Path(str(folder))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sent: dict[str, tuple[int, int]] = {}
         self._pull()
-        self._place = (self.folder / PLACE).open("r+b" if (self.folder / PLACE).exists() else "w+b", buffering=0)
+        begun = self.folder / BEGUN
+        self._begun = begun.open("r+b" if begun.exists() else "w+b", buffering=0)
         self.logger: MetricLogger | None = None
 
     def open(
         self, names: tuple[str, ...], *, config: Mapping[str, Any], lineage: Mapping[str, Any], run_name: str
     ) -> None:
-        """Begins to log."""
+        """Start the loggers."""
         self.logger = make_loggers(names, self.folder, config=config, lineage=lineage, run_name=run_name)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """One row."""
+        """Log one row."""
         assert self.logger is not None
         self.logger.log(row)
 
-    def begin_step(self, epoch: int, step: int) -> None:
-        """Remembers, for whoever comes after a crash, that this step was begun."""
-        self._place.seek(0)
-        self._place.write(b"%08d %08d" % (epoch, step))
+    def begin_step(self, position: Position) -> None:
+        """Record that this step was begun, for the worker that resumes after a crash."""
+        self._begun.seek(0)
+        self._begun.write(b"%08d %08d" % (position.epoch, position.step))
 
-    def begun(self) -> tuple[int, int] | None:
-        """Epoch and step that were begun last, by this worker or one before it; None where that is not known."""
-        self._place.seek(0)
+    def begun(self) -> Position | None:
+        """The step that this worker or an earlier one began last; None if unknown."""
+        self._begun.seek(0)
         try:
-            epoch, step = self._place.read().split()
+            epoch, step = self._begun.read().split()
         except ValueError:
             return None
-        return int(epoch), int(step)
+        return Position(int(epoch), int(step))
 
     def push(self) -> None:
-        """Brings what is new to the run's own folder. A failure is a warning: the next time takes it along."""
+        """Upload what is new. A failure is a warning, and the next call tries again."""
         if self.remote is None:
             return
         for file in sorted(self.folder.rglob("*")):
@@ -71,7 +74,7 @@ class StageRecorder:
             self._sent[name] = mark
 
     def _pull(self) -> None:
-        """The files of workers before, so that lines are added to theirs."""
+        """Download the files of earlier workers, so that new lines are appended to them."""
         if self.remote is None or not self.remote.exists():
             return
         for file in self.remote.iterdir():
@@ -79,10 +82,10 @@ class StageRecorder:
                 self.remote.fs.get_file(file.path, str(self.folder / file.name))
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Close the loggers and upload what is left."""
         if self.logger:
             self.logger.close()
-        self._place.close()
+        self._begun.close()
         self.push()
         if self._scratch:
             self._scratch.cleanup()

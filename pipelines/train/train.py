@@ -1,7 +1,7 @@
-"""Stages on Ray Train: one trainer per stage, each of which goes on where the stage was left.
+"""Stages on Ray Train: one trainer per stage, which resumes where the stage stopped.
 
-RUN/run.json holds what was asked for; RUN/STAGE/ holds checkpoints, metrics.jsonl and samples/. RUN is a folder that
-all machines share, or lies in an object store.
+RUN/run.json holds the settings; RUN/STAGE/ holds checkpoints, metrics.jsonl and samples/. RUN is a folder that all
+machines share, or lies in an object store.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from lawdnet.training.checkpoint_store import CheckpointStore
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.loggers import METRICS, SAMPLES
 from lawdnet.training.options import RunOptions
-from lawdnet.training.stages import NAMES, Stage
+from lawdnet.training.stages import Stage
 from lawdnet.training.tail import Tail
-from lawdnet.training.virtual_ranks import Workers, count_lanes
+from lawdnet.training.virtual_ranks import Workers, count_virtual_ranks
 from pipelines.cluster import resources
 from pipelines.train.elastic import scaling
 from pipelines.train.worker import STOPPED, Job, work
@@ -43,114 +43,151 @@ __all__ = ["METRICS", "SAMPLES", "RunOptions", "Workers", "lineage", "train"]
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-"""Restarts without a new checkpoint in between, before a stage is given up."""
+"""Restarts without a new checkpoint in between, after which a stage fails."""
+FORMAT = 2
+"""Version of run.json; since 2, checkpoints and logs count optimiser steps."""
 DRIVER = ".driver"
-"""Mark of the training that is at work; see `lawdnet.tasks.lock`."""
+"""Lock of the driver that is training; see `lawdnet.tasks.lock`."""
 START_SECONDS = "20"
-"""How long elastic training waits for as many workers as it was promised, before it starts with fewer."""
+"""How long elastic training waits for the largest number of workers before it starts with fewer."""
 OnEpoch = Callable[[Stage, dict[str, Any]], None]
-"""Called in the driver with every epoch's mean metrics as they appear."""
+"""Called in the driver with the mean metrics of every epoch as they appear."""
 
 
 def train(
-    dataset: Dataset, run: str | Location, config: TrainConfig, running: RunOptions | None = None, *,
+    dataset: Dataset,
+    run: str | Location,
+    config: TrainConfig,
+    options: RunOptions | None = None,
+    *,
     on_epoch: OnEpoch | None = None,
-) -> Location:  # fmt: skip
-    """Trains every stage that is not finished yet, each from the one it names; returns the run.
+) -> Location:
+    """Train every stage that is not finished yet, each from its parent; returns the run.
 
     Raises:
-        ValueError: a parent stage is missing or does not fit, the dataset lacks a feature or a training split, or the
-            run belongs to other settings, or another driver is working on it.
-        GateError: a stage has not passed the gates that the next one waits behind.
+        ValueError: a parent stage is missing or does not fit, the dataset lacks a feature or a training split, the run
+            belongs to other settings or to older code, or another driver is training it.
+        GateError: a stage has not passed the gates that the next one waits for.
     """
-    run, running = locate(run), running or RunOptions()
-    if isinstance(run, Path) and isinstance(dataset.root, Path) and run.resolve().is_relative_to(
-            dataset.root.resolve()):  # fmt: skip
+    run = locate(run)
+    options = options or RunOptions()
+    if _is_inside(run, dataset.root):
         raise ValueError(f"{run}: lies inside the dataset; choose another --out")
-    workers = running.workers
+    workers = options.workers
     check_workers(workers)
     if not dataset.segments("train"):
         raise ValueError(f"{dataset.root}: no training segments; `lawdnet inspect` shows what was rejected and why")
     for name in (config.audio_feature, config.sync_feature):
         dataset.feature_dim(name)
     config = preflight.with_perceptual(config)
+    _read_run(run)
     todo = [stage for stage in config.stages if preflight.epochs_done(run / stage.name) < stage.epochs]
-    preflight.check_chain(run, config, todo, lineage(dataset), running.init)
+    preflight.check_chain(run, config, todo, lineage(dataset), options.init)
     with lock.held(run / DRIVER):
-        lanes = _claim(run, dataset, config, running)
-        preflight.check_gates(run, config, running, before=todo[:1])
+        virtual_ranks = _claim(run, dataset, config, options)
+        preflight.check_gates(run, config, options, before=todo[:1])
         if todo:
             with resources.cluster(workers.most + 1) if workers.most else nullcontext():
                 for stage in todo:
-                    preflight.check_gates(run, config, running, before=[stage])
-                    _train_stage(stage, dataset, run, config, running, lanes[stage.name], on_epoch)
+                    preflight.check_gates(run, config, options, before=[stage])
+                    _train_stage(stage, dataset, run, config, options, virtual_ranks[stage.name], on_epoch)
     return run
 
 
+def _is_inside(run: Location, folder: Location) -> bool:
+    return isinstance(run, Path) and isinstance(folder, Path) and run.resolve().is_relative_to(folder.resolve())
+
+
 def check_workers(workers: Workers) -> None:
-    """There is room for them.
+    """Check that there is room for the workers.
 
     Raises:
-        ValueError: this machine alone is to do the work, and has too few CPUs.
+        ValueError: there is no cluster, and this machine has too few CPUs.
     """
     if not resources.can_grow() and workers.least > (os.cpu_count() or 1):
-        raise ValueError(f"--workers {workers.least}: this machine has {os.cpu_count()} CPUs; name a cluster: "
-                         "lawdnet --address http://HEAD:8265 …")  # fmt: skip
+        raise ValueError(
+            f"--workers {workers.least}: this machine has {os.cpu_count()} CPUs; name a cluster: "
+            "lawdnet --address http://HEAD:8265 …"
+        )
 
 
-FREE = ("precision", "channels_last", "compile", "share_every", "max_skipped", "plateau_steps", "sample_every",
-        "perceptual_weights", "preset", "stages")  # fmt: skip
-"""Settings that may change while a run goes on; of a stage, the number of its epochs."""
+FREE = (
+    "precision",
+    "channels_last",
+    "compile",
+    "share_every",
+    "max_skipped",
+    "plateau_steps",
+    "sample_every",
+    "perceptual_weights",
+    "stages",
+)
+"""Settings that may change when a run is resumed; the number of epochs of a stage may change too."""
 
 
-def _claim(run: Location, dataset: Dataset, config: TrainConfig, running: RunOptions) -> dict[str, int]:
-    """A run belongs to one dataset, one set of networks, and the rows of the stages it has begun.
+def _claim(run: Location, dataset: Dataset, config: TrainConfig, options: RunOptions) -> dict[str, int]:
+    """Write run.json, unless the run belongs to another dataset or to other settings.
 
     Returns:
-        the lanes of each stage, which it keeps once it has begun.
+        The number of virtual ranks of each stage, which a stage keeps once it has begun.
+
+    Raises:
+        ValueError: the dataset, the networks, or the rows of stages that have begun are not those of the run.
     """
-    lanes = {stage.name: count_lanes(stage, running.workers) for stage in config.stages}
+    virtual_ranks = {stage.name: count_virtual_ranks(stage, options.workers) for stage in config.stages}
     content: dict[str, Any] = {
+        "format": FORMAT,
         "dataset": str(dataset.root),
         "dataset_hash": dataset.hash,
         "code_version": __version__,
         "config": config.to_dict(),
-        "lanes": lanes,
-        "gates": list(running.gates),
+        "virtual_ranks": virtual_ranks,
+        "gates": list(options.gates),
     }
-    path = run / RUN
-    if path.exists():
-        found = _read_run(path)
+    if found := _read_run(run):
         if found["dataset_hash"] != dataset.hash:
             raise ValueError(f"{run}: was trained on another dataset ({found['dataset']}); choose another --out")
         old, new = found["config"], content["config"]
         changed = [key for key in new if key not in FREE and key in old and old[key] != new[key]]
         begun = {row["name"]: row for row in old["stages"] if CheckpointStore(run / row["name"]).complete()}
         rows = {row["name"]: row for row in new["stages"]}
-        changed += [name for name in begun.keys() & rows.keys() if _bound(begun[name]) != _bound(rows[name])]
+        changed += [name for name in begun.keys() & rows.keys() if _fixed(begun[name]) != _fixed(rows[name])]
         if changed:
             raise ValueError(f"{run}: was started with other settings ({', '.join(changed)}); choose another --out")
-        content["config"]["stages"] = sorted((begun | rows).values(), key=lambda row: NAMES.index(row["name"]))
-        kept = {name: count for name, count in found.get("lanes", {}).items() if name in begun}
-        content["lanes"] = lanes = lanes | kept
-    write_json(path, content)
-    return lanes
+        content["config"]["stages"] = sorted((begun | rows).values(), key=lambda row: config.index(row["name"]))
+        virtual_ranks |= {name: count for name, count in found["virtual_ranks"].items() if name in begun}
+    write_json(run / RUN, content)
+    return virtual_ranks
 
 
-def _read_run(path: Location) -> dict[str, Any]:
+def _read_run(run: Location) -> dict[str, Any] | None:
+    """Read run.json; None if there is none.
+
+    Raises:
+        ValueError: it is damaged, or was written by older code.
+    """
+    path = run / RUN
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
+    except FileNotFoundError:
+        return None
     except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error}); delete it to go on from the checkpoints") from None
+        raise ValueError(f"{path}: damaged ({error}); delete it to resume from the checkpoints") from None
+    if content.get("format") != FORMAT:
+        raise ValueError(
+            f"{run}: was started by another version of lawdnet and cannot be resumed; choose another --out, and add "
+            f"--init {run} to start from its generator"
+        )
     return content
 
 
-def _bound(row: dict[str, Any]) -> dict[str, Any]:
+def _fixed(row: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a stage that may not change once it has begun."""
     return {key: value for key, value in row.items() if not key.startswith("epochs_")}
 
 
 def lineage(dataset: Dataset) -> Lineage:
-    """What a checkpoint says of the dataset it comes from."""
+    """What a checkpoint records about its dataset."""
     return Lineage(
         dataset_hash=dataset.hash,
         crop_width=dataset.crop_width,
@@ -160,14 +197,23 @@ def lineage(dataset: Dataset) -> Lineage:
 
 
 def _train_stage(
-    stage: Stage, dataset: Dataset, run: Location, config: TrainConfig, running: RunOptions, lanes: int,
+    stage: Stage,
+    dataset: Dataset,
+    run: Location,
+    config: TrainConfig,
+    options: RunOptions,
+    virtual_ranks: int,
     on_epoch: OnEpoch | None,
-) -> None:  # fmt: skip
-    workers = running.workers.at_most(lanes)
-    if workers != running.workers:
-        log.warning("%s: takes %d batches a step, so that no more than %d workers have any; see global_batch",
-                    stage.name, lanes, lanes)  # fmt: skip
-    job = _make_job(stage, dataset, run, config, dataclasses.replace(running, workers=workers), lanes)
+) -> None:
+    workers = options.workers.at_most(virtual_ranks)
+    if workers != options.workers:
+        log.warning(
+            "%s: a step takes %d batches, so at most %d workers can train; see global_batch",
+            stage.name,
+            virtual_ranks,
+            virtual_ranks,
+        )
+    job = _make_job(stage, dataset, run, config, dataclasses.replace(options, workers=workers), virtual_ranks)
     stopped = run / stage.name / STOPPED
     if stopped.exists():
         stopped.unlink()
@@ -178,9 +224,9 @@ def _train_stage(
 
 
 def _make_job(
-    stage: Stage, dataset: Dataset, run: Location, config: TrainConfig, running: RunOptions, lanes: int
+    stage: Stage, dataset: Dataset, run: Location, config: TrainConfig, options: RunOptions, virtual_ranks: int
 ) -> Job:
-    parent = preflight.of(stage, run, config, running.init)
+    parent = preflight.parent_of(stage, run, config, options.init)
     has_sync = stage.weights.sync > 0 and stage.kind == "gan"
     syncnet = preflight.finished(run, "syncnet", stage.name) if has_sync else None
     origin = dataclasses.replace(
@@ -189,29 +235,36 @@ def _make_job(
         parent_hash=preflight.weights_hash(parent) if parent else None,
         syncnet_hash=preflight.weights_hash(syncnet) if syncnet else None,
     )
+    most = options.workers.most
     return Job(
-        run=str(run), stage=stage.name, config=config, running=running, lineage=origin,
-        segments=dataset.segments("train"), held_out=dataset.segments("val"), lanes=lanes,
+        run=str(run),
+        stage=stage.name,
+        config=config,
+        options=options,
+        lineage=origin,
+        segments=dataset.segments("train"),
+        held_out=dataset.segments("val"),
+        virtual_ranks=virtual_ranks,
         start=str(parent) if parent else None,
         syncnet=str(syncnet) if syncnet else None,
-        threads=max(1, (os.cpu_count() or 1) // running.workers.most) if running.workers.most else None,
-    )  # fmt: skip
+        threads=max(1, (os.cpu_count() or 1) // most) if most else None,
+    )
 
 
-def _fit(job: Job, shelf: CheckpointStore) -> None:
-    """Trains to the stage's end. Workers that are lost are replaced for as long as the stage gets on."""
-    workers = job.running.workers
+def _fit(job: Job, store: CheckpointStore) -> None:
+    """Train to the end of the stage. Lost workers are replaced for as long as the stage makes progress."""
+    workers = job.options.workers
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     if workers.is_elastic:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     while True:
-        before = shelf.place()
-        # checkpoints are ours, in the run; what Ray keeps in a folder of its own is of no use to anyone
+        before = store.position()
+        # our checkpoints lie in the run; nobody needs what Ray keeps in a folder of its own
         with tempfile.TemporaryDirectory(prefix="lawdnet-", ignore_cleanup_errors=True) as scratch:
             trainer = TorchTrainer(
                 work,
                 train_loop_config={"job": job},
-                scaling_config=scaling(workers, gpu=job.running.gpu),
+                scaling_config=scaling(workers, gpu=job.options.gpu),
                 run_config=RunConfig(
                     name=f"{locate(job.run).name}.{job.stage}",
                     storage_path=scratch,
@@ -221,16 +274,16 @@ def _fit(job: Job, shelf: CheckpointStore) -> None:
             try:
                 trainer.fit()
             except WorkerGroupError as error:
-                if shelf.place() <= before:
+                if store.position() <= before:
                     raise
-                log.warning("%s: workers were lost %d times (%s); going on", job.stage, MAX_FAILURES + 1,
-                            next(iter(error.worker_failures.values()), error))  # fmt: skip
+                reason = next(iter(error.worker_failures.values()), error)
+                log.warning("%s: workers were lost %d times (%s); continuing", job.stage, MAX_FAILURES + 1, reason)
                 continue
         return
 
 
 def _followed(path: Location, on_row: Callable[[dict[str, Any]], None]) -> AbstractContextManager[None]:
-    """Hands the file's new epoch lines to `on_row` while the block runs."""
+    """Hand the file's new epoch rows to `on_row` while the block runs."""
     tail = Tail(path)
 
     def drain() -> None:

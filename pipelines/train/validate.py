@@ -18,12 +18,12 @@ from lawdnet.training.stages import Stage
 from pipelines.train.elastic import gather
 
 PER_VIDEO = 4
-"""Segments of a held-out video, at most."""
+"""Largest number of segments of one held-out video."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """Measures a network on the held-out videos; every worker takes a part, and all get the figures of the whole."""
+    """Measures a network on the held-out videos; each worker measures a part, and all get the metrics of the whole."""
 
     segments: list[SegmentRef]
     most: int
@@ -36,9 +36,10 @@ class Validation:
     scorer: SyncScorer | None = None
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
-        """The figures of `lawdnet.training.gates.MEASURES` that can be measured; none without held-out videos.
+        """Return those of `VALIDATION_METRICS` (see `lawdnet.training.gates`) that can be measured.
 
-        Of a sync network also how many segments were found at which offset, as `offset_at_+3`.
+        There are none without held-out videos. A sync network also gets the number of segments found at each offset,
+        such as `offset_at_+3`.
 
         All workers call it together.
         """
@@ -49,13 +50,19 @@ class Validation:
             )
         else:
             sums = validation.validate(
-                network, refs, mouth_px=self.stage.mouth_px, audio=self.config.audio_feature,
-                stored_width=self.stored_width, device=self.device, scorer=self.scorer, seed=self.config.seed,
-            )  # fmt: skip
+                network,
+                refs,
+                mouth_px=self.stage.mouth_px,
+                audio=self.config.audio_feature,
+                stored_width=self.stored_width,
+                device=self.device,
+                scorer=self.scorer,
+                seed=self.config.seed,
+            )
         everyone = validation.merge(gather(sums))
         return validation.metrics(everyone) | {k: n for k, n in everyone.items() if k.startswith(OFFSET)}
 
 
 def scorer_of(syncnet: Path | None, device: torch.device) -> SyncScorer | None:
-    """The run's own sync network as a judge, where it has one."""
+    """A scorer with the run's own sync network, if it has one."""
     return SyncScorer(syncnet, device=str(device)) if syncnet else None

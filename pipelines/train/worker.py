@@ -1,4 +1,4 @@
-"""What each worker of a stage does: puts the stage together, goes on where it was left, trains, saves and judges."""
+"""What each worker of a stage does: build the networks, resume, train, validate and save."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lawdnet.data.manifest import SegmentRef
-from lawdnet.data.sampling import steps_per_epoch
+from lawdnet.data.sampling import batches_per_epoch
 from lawdnet.models.legacy import start_from_legacy
 from lawdnet.models.saved import RUN, checkpoint_name, load_syncnet
 from lawdnet.storage import local_copy, locate
@@ -27,44 +27,44 @@ from lawdnet.training.checkpoint_store import CheckpointStore, local_folder
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.loop import Loop
 from lawdnet.training.options import RunOptions
+from lawdnet.training.position import START, Position
 from lawdnet.training.stages import scaled_lr
 from lawdnet.training.steps import GanStep, NonFiniteLoss, Step, SyncStep
-from lawdnet.training.virtual_ranks import in_a_row, take_seat
-from pipelines.cluster.metrics import StepClock, noted
+from lawdnet.training.virtual_ranks import micro_batches_per_rank, share_of, steps_per_epoch
+from pipelines.cluster import metrics
 from pipelines.train.dataloader import Batch, is_starved, rank_batches
 from pipelines.train.elastic import Parallel, find_shared_collectives, gather
 from pipelines.train.recorder import StageRecorder
 from pipelines.train.validate import Validation, scorer_of
 
 STOPPED = "stopped.txt"
-"""Why the workers gave up together, where trying again could not help."""
-
+"""File with the reason why the workers stopped together, if another attempt could not help."""
 
 COLUMNS = ("masked", "reference", "generated", "truth")
-"""Of a sheet of pictures."""
+"""Columns of a sheet of samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a stage's workers are told; everything else they find in the dataset and the run."""
+    """What the workers of a stage are told; everything else they find in the dataset and the run."""
 
     run: str
     stage: str
     config: TrainConfig
-    running: RunOptions
+    options: RunOptions
     lineage: Lineage
     segments: list[SegmentRef]
     held_out: list[SegmentRef]
-    lanes: int
+    virtual_ranks: int
     start: str | None
-    """Checkpoint of the stage that this one starts from, or of another run."""
+    """Checkpoint to start from: of an earlier stage, of another run, or an old file."""
     syncnet: str | None
     threads: int | None
-    """Of each worker; None leaves them as they are."""
+    """Threads of each worker; None leaves torch's number."""
 
 
 def work(job_config: dict[str, Any]) -> None:
-    """Runs on every rank. A loss that stays bad stops them all; it is written down, as Ray would try it again."""
+    """Run on every rank. A loss that stays bad stops all of them and is written down, as Ray would only retry it."""
     job: Job = job_config["job"]
     with ExitStack() as stack:
         worker = Worker(job, stack)
@@ -81,7 +81,7 @@ class Worker:
     job: Job
     stack: ExitStack
     alarms: list[str] = field(default_factory=list)
-    """Since they were last collected."""
+    """Alarms since they were last collected."""
 
     def __post_init__(self) -> None:
         context, job = ray.train.get_context(), self.job
@@ -92,83 +92,109 @@ class Worker:
             torch.set_num_threads(job.threads)
         self.root = locate(job.run)
         if not (self.root / RUN).exists():
-            where = f"not to be seen from {socket.gethostname()}"
-            raise ValueError(f"{self.root}: {where}; give a folder that all machines share, or s3://…")
-        self.shelf = CheckpointStore(self.root / self.stage.name)
-        self.seat = take_seat(self.rank, self.world, job.lanes)
-        self.lanes = len(self.seat.lanes)
+            raise ValueError(
+                f"{self.root}: not visible from {socket.gethostname()}; give a folder that all machines share, or s3://…"
+            )
+        self.store = CheckpointStore(self.root / self.stage.name)
+        self.share = share_of(self.rank, self.world, job.virtual_ranks)
         self.spec = self.config.sample_spec(self.stage)
-        self.steps = steps_per_epoch(len(job.segments), job.lanes, self.spec)
-        self.clock = StepClock({"run": self.root.name, "stage": self.stage.name, "rank": str(self.rank)})
-        self.notes = StageRecorder(self.shelf.folder) if self.rank == 0 else None
-        if self.notes:
-            self.stack.callback(self.notes.close)
+        self.accumulate = micro_batches_per_rank(self.stage)
+        self.steps = steps_per_epoch(
+            batches_per_epoch(len(job.segments), job.virtual_ranks, self.spec), self.accumulate
+        )
+        self.recorder = StageRecorder(self.store.folder) if self.rank == 0 else None
+        if self.recorder:
+            self.stack.callback(self.recorder.close)
             run_name = f"{self.root.name}/{self.stage.name}"
-            self.notes.open(
-                job.running.loggers, config=self.config.to_dict(), lineage=asdict(job.lineage), run_name=run_name
+            self.recorder.open(
+                job.options.loggers, config=self.config.to_dict(), lineage=asdict(job.lineage), run_name=run_name
             )
 
     def train(self) -> None:
-        """From wherever the stage was left to its end."""
+        """Train from wherever the stage stopped to its end."""
         torch.manual_seed(self.config.seed)
         np.random.seed(self.config.seed)  # noqa: NPY002
         syncnet = self._local(self.job.syncnet)
         self.step = self._make_step(syncnet)
-        epoch, first_step = self._restore()
+        start = self._restore()
         self.validation = Validation(
-            segments=self.job.held_out, most=self.job.running.validate_most, rank=self.rank, world=self.world,
-            config=self.config, stage=self.stage, stored_width=self.job.lineage.crop_width, device=self.device,
+            segments=self.job.held_out,
+            most=self.job.options.validate_most,
+            rank=self.rank,
+            world=self.world,
+            config=self.config,
+            stage=self.stage,
+            stored_width=self.job.lineage.crop_width,
+            device=self.device,
             scorer=scorer_of(syncnet, self.device),
-        )  # fmt: skip
-        self._loop().run(epoch, first_step * self.lanes)
+        )
+        self._loop().run(start)
 
-    def _local(self, place: str | None) -> Path | None:
+    def _local(self, location: str | None) -> Path | None:
         """A checkpoint, or an old file, on this machine."""
-        if place is None:
+        if location is None:
             return None
-        there = locate(place)
-        return self.stack.enter_context(local_copy(there) if there.suffix == ".pth" else local_folder(there))
+        found = locate(location)
+        return self.stack.enter_context(local_copy(found) if found.suffix == ".pth" else local_folder(found))
 
     def _loop(self) -> Loop:
-        """A step of a lane is `lanes` batches to the loop, which knows of no lanes."""
+        labels = {"run": self.root.name, "stage": self.stage.name, "rank": str(self.rank)}
         return Loop(
-            stage=self.stage, step=self.step, device=self.device, batches=self.batches,
-            steps_per_epoch=self.steps * self.lanes, accumulate=self.lanes * in_a_row(self.stage),
-            lr=scaled_lr(self.stage, 1, self.job.lanes), report=self.report,
-            save=lambda epoch, step: self.save(epoch, step // self.lanes),
-            save_every_steps=self.job.running.save_every_steps, max_skipped=self.config.max_skipped,
-            alarm=self.alarms.append, log=self.log, preview=self.preview if self.notes else None,
+            stage=self.stage,
+            step=self.step,
+            device=self.device,
+            batches=self.batches,
+            steps_per_epoch=self.steps,
+            lr=scaled_lr(self.stage, 1, self.job.virtual_ranks),
+            report=self.report,
+            save=self.save,
+            save_every_steps=self.job.options.save_every_steps,
+            max_skipped=self.config.max_skipped,
+            alarm=self.alarms.append,
+            log=lambda row: self._note({"kind": "step", **row}),
+            preview=self.preview if self.recorder else None,
             preview_every=self.config.sample_every,
-        )  # fmt: skip
+            on_step=partial(metrics.stepped, labels=labels),
+        )
 
     def _make_step(self, syncnet: Path | None) -> Step:
         config, features = self.config, self.job.lineage.features
-        wrap, peers = Parallel(self.seat), find_shared_collectives(self.device, self.seat)
+        wrap, collectives = Parallel(self.share), find_shared_collectives(self.device, self.share)
         if self.stage.kind == "syncnet":
             return SyncStep(
-                config, self.stage, self.device, wrap, audio_dim=features[config.sync_feature]["dim"], peers=peers,
+                config,
+                self.stage,
+                self.device,
+                wrap,
+                audio_dim=features[config.sync_feature]["dim"],
+                collectives=collectives,
                 alarm=self.alarms.append,
-            )  # fmt: skip
+            )
         return GanStep(
-            config, self.stage, self.device, wrap, audio_dim=features[config.audio_feature]["dim"], peers=peers,
+            config,
+            self.stage,
+            self.device,
+            wrap,
+            audio_dim=features[config.audio_feature]["dim"],
+            collectives=collectives,
             syncnet=load_syncnet(syncnet) if syncnet else None,
-        )  # fmt: skip
+        )
 
-    def _restore(self) -> tuple[int, int]:
-        """From the stage's own newest checkpoint, else from its parent, else from nothing; says what is repeated."""
-        newest = self.shelf.newest_good() if self.rank == 0 else None
+    def _restore(self) -> Position:
+        """Restore the stage's own newest checkpoint, else its parent, else nothing; log which steps are repeated."""
+        newest = self.store.newest_good() if self.rank == 0 else None
         name = gather(newest.name if newest else None)[0]  # all take the same, whatever each of them can see
-        place = 0, 0
+        position = START
         if name:
-            with local_folder(self.shelf.folder / name) as folder:
-                place = checkpoint.resume(folder, self.step)
+            with local_folder(self.store.folder / name) as folder:
+                position = checkpoint.resume(folder, self.step)
         elif start := self._local(self.job.start):
             checkpoint.start_from(start, self.step) if start.is_dir() else self._start_from_old(start)
         if not name or self.rank:
-            torch.manual_seed(self.config.seed + 1000 * place[0] + self.rank)
-        if self.notes:
-            self._say_resumed(place, self.notes.begun())
-        return place
+            torch.manual_seed(self.config.seed + 1000 * position.epoch + self.rank)
+        if self.recorder:
+            self._log_resume(position, self.recorder.begun())
+        return position
 
     def _start_from_old(self, file: Path) -> None:
         start_from_legacy(file, self.step.networks)
@@ -176,99 +202,107 @@ class Worker:
             self.step.ema.restart(self.step.networks["generator"])
 
     def _note(self, row: dict[str, Any]) -> None:
-        """A row of what the first worker writes down."""
-        if self.notes:
-            self.notes.log(row)
-            noted(row, run=self.root.name, stage=self.stage.name)
+        """Log a row, on the first worker."""
+        if self.recorder:
+            self.recorder.log(row)
+            metrics.noted(row, run=self.root.name, stage=self.stage.name)
 
-    def _say_resumed(self, place: tuple[int, int], begun: tuple[int, int] | None) -> None:
-        if place == (0, 0) and begun is None:
+    def _log_resume(self, position: Position, begun: Position | None) -> None:
+        if position == START and begun is None:
             return
         repeated = None
         if begun:
-            repeated = max(0, (begun[0] - place[0]) * self.steps + begun[1] + 1 - place[1])
-        many = f"{repeated} steps" if repeated is not None else "the steps since"
+            repeated = max(0, (begun.epoch - position.epoch) * self.steps + begun.step + 1 - position.step)
+        many = f"{repeated} steps" if repeated is not None else "an unknown number of steps"
         self._note(
-            {"kind": "resume", "epoch": place[0], "step": place[1], "world": self.world, "lanes": self.job.lanes,
-             "repeated_steps": repeated,
-             "text": f"goes on from epoch {place[0]}, step {place[1]} with {self.world} workers; repeats {many}"}
-        )  # fmt: skip
+            {
+                "kind": "resume",
+                **asdict(position),
+                "world": self.world,
+                "lanes": self.job.virtual_ranks,
+                "repeated_steps": repeated,
+                "text": f"resumes from {position} with {self.world} workers; repeats {many}",
+            }
+        )
 
-    def batches(self, epoch: int, step: int) -> Iterator[Batch]:
+    def batches(self, start: Position) -> Iterator[list[Batch]]:
         """The loop's `batches`: this rank's part of every step from a position on."""
         stream = rank_batches(
-            self.job.segments, self.spec, seed=self.config.seed, rank=self.rank, world=self.world,
-            stored_width=self.job.lineage.crop_width, epochs=self.stage.epochs, epoch=epoch, step=step // self.lanes,
-            lanes=self.job.lanes, here=is_starved(self.world),
-        )  # fmt: skip
-        total, group = self.steps * self.lanes, self.lanes * in_a_row(self.stage)
-        for number, batch in enumerate(self.clock.batches(stream)):
-            if self.notes:
-                self.notes.begin_step(int(batch["epoch"]), int(batch["step"]))
-            index = int(batch["step"]) * self.lanes + number % self.lanes
-            self.clock.count(len(batch["source"]), ends_step=(index + 1) % group == 0 or index + 1 == total)
-            yield batch | {"step": np.asarray(index)}
+            self.job.segments,
+            self.spec,
+            seed=self.config.seed,
+            rank=self.rank,
+            world=self.world,
+            stored_width=self.job.lineage.crop_width,
+            epochs=self.stage.epochs,
+            start=start,
+            virtual_ranks=self.job.virtual_ranks,
+            accumulate=self.accumulate,
+            in_process=is_starved(self.world),
+        )
+        for batches in stream:
+            if self.recorder:
+                self.recorder.begin_step(Position(int(batches[0]["epoch"]), int(batches[0]["step"])))
+            yield batches
 
-    def log(self, metrics: dict[str, float]) -> None:
-        """The loop's `log`: the figures of a step, counted in steps of a lane."""
-        self._note({"kind": "step", **metrics, "step": (int(metrics["step"]) + 1) // self.lanes - 1})
+    def report(self, means: dict[str, float], *, epoch: int) -> None:
+        """The loop's `report`, on every rank: validates, saves and logs. It is a barrier."""
+        options, is_last = self.job.options, epoch == self.stage.epochs
+        validated: dict[str, float] = {}
+        if self.job.held_out and options.validate_every and (epoch % options.validate_every == 0 or is_last):
+            validated = self.validation(self._evaluated())
+        if epoch % options.save_every_epochs == 0 or is_last:
+            self._save(Position(epoch), validated)
+        self._collect_alarms(Position(epoch))
+        self._note({"kind": "epoch", "epoch": epoch, "workers": self.world, **means})
+        if validated:
+            self._note({"kind": "validation", "epoch": epoch, **validated})
+        if self.recorder:
+            self.recorder.push()
+        ray.train.report({"epoch": epoch, **means, **{f"validation_{name}": n for name, n in validated.items()}})
 
-    def report(self, metrics: dict[str, float], *, epoch: int) -> None:
-        """After every epoch, on every rank: judges, saves and writes down. It is a barrier."""
-        self.clock.pause()
-        running, is_last = self.job.running, epoch == self.stage.epochs
-        figures: dict[str, float] = {}
-        if self.job.held_out and running.validate_every and (epoch % running.validate_every == 0 or is_last):
-            figures = self.validation(self._judged())
-        if epoch % running.save_every_epochs == 0 or is_last:
-            self._save(epoch, 0, figures)
-        self._collect_alarms(epoch, 0)
-        self._note({"kind": "epoch", "epoch": epoch, "workers": self.world, **metrics})
-        if figures:
-            self._note({"kind": "validation", "epoch": epoch, **figures})
-        if self.notes:
-            self.notes.push()
-        ray.train.report({"epoch": epoch, **metrics, **{f"validation_{name}": n for name, n in figures.items()}})
+    def save(self, position: Position) -> None:
+        """The loop's `save`, on every rank: a checkpoint within an epoch."""
+        self._save(position, None)
+        self._collect_alarms(position)
+        if self.recorder:
+            self.recorder.push()
 
-    def save(self, epoch: int, step: int) -> None:
-        """After every so many steps of an epoch, on every rank."""
-        self.clock.pause()
-        self._save(epoch, step, None)
-        self._collect_alarms(epoch, step)
-        if self.notes:
-            self.notes.push()
-
-    def _judged(self) -> nn.Module:
+    def _evaluated(self) -> nn.Module:
         """The network that inference would use."""
-        return self.step.judged if isinstance(self.step, GanStep) else self.step.networks["syncnet"]
+        return self.step.evaluated if isinstance(self.step, GanStep) else self.step.networks["syncnet"]
 
-    def _save(self, epoch: int, step: int, figures: dict[str, float] | None) -> None:
+    def _save(self, position: Position, validated: dict[str, float] | None) -> None:
         if self.rank:
             return
         write = partial(
-            checkpoint.save, step=self.step, stage=self.stage, config=self.config, lineage=self.job.lineage,
-            epoch=epoch, next_step=step,
-        )  # fmt: skip
-        self.shelf.save(checkpoint_name(epoch, step), write, figures)
-        self.shelf.tidy(self.job.running.keep_last, self.job.running.best_by(self.stage.kind))
+            checkpoint.save,
+            step=self.step,
+            stage=self.stage,
+            config=self.config,
+            lineage=self.job.lineage,
+            position=position,
+        )
+        self.store.save(checkpoint_name(position.epoch, position.step), write, validated)
+        self.store.tidy(self.job.options.keep_last, self.job.options.best_by(self.stage.kind))
 
     def preview(self, rows: Tensor, epoch: int) -> None:
-        """A sheet of pictures."""
-        assert self.notes
-        assert self.notes.logger
-        self.notes.logger.pictures(rows, epoch, COLUMNS)
+        """The loop's `preview`: a sheet of samples."""
+        assert self.recorder
+        assert self.recorder.logger
+        self.recorder.logger.images(rows, epoch, COLUMNS)
 
-    def _collect_alarms(self, epoch: int, step: int) -> None:
-        """All ranks' alarms since the last time, as rows; all ranks call it together."""
+    def _collect_alarms(self, position: Position) -> None:
+        """Log the alarms of all ranks since the last call; all ranks call it together."""
         texts = [text for part in gather(self.alarms) for text in part]
         self.alarms.clear()
         for text in texts:
-            self._note({"kind": "alarm", "epoch": epoch, "step": step, "text": text})
+            self._note({"kind": "alarm", **asdict(position), "text": text})
 
     def stop(self, reason: str) -> None:
-        """Leaves word for the driver; all ranks call it together."""
-        self._collect_alarms(*self.shelf.place())
-        if self.notes:
-            good = self.shelf.newest_good()
+        """Leave the reason for the driver; all ranks call it together."""
+        self._collect_alarms(self.store.position())
+        if self.recorder:
+            good = self.store.newest_good()
             where = f"the last good checkpoint is {good}" if good else "nothing was saved yet"
-            (self.shelf.folder / STOPPED).write_text(f"{reason}; {where}", encoding="utf8")
+            (self.store.folder / STOPPED).write_text(f"{reason}; {where}", encoding="utf8")

@@ -69,19 +69,15 @@ def curriculum(
             )
         pairs = _held_out(dataset)
         train_step(dataset, out / "run", config, options, steps)
-        records: list[PairRecord] = []
         with steps.step("render", "rendering held-out people with their own audio and with others'") as on_progress:
-            if pairs:
-                records = render(
-                    out / "run",
-                    pairs,
-                    out / "renders",
-                    landmarks=build_config.landmarks,
-                    face=build_config.face if build_config.face.isdigit() else "largest",
-                    weights_dir=weights_dir,
-                    gpu=gpu,
-                    on_progress=on_progress,
-                )
+            face = build_config.face if build_config.face.isdigit() else "largest"
+            given: dict[str, Any] = {
+                "landmarks": build_config.landmarks,
+                "face": face,
+                "weights_dir": weights_dir,
+                "gpu": gpu,
+            }
+            records = render(out / "run", pairs, out / "renders", on_progress=on_progress, **given) if pairs else []
     stage = [stage.name for stage in config.stages if stage.kind == "gan"][-1]
     summary = {
         "dataset": str(dataset.root),
@@ -173,7 +169,7 @@ def _report(
         out / "report.html",
         CurriculumContent(
             stage=summary["stage"],
-            figures=summary["figures"],
+            metrics=summary["figures"],
             people=people,
             seconds=summary["seconds"],
             refused={record.out: record.detail for record in records if not record.is_rendered},

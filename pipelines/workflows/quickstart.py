@@ -25,6 +25,7 @@ from lawdnet.training import checkpoint
 from lawdnet.training.config import TrainConfig, make_config
 from lawdnet.training.loggers import read_jsonl
 from lawdnet.training.options import RunOptions
+from lawdnet.training.position import START
 from lawdnet.training.steps import GanStep
 from lawdnet.types import FPS
 from pipelines.cluster import resources
@@ -115,7 +116,7 @@ def _save_untrained(folder: Path, dataset: Dataset, config: TrainConfig) -> None
     dim = dataset.feature_dim(config.audio_feature)
     step = GanStep(config, stage, torch.device("cpu"), lambda network: network, audio_dim=dim)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(folder, step, stage, config, lineage(dataset), epoch=0)
+    checkpoint.save(folder, step, stage, config, lineage(dataset), position=START)
 
 
 def _render(source: Path, out: Path, video: Path) -> None:
@@ -170,7 +171,7 @@ def _report(
                 "Generated from other footage and this speech": out / "rendered" / "generated.mp4",
                 "Untrained": out / "rendered" / "untrained.mp4",
             },
-            pictures={f"{name}: masked, reference, generated, truth": p[0] for name, p in last.items() if p},
+            images={f"{name}: masked, reference, generated, truth": p[0] for name, p in last.items() if p},
             seconds=summary["seconds"],
             facts={
                 "Dataset": f"{counts['accepted']} videos, {counts['segments']} segments, {counts['frames']} frames",

@@ -15,8 +15,7 @@ import yaml
 
 from lawdnet.data.manifest import Dataset
 from pipelines.cluster.resources import PREPROCESS, TRAIN
-from tests.pipelines.conftest import copy
-from tests.pipelines.conftest import drawn as drawn
+from tests.support.drawn_clip import copy
 from tests.support.ray_heads import ENVIRONMENT, Head, free_port
 from tests.support.runs import grey
 
@@ -46,7 +45,7 @@ def train(dataset, run):
     from lawdnet.training.virtual_ranks import Workers
     from pipelines.train.train import train
     from tests.support.runs import tiny
-    train(Dataset(dataset), run, tiny(["frame_64"]), RunOptions(workers=Workers(1, 1), validate_every=0))
+    train(Dataset(dataset), run, tiny(["frame_32"]), RunOptions(workers=Workers(1, 1), validate_every=0))
 
 def roles():
     nodes = [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]]
@@ -153,4 +152,4 @@ def test_training_starts_only_trainers_and_they_stop(head: Head, tmp_path: Path)
     assert seen[0]["nodes"] == []
     assert {role for row in seen for role in row["nodes"]} == {TRAIN}
     assert seen[-1]["nodes"] == []
-    assert (tmp_path / "run" / "frame_64" / "epoch_0001").is_dir()
+    assert (tmp_path / "run" / "frame_32" / "epoch_0001").is_dir()

@@ -93,13 +93,13 @@ def test_version() -> None:
         (["build", "a", "--out", "b", "--set", "speed=2"], "valid are landmarks, face, features, crop_width"),
         (["build", "a", "--out", "b", "--set", "max_gap"], "write key=value"),
         (["build", "a", "--out", "b", "--set", "max_gap=few"], "max_gap"),
-        (["build", "a", "--out", "b", "--set", "max_gap=["], "--set max_gap: '[' is no YAML value"),
+        (["build", "a", "--out", "b", "--set", "max_gap=["], "--set max_gap: '[' is not a YAML value"),
         (["inspect", "a", "--order", "yaw"], "add --html FILE"),
-        (["build", "a", "--out", "b", "--features", "smell"], "unknown 'smell'; there are mel"),
+        (["build", "a", "--out", "b", "--features", "smell"], "unknown 'smell'; choose from mel"),
         (["build", "a", "--out", "b", "--crop-width", "33"], "crop_width"),
         (["train", "a", "--out", "b", "--workers", "4:2"], "workers: 4:2"),
-        (["train", "a", "--out", "b", "--preset", "tiny"], "there are full, small"),
-        (["train", "a", "--out", "b", "--stages", "frame_63"], "there are syncnet, frame_64"),
+        (["train", "a", "--out", "b", "--preset", "tiny"], "choose from full, published, small"),
+        (["train", "a", "--out", "b", "--stages", "frame_63"], "choose from syncnet, frame_64"),
         (["train", "a", "--out", "b", "--set", "frame_64.batch=1"], "valid are"),
         (["synth", "a", "--videos", "0"], "--videos"),
     ],
@@ -211,7 +211,7 @@ def test_build_settings_are_typed() -> None:
         build_config(["mel.pitch=1"])
     with pytest.raises(ValueError, match="no feature or landmark source 'smell'"):
         build_config(["smell.layer=1"])
-    with pytest.raises(ValueError, match="no int"):
+    with pytest.raises(ValueError, match="not a whole number"):
         build_config(["max_gap=true"])
 
 

@@ -100,25 +100,25 @@ def test_train_counts_epochs_over_all_stages(dataset: Path, tmp_path: Path, monk
 
     monkeypatch.setattr("pipelines.train.train.train", fake)
     run = tmp_path / "run"
-    command = ["train", str(dataset), "--out", str(run), "--preset", "small", "--stages", "syncnet, frame_64"]
+    command = ["train", str(dataset), "--out", str(run), "--preset", "small", "--stages", "syncnet, frame_32"]
     settings = [
         "--set",
         "syncnet.epochs_constant=1",
         "--set",
         "stages.epochs_decay=0",
         "--set",
-        "frame_64.epochs_constant=3",
+        "frame_32.epochs_constant=3",
     ]
     answer = runner.invoke(app, [*command, *settings, "--workers", "2"])
     assert answer.exit_code == 0, answer.output
     first, last = answer.stderr.splitlines()
-    assert first.startswith("train 3/4 epochs: frame_64 2/3 loss 0.5000, 3.0 steps/s, about ")
-    assert last == "train 4/4 epochs: frame_64 3/3 loss 0.5000, 3.0 steps/s"
-    assert f"{run}/frame_64/epoch_0003" in answer.stdout
+    assert first.startswith("train 3/4 epochs: frame_32 2/3 loss 0.5000, 3.0 steps/s, about ")
+    assert last == "train 4/4 epochs: frame_32 3/3 loss 0.5000, 3.0 steps/s"
+    assert f"{run}/frame_32/epoch_0003" in answer.stdout
     assert "loss 0.2500" in answer.stdout
     assert "lawdnet infer" in answer.stdout
     content = json.loads(runner.invoke(app, [*command, *settings, "--workers", "2", "--json"]).stdout)
-    assert content["stages"]["frame_64"]["epochs"] == 3
+    assert content["stages"]["frame_32"]["epochs"] == 3
 
 
 def test_a_failing_worker_is_one_line(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

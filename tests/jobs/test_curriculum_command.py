@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from jobs.cli import app
 from lawdnet.data.manifest import Dataset
 from lawdnet.synthetic import write_member
-from lawdnet.training.stages import NAMES
+from lawdnet.training.stages import SMALL
 from lawdnet.video import probe
 
 TINY = ["base_channels=4", "sync_channels=4", "disc_channels=4", "disc_max_channels=8", "warp_grid=4", "key_points=2",
@@ -58,9 +58,11 @@ def test_the_whole_curriculum(corpus: Path, made: tuple[Path, Result]) -> None:
     others = {f"{name}--{then}.mp4" for name, then in zip(held_out, held_out[1:] + held_out[:1], strict=True)}
     assert {path.name for path in (out / "renders").glob("*.mp4")} == own | others
     assert probe(out / "renders" / min(own)).num_frames in (60, 61)  # the last AAC packet is not cut
-    assert {path.parent.parent.name for path in out.glob("run/*/epoch_0001/state.pt")} == set(NAMES)
+    assert {path.parent.parent.name for path in out.glob("run/*/epoch_0001/state.pt")} == {
+        stage.name for stage in SMALL
+    }
     lines = answer.stdout.splitlines()
-    assert lines[1] == f"clip_256 of {out / 'run'} on held-out videos"
+    assert lines[1] == f"clip_96 of {out / 'run'} on held-out videos"
     assert lines[2].split() == ["generated", "baseline", "truth"]
     assert any(line.split()[0] == "mouth_correlation" for line in lines[3:])
     assert f"  pairs   {2 * len(held_out)} of {2 * len(held_out)} rendered" in lines
@@ -116,7 +118,7 @@ def test_a_dataset_is_used_as_it_is(corpus: Path, made: tuple[Path, Result], tmp
         (["--set", "train.sede=1"], "did you mean seed?"),
         (["--set", "build.crop=1"], "unknown key 'crop'"),
         (["--workers", "many"], "neither N nor MIN:MAX"),
-        (["--gate", "psnr>=30"], "ignores the sound"),
+        (["--gate", "psnr>=30"], "ignores the audio"),
     ],
 )
 def test_wrong_usage_is_2(options: list[str], message: str, tmp_path: Path) -> None:

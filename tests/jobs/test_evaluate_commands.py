@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     meta = {"mouth_px": 32, "crop_width": 80, "features": {"mel": {"dim": 320}}, "dataset_hash": "drawn"}
     judge = checkpoint(root / "run" / "syncnet" / "epoch_0003", "syncnet", syncnet=syncnet, meta=meta)
     meta["syncnet_hash"] = sha256(judge / STATE)
-    checkpoint(root / "run" / "clip_256" / "epoch_0012", generator=generator, meta=meta)
+    checkpoint(root / "run" / "clip_96" / "epoch_0012", generator=generator, meta=meta)
     return root
 
 
@@ -47,7 +47,7 @@ def test_evaluate_shows_the_truth_and_a_baseline(folder: Path) -> None:
     answer = run("evaluate", folder / "run", folder / "dataset", "--device", "cpu")
     assert answer.exit_code == 0, answer.output
     lines = answer.stdout.splitlines()
-    assert lines[0].startswith("clip_256 of")
+    assert lines[0].startswith("clip_96 of")
     assert "on 2 videos, 2 segments of" in lines[0]
     assert lines[1].split() == ["generated", "baseline", "truth"]
     rows = {line.split()[0]: line.split()[1:4] for line in lines[2:]}
@@ -74,7 +74,7 @@ def test_a_missed_gate_is_a_failure(folder: Path) -> None:
     assert "gate not passed: mouth_correlation>=0.9: it is" in missed.stderr
     assert run("evaluate", folder / "run", folder / "dataset", "--gate", "mouth_correlation>=-1").exit_code == 0
     wrong = run("evaluate", folder / "run", folder / "dataset", "--gate", "psnr>=20")
-    assert (wrong.exit_code, "ignores the sound" in wrong.stderr) == (2, True)
+    assert (wrong.exit_code, "ignores the audio" in wrong.stderr) == (2, True)
 
 
 def test_evaluate_measures_a_sync_network(folder: Path) -> None:
@@ -89,7 +89,7 @@ def test_evaluate_measures_a_sync_network(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
-        ({"audio_feature": "hubert"}, "no feature 'hubert'; it holds mel"),
+        ({"audio_feature": "hubert"}, "no feature 'hubert'; the dataset has mel"),
         ({"generator": {"audio_dim": 29}}, "needs 29 mel values per frame"),
     ],
 )
@@ -114,7 +114,7 @@ def test_export_refuses_what_the_published_code_would_scramble(folder: Path, tmp
     assert "--force writes it anyway" in refused.stderr
     forced = run("export", folder / "run", "--out", out, "--force", "--json")
     content = json.loads(forced.stdout)
-    assert (content["stage"], content["epoch"], len(content["problems"])) == ("clip_256", 12, 3)
+    assert (content["stage"], content["epoch"], len(content["problems"])) == ("clip_96", 12, 3)
     assert load_legacy_generator(out)[0].config.warp_layout == "correct"
     assert run("export", folder / "run", "--out", tmp_path / "file.txt").exit_code == 2
 

@@ -13,7 +13,7 @@ import pytest
 from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
 from ray.util.metrics import Counter
 
-from lawdnet.training.gates import MEASURES
+from lawdnet.training.gates import VALIDATION_METRICS
 from pipelines.cluster.metrics import METRICS
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "jobs/grafana/lawdnet.json").read_text(encoding="utf8"))
@@ -67,7 +67,7 @@ def test_a_query_fits_its_metrics(query: str) -> None:
         is_rate = f"rate(ray_{name}" in query or f"max_over_time(ray_{name}" in query
         assert is_rate == (metric.kind is Counter), name
     for measures in re.findall(r'measure=~"(.*?)"', query):
-        assert set(measures.split("|")) <= MEASURES.keys()
+        assert set(measures.split("|")) <= VALIDATION_METRICS.keys()
 
 
 def test_rays_own_metrics_are_those_of_its_own_dashboard() -> None:

@@ -22,7 +22,7 @@ from tests.support.ray_heads import ENVIRONMENT, RAY, Head, ray_head
 ROOT = Path(__file__).resolve().parents[2]
 LAWDNET = [sys.executable, "-c", "from jobs.cli import main; main()"]
 TINY = [word for setting in ("epochs_constant=1", "epochs_decay=0", "samples_per_segment=2", "batch_size=2")
-        for word in ("--set", f"frame_64.{setting}")]  # fmt: skip
+        for word in ("--set", f"frame_32.{setting}")]  # fmt: skip
 TIMEOUT = 180
 
 
@@ -118,7 +118,7 @@ def test_three_jobs_at_once(head: Head, corpus: Path, empty: Path, tmp_path: Pat
     assert json.loads((dataset / "dataset.json").read_text(encoding="utf8"))["counts"]["segments"] == 2
 
     code, out, err = end(lost)
-    assert (code, out) == (1, "")
+    assert (code, out) == (1, ""), err
     assert err.splitlines()[-1].endswith(f"error: {missing}: no such file or folder")
     assert "Traceback" not in err
 
@@ -142,11 +142,11 @@ def test_build_train_render(head: Head, corpus: Path, empty: Path, tmp_path: Pat
     assert code == 0, log + err
     assert "2 of 3 used" in log
 
-    command = ["python", "-m", "jobs.train", dataset, "--out", run, "--preset", "small", "--stages", "frame_64", *TINY]
+    command = ["python", "-m", "jobs.train", dataset, "--out", run, "--preset", "small", "--stages", "frame_32", *TINY]
     status, log = client_submit(head, " ".join(command))
     assert status == JobStatus.SUCCEEDED, log
-    assert "train 1/1 epochs: frame_64 1/1 loss" in log
-    assert (Path(run) / "frame_64" / "epoch_0001" / "state.pt").is_file()
+    assert "train 1/1 epochs: frame_32 1/1 loss" in log
+    assert (Path(run) / "frame_32" / "epoch_0001" / "state.pt").is_file()
 
     words = ["render", run, "--videos", str(corpus), "--speeches", str(corpus / "drawn_001.mp4"), "--out", out]
     code, answer, err = end(lawdnet(head, empty, *words, "--json"))
@@ -161,7 +161,7 @@ def test_build_train_render(head: Head, corpus: Path, empty: Path, tmp_path: Pat
 def test_following_can_be_stopped_and_so_can_the_job(head: Head, empty: Path, tmp_path: Path) -> None:
     words = ["synth", str(tmp_path / "many"), "--videos", "1000", "--seconds", "60"]
     follower = lawdnet(head, empty, *words)
-    until(follower, "RunOptions entrypoint")
+    until(follower, "Running entrypoint")
     follower.send_signal(signal.SIGINT)
     code, _, err = end(follower)
     assert code == 130
@@ -173,7 +173,7 @@ def test_following_can_be_stopped_and_so_can_the_job(head: Head, empty: Path, tm
     assert job is not None
     assert client.get_job_status(job) == JobStatus.RUNNING
     follower = lawdnet(head, empty, *words)
-    until(follower, "RunOptions entrypoint")
+    until(follower, "Running entrypoint")
     client.stop_job(job)
     code, _, err = end(follower)
     assert code == 130
@@ -197,7 +197,7 @@ def test_a_head_with_a_token_is_restarted(corpus: Path, empty: Path, tmp_path: P
 
         words = ["synth", str(tmp_path / "many"), "--videos", "1000"]
         follower = begin(empty, [*command, *words], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
-        until(follower, "RunOptions entrypoint")
+        until(follower, "Running entrypoint")
         head.kill()
         deadline = time.monotonic() + 30
         while is_running("jobs.synth", words[1]):

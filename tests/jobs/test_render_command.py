@@ -31,11 +31,11 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "v" / "empty.mp4").touch()
     shutil.copy(root / "v" / "ann.csv", root / "v" / "empty.csv")
     (root / "s").mkdir()
-    write_wav(root / "s" / "hello.wav", make_speech(0.8, 1).wave_S)
+    write_wav(root / "s" / "hello.wav", make_speech(0.8, 1).audio_S)
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(audio_dim=320, base_channels=4, warp_grid=8))
     meta = {"mouth_px": 32, "crop_width": 80, "features": {"mel": {"dim": 320}}}
-    checkpoint(root / "run" / "clip_256" / "epoch_0012", generator=generator, meta=meta)
+    checkpoint(root / "run" / "clip_96" / "epoch_0012", generator=generator, meta=meta)
     return root
 
 
@@ -88,7 +88,7 @@ def test_wrong_usage_is_2(options: list[str], message: str, given: Path, tmp_pat
 def test_failures_are_one_line(given: Path, tmp_path: Path, ray_session: None) -> None:
     rest = ("--videos", given / "v", "--speeches", given / "s", "--out", tmp_path / "out")
     shutil.copytree(given / "run", tmp_path / "damaged")
-    state = tmp_path / "damaged" / "clip_256" / "epoch_0012" / STATE
+    state = tmp_path / "damaged" / "clip_96" / "epoch_0012" / STATE
     size = state.stat().st_size
     state.write_bytes(b"x" * size)
     for name, message in (("nothing", "no such run or checkpoint"), ("damaged", "cannot be read; it is damaged")):

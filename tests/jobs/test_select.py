@@ -87,7 +87,7 @@ def test_if_nothing_is_left_the_quantiles_are_shown(base: str, tmp_path: Path) -
     ("arguments", "words"),
     [
         ([], "no rule given; use --where"),
-        (["--where", "speed>1"], "unknown name 'speed'; there are yaw, num_frames, "),
+        (["--where", "speed>1"], "unknown name 'speed'; choose from yaw, num_frames, "),
         (["--where", "face_px>1"], "unknown name 'face_px'"),
         (["--where", "yaw=1"], "write NAME OP VALUE"),
         (["--max-per-video", "0"], "--max-per-video"),

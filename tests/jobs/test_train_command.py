@@ -31,16 +31,16 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_whole_command(dataset: Path, tmp_path: Path) -> None:
     command = ["train", str(dataset), "--out", str(tmp_path / "run"), "--preset", "small", *TINY, "--workers", "0"]
-    answer = runner.invoke(app, [*command, "--stages", "syncnet,frame_64", "--save-every-steps", "1", "--json"])
+    answer = runner.invoke(app, [*command, "--stages", "syncnet,frame_32", "--save-every-steps", "1", "--json"])
     assert answer.exit_code == 0, answer.output
     content = json.loads(answer.stdout)
-    assert content["stages"]["frame_64"]["epochs"] == 1
-    assert content["stages"]["frame_64"]["validation"]["psnr"] > 0
+    assert content["stages"]["frame_32"]["epochs"] == 1
+    assert content["stages"]["frame_32"]["validation"]["psnr"] > 0
     assert content["stages"]["syncnet"]["checkpoint"] == str(tmp_path / "run" / "syncnet" / "epoch_0001")
-    assert "train 2/2 epochs: frame_64 1/1 loss" in answer.stderr
-    held = runner.invoke(app, [*command, "--stages", "syncnet,frame_64,frame_128", "--gate", "accuracy>=0.99"])
+    assert "train 2/2 epochs: frame_32 1/1 loss" in answer.stderr
+    held = runner.invoke(app, [*command, "--stages", "syncnet,frame_32,frame_64", "--gate", "accuracy>=0.99"])
     assert held.exit_code == 1
-    assert "frame_128 waits: syncnet has not passed accuracy>=0.99: it is 0" in held.stderr
+    assert "frame_64 waits: syncnet has not passed accuracy>=0.99: it is 0" in held.stderr
     assert len([line for line in held.stderr.splitlines() if line.startswith("error:")]) == 1
 
 
@@ -74,11 +74,11 @@ def test_options_reach_the_pipeline(dataset: Path, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--workers", "4:2"], "no range"),
+        (["--workers", "4:2"], "not a range"),
         (["--workers", "many"], "neither N nor MIN:MAX"),
-        (["--gate", "psnr>=30"], "ignores the sound"),
-        (["--best", "beauty"], "unknown measure"),
-        (["--logger", "paper"], "there are jsonl, wandb, tensorboard"),
+        (["--gate", "psnr>=30"], "ignores the audio"),
+        (["--best", "beauty"], "unknown metric"),
+        (["--logger", "paper"], "choose from jsonl, wandb, tensorboard"),
         (["--keep", "0"], "--keep"),
     ],
 )

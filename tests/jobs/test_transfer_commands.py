@@ -28,7 +28,7 @@ def test_the_migration_guide_names_only_what_exists() -> None:
     commands = {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands}  # type: ignore[union-attr]
     assert set(re.findall(r"lawdnet ([a-z][a-z-]+)", text)) <= commands
     keys = valid_keys(make_config())
-    named = set(re.findall(r"(?:STAGE|clip_256)\.([a-z_.]+[a-z])", text))
+    named = set(re.findall(r"(?:STAGE|clip_288)\.([a-z_.]+[a-z])", text))
     assert len(named) > 10
     assert {f"stages.{key}" for key in named} <= set(keys)
     for key in ("audio_feature", "key_points", "warp_grid", "disc_channels", "disc_max_channels", "sample_every"):

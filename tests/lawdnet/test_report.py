@@ -67,14 +67,14 @@ def content(folder: Path, **changes: Any) -> QuickstartContent:
         "openings": {"truth": [0.1, 0.2, 0.3], "generated": [0.1, 0.2, 0.25], "untrained": [0.2, 0.2]},
         "metrics": {"frame_64": metrics()},
         "videos": {"truth": folder / "videos" / "100% true #1.mp4"},
-        "pictures": {"frame_64": picture},
+        "images": {"frame_64": picture},
         "seconds": {"build": 12.0, "train <frame_64>": 200.0},
         "facts": {"machine": "2 cores"},
     }
     return QuickstartContent(**fields | changes)
 
 
-def test_the_quickstart_report_is_one_file_with_its_figures(tmp_path: Path) -> None:
+def test_the_quickstart_report_is_one_file_with_its_metrics(tmp_path: Path) -> None:
     quickstart_report(tmp_path / "site" / "report.html", content(tmp_path))
     page = Page((tmp_path / "site" / "report.html").read_text(encoding="utf8"))
     for figure in ("0.931", "0.052", "0.999", "12.0 s", "3 min 20 s", "3 min 32 s", "train <frame_64>", "2 cores"):
@@ -93,7 +93,7 @@ def test_nothing_is_fetched_from_elsewhere(tmp_path: Path) -> None:
 
 
 def test_a_report_without_optional_parts_leaves_them_out(tmp_path: Path) -> None:
-    bare = content(tmp_path, pictures={}, videos={}, seconds={}, facts={}, metrics={"syncnet": []}, openings={})
+    bare = content(tmp_path, images={}, videos={}, seconds={}, facts={}, metrics={"syncnet": []}, openings={})
     quickstart_report(tmp_path / "report.html", bare)
     page = Page((tmp_path / "report.html").read_text(encoding="utf8"))
     assert "Training" not in page.text
@@ -101,9 +101,9 @@ def test_a_report_without_optional_parts_leaves_them_out(tmp_path: Path) -> None
     assert "0.931" in page.text
 
 
-def test_a_missing_picture_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_missing_image_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gone\.png: no such file"):
-        quickstart_report(tmp_path / "report.html", content(tmp_path, pictures={"x": tmp_path / "gone.png"}))
+        quickstart_report(tmp_path / "report.html", content(tmp_path, images={"x": tmp_path / "gone.png"}))
     assert not (tmp_path / "report.html").exists()
 
 
@@ -113,8 +113,8 @@ def points(path: str) -> list[tuple[float, float]]:
 
 def test_a_chart_puts_values_where_its_ticks_say() -> None:
     drawn = chart({"a": [0, 5, 10]}, [0, 1, 2], x_label="s")
-    places = {tick.text: tick.place for tick in drawn.y_ticks}
-    across = {tick.text: tick.place for tick in drawn.x_ticks}
+    places = {tick.text: tick.position for tick in drawn.y_ticks}
+    across = {tick.text: tick.position for tick in drawn.x_ticks}
     assert points(drawn.paths["a"])[0] == (across["0"], places["0"])
     assert points(drawn.paths["a"])[2] == (across["2"], places["10"])
     assert places["10"] < places["0"]  # up is up
@@ -136,7 +136,7 @@ def test_long_curves_are_averaged_down() -> None:
 @pytest.mark.parametrize("values", [[], [math.nan], [0.0, 0.0], [-3.0, -3.0], [1e-9, 2e-9], [1e12, -1e12]])
 def test_a_chart_of_odd_values_is_finite(values: list[float]) -> None:
     drawn = chart({"a": values}, range(len(values)), x_label="s", floor=None)
-    assert all(math.isfinite(tick.place) for tick in [*drawn.x_ticks, *drawn.y_ticks])
+    assert all(math.isfinite(tick.position) for tick in [*drawn.x_ticks, *drawn.y_ticks])
     assert all(map(math.isfinite, np.ravel(points(drawn.paths["a"]))))
 
 
@@ -202,7 +202,7 @@ def test_the_dataset_report_shows_what_the_rules_left_out(tmp_path: Path) -> Non
     assert "anna-1" not in page.text, "nothing of it is left"
 
 
-def test_a_selection_has_a_report_with_the_pictures_of_its_source(tmp_path: Path) -> None:
+def test_a_selection_has_a_report_with_the_images_of_its_source(tmp_path: Path) -> None:
     base = make_dataset(tmp_path / "people", PEOPLE)
     view = write_selection(choose(base, parse_rules(["yaw>0"])), tmp_path / "view")
     page = page_of(view, tmp_path / "sheet.html")
@@ -225,7 +225,7 @@ def test_videos_come_in_the_order_asked_for(tmp_path: Path, order: str, first: s
 
 def test_an_unknown_order_lists_the_choices(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "people", PEOPLE)
-    with pytest.raises(ValueError, match="'size': there are even, random, face_px, yaw, num_frames"):
+    with pytest.raises(ValueError, match="'size': choose from even, random, face_px, yaw, num_frames"):
         inspect_report(dataset, tmp_path / "sheet.html", order="size")
     segments = dataset.root / "segments" / "anna-1.parquet"
     segments.write_bytes(segments.read_bytes()[:200])
@@ -248,11 +248,11 @@ def test_random_videos_are_the_same_every_time(tmp_path: Path) -> None:
 def test_offsets_have_a_verdict(tmp_path: Path) -> None:
     late: dict[str, list[Scores]] = {"a": [{"sync_offset": 3.0}] * 12 + [{"sync_offset": None}]}
     page = page_of(make_dataset(tmp_path / "people", late), tmp_path / "sheet.html")
-    assert "all sound is 3 frames late" in page.text
+    assert "the audio is 3 frames late" in page.text
     assert "1 not measured" in page.text
 
 
-def test_refused_inputs_show_a_picture_where_they_can_still_be_read(tmp_path: Path, media: Any) -> None:
+def test_refused_inputs_show_an_image_where_they_can_still_be_read(tmp_path: Path, media: Any) -> None:
     readable = media.write("seen.mkv", times=[i / 25 for i in range(5)])
     (readable.parent / "text.mp4").write_text("no video")
     gone = [{"path": name, "reason": "no_face", "detail": ""} for name in ("gone.mp4", readable.name, "text.mp4")]
@@ -276,20 +276,20 @@ def test_a_histogram_counts_every_value_once() -> None:
     kept = np.arange(1000) % 4 > 0
     drawn = histogram(values, kept, limits=[(0.0, "x>=0"), (5e6, "far")])
     kept_counts, fell_counts = zip(
-        *(map(int, re.findall(r"(\d+) (?:kept|fell)", bar.text)) for bar in drawn.bars), strict=True
+        *(map(int, re.findall(r"(\d+) (?:kept|dropped)", bar.text)) for bar in drawn.bars), strict=True
     )
-    assert (sum(kept_counts), sum(fell_counts)) == (drawn.kept, drawn.fell) == (749, 250)
+    assert (sum(kept_counts), sum(fell_counts)) == (drawn.kept, drawn.dropped) == (749, 250)
     assert drawn.not_measured == 1
     assert len(drawn.bars) > 10, "two far values must not press the others into one bar"
     assert [limit.text for limit in drawn.limits] == ["x>=0"]
-    highest = max(bar.kept_height + bar.fell_height for bar in drawn.bars)
+    highest = max(bar.kept_height + bar.dropped_height for bar in drawn.bars)
     assert 0.8 * drawn.bottom < highest <= drawn.bottom
 
 
 def test_whole_numbers_have_a_bar_each_in_the_middle_of_which_they_lie() -> None:
     drawn = histogram(np.array([-2.0, 0, 0, 3]), np.ones(4, bool), step=1)
     assert [bar.kept_height > 0 for bar in drawn.bars] == [True] * 3
-    places = {tick.text: tick.place for tick in drawn.ticks}
+    places = {tick.text: tick.position for tick in drawn.ticks}
     middle = drawn.bars[1].x + drawn.bars[1].width / 2
     assert middle == pytest.approx(places["0"], abs=1)
 
@@ -298,4 +298,4 @@ def test_whole_numbers_have_a_bar_each_in_the_middle_of_which_they_lie() -> None
 def test_a_histogram_of_odd_values_is_finite(values: list[float]) -> None:
     drawn = histogram(np.array(values), np.ones(len(values), bool))
     assert drawn.kept + drawn.not_measured == len(values)
-    assert all(map(math.isfinite, [n for b in drawn.bars for n in (b.x, b.width, b.kept_height, b.fell_height)]))
+    assert all(map(math.isfinite, [n for b in drawn.bars for n in (b.x, b.width, b.kept_height, b.dropped_height)]))

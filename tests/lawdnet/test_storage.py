@@ -1,4 +1,4 @@
-"""The same functions on local folders and on S3; what an object store does wrong is done to them."""
+"""The same functions on local folders and on S3, also when the object store fails."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def root(request: pytest.FixtureRequest) -> Location:
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders are made."""
+    """Return the folder in which temporary folders are created."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
@@ -52,7 +52,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def names(folder: Location) -> list[str]:
-    """Of all files below, hidden ones too."""
+    """Return the names of all files below, including hidden ones."""
     return sorted(str(path).removeprefix(f"{folder}".rstrip("/") + "/") for path in folder.rglob("*") if path.is_file())
 
 
@@ -63,7 +63,7 @@ def test_local_paths_are_plain_and_absolute(tmp_path: Path, monkeypatch: pytest.
     assert not is_remote(locate(tmp_path))
 
 
-def test_an_address_is_remote_and_travels(s3: S3Server) -> None:
+def test_a_uri_is_remote_and_can_be_pickled(s3: S3Server) -> None:
     place = locate(f"{s3.root}/a/{ODD_NAME}.mp4")
     assert is_remote(place)
     assert (place.name, place.with_suffix(".csv").name) == (f"{ODD_NAME}.mp4", f"{ODD_NAME}.csv")
@@ -73,7 +73,7 @@ def test_an_address_is_remote_and_travels(s3: S3Server) -> None:
     assert read_json(again) == 1
 
 
-def test_other_addresses_are_refused() -> None:
+def test_other_uris_are_refused() -> None:
     for address in ("http://host/a.mp4", "HTTPS://host/a.mp4", "file:///a.mp4", "nonsense://a"):
         with pytest.raises(ValueError, match="is not supported; give a local path, s3:// or gs://"):
             locate(address)
@@ -91,7 +91,7 @@ def test_a_missing_package_names_its_extra(
         locate(address)
 
 
-def test_what_is_written_whole_is_there(root: Location, scratch: Path) -> None:
+def test_a_complete_write_appears(root: Location, scratch: Path) -> None:
     path = root / "deep" / f"{ODD_NAME}.json"
     for content in ({"ü": [1, 2.5, None]}, "second"):
         write_json(path, content)
@@ -100,7 +100,7 @@ def test_what_is_written_whole_is_there(root: Location, scratch: Path) -> None:
     assert list(scratch.iterdir()) == []
 
 
-def test_a_failure_leaves_what_was_there(root: Location, scratch: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(root: Location, scratch: Path) -> None:
     path = root / "x.json"
 
     def fail() -> None:
@@ -119,14 +119,14 @@ def test_a_failure_leaves_what_was_there(root: Location, scratch: Path) -> None:
     assert list(scratch.iterdir()) == []
 
 
-def test_nothing_written_is_nothing(root: Location) -> None:
+def test_an_empty_block_writes_no_file(root: Location) -> None:
     with atomic(root / "x.json"):
         pass
     assert names(root) == []
 
 
 def test_an_upload_that_fails_leaves_nothing(s3: S3Server, scratch: Path) -> None:
-    """Also of one in several parts, the second of which is refused."""
+    """This includes a multipart upload whose second part is refused."""
     parts: list[str] = []
 
     def fault(method: str, path: str) -> str:
@@ -179,7 +179,7 @@ def test_a_missing_object_cannot_be_copied(s3: S3Server, scratch: Path) -> None:
 
 @pytest.fixture
 def wide(root: Location) -> Iterator[tuple[Location, int]]:
-    """Twenty row groups of 100 kB, and the size of the file."""
+    """Return a file of twenty row groups of 100 kB each, and its size."""
     schema = pa.schema([("frames", pa.binary()), ("index", pa.int32())])
     rng = np.random.default_rng(0)
     with atomic(root / "x.parquet") as temporary:
@@ -198,7 +198,7 @@ def test_parquet_row_groups(wide: tuple[Location, int]) -> None:
 
 
 @pytest.mark.parametrize("root", ["s3"], indirect=True)
-def test_only_what_is_asked_for_is_fetched(wide: tuple[Location, int], s3: S3Server) -> None:
+def test_only_the_requested_parts_are_fetched(wide: tuple[Location, int], s3: S3Server) -> None:
     path, size = wide
     s3.requests.clear()
     with parquet_file(path) as file:
@@ -250,8 +250,8 @@ def test_a_model_of_several_files_has_one_digest(tmp_path: Path) -> None:
     assert len({files_sha256([a]), files_sha256([b]), files_sha256([a, b]), files_sha256([b, a])}) == 4
 
 
-def test_long_transfers_say_that_they_get_on(s3: S3Server, scratch: Path) -> None:
-    """A watchdog would else take a large file for a standstill."""
+def test_long_transfers_report_progress(s3: S3Server, scratch: Path) -> None:
+    """Otherwise a watchdog would take a large file for a stalled process."""
     beats: list[str] = []
     content = bytes(12 << 20)
     with atomic(s3.root / "large", beat=lambda: beats.append("up")) as temporary:
@@ -264,7 +264,7 @@ def test_long_transfers_say_that_they_get_on(s3: S3Server, scratch: Path) -> Non
 
 
 def test_another_writer_is_seen(s3: S3Server) -> None:
-    """Listings are not kept: what another worker wrote or removed is noticed at once."""
+    """Listings are not cached: files that another worker wrote or removed are noticed at once."""
     from s3fs import S3FileSystem
 
     other = S3FileSystem(skip_instance_cache=True)
@@ -278,7 +278,7 @@ def test_another_writer_is_seen(s3: S3Server) -> None:
     assert list(s3.root.iterdir()) == []
 
 
-def test_scan_leaves_hidden_and_other_files_out(root: Location) -> None:
+def test_scan_skips_hidden_and_other_files(root: Location) -> None:
     for name in (
         "a.mp4",
         "B.MP4",
@@ -293,7 +293,7 @@ def test_scan_leaves_hidden_and_other_files_out(root: Location) -> None:
 
 
 def test_scan_of_links(tmp_path: Path) -> None:
-    """Each folder once, under its own name where it has one; no loop, nothing above the folder that was asked for."""
+    """Each folder is listed once, under its own name if it has one; no loops, nothing above the given folder."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     for path in (root / "real" / "a.mp4", outside / "b.mp4", tmp_path / "above.mp4"):
         write_json(path, 0)
@@ -311,7 +311,7 @@ def test_scan_of_links(tmp_path: Path) -> None:
     assert found["file.mp4"] == fingerprint(outside / "b.mp4")
 
 
-def test_a_folder_that_cannot_be_read_is_said(
+def test_a_folder_that_cannot_be_read_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("good/a.mp4", "locked/b.mp4"):
@@ -328,14 +328,14 @@ def test_a_folder_that_cannot_be_read_is_said(
     assert "locked: cannot be read (Permission denied)" in caplog.text
 
 
-def test_a_bucket_that_is_not_there_is_one_clear_line(s3: S3Server) -> None:
+def test_a_missing_bucket_gives_one_clear_line(s3: S3Server) -> None:
     with pytest.raises(ValueError, match="s3://no-such-bucket/videos: cannot be listed"):
         scan(locate("s3://no-such-bucket/videos"), {".mp4"})
     assert fingerprint(locate("s3://no-such-bucket/x.mp4")) == ""
 
 
 def test_one_request_in_four_may_fail(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Failing servers and bodies that break off are tried again; what arrives is whole."""
+    """Failing servers and truncated responses are retried, and the data arrives complete."""
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
     path, seen = s3.root / "x.bin", 0
     data = np.random.default_rng(0).bytes(300_000)

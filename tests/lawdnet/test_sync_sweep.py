@@ -23,9 +23,9 @@ from tests.support.media import Media
 
 SECONDS = Fraction(13, 5)
 CLAPS = (0.4, 1.3, 2.2)
-"""About where: each is moved to the nearest picture."""
+"""About where: each is moved to the nearest frame."""
 FLASH = Fraction(1, FPS)
-"""Seconds of light: one picture, or more where they are shorter, so that no clock can miss it."""
+"""Seconds of light: one frame, or more where they are shorter, so that no clock can miss it."""
 WIDTH = 0.004
 """Seconds in which the click's envelope falls to 1/e."""
 
@@ -40,20 +40,20 @@ class Case:
     name: str = "clip.mp4"
     rate: Fraction = Fraction(25)
     codec: str = "libx264"
-    sound_codec: str = "aac"
-    sound_rate: int = 48_000
+    audio_codec: str = "aac"
+    audio_rate: int = 48_000
     layout: str = "mono"
     late: float = 0.0
-    """Seconds from the first picture to the first sample."""
+    """Seconds from the first frame to the first sample."""
     surplus: float = 0.0
-    """Seconds from the end of the pictures to the end of the sound."""
+    """Seconds from the end of the frames to the end of the audio."""
 
     def __str__(self) -> str:
         changed = {key: value for key, value in vars(self).items() if value != getattr(Case, key)}
         return " ".join(f"{key}={value}" for key, value in changed.items()) or "ordinary"
 
     def times(self) -> list[Fraction]:
-        """Seconds of every picture from the first."""
+        """Seconds of every frame from the first."""
         if self.rate != VARIABLE:
             return [index / self.rate for index in range(math.ceil(SECONDS * self.rate))]
         blocks = [(Fraction(0), 50), (Fraction(9, 10), 25), (Fraction(9, 5), 30)]  # with a hold of 0.2 s in between
@@ -65,11 +65,11 @@ class Clip:
     path: Path
     times: list[Fraction]
     claps: list[float]
-    """Seconds from the first picture to the middle of each clap."""
+    """Seconds from the first frame to the middle of each clap."""
 
 
 def clap_frames(times: list[Fraction], about: float) -> range:
-    """The pictures that are lit: from the nearest one on, for at least `FLASH` seconds."""
+    """The frames that are lit: from the nearest one on, for at least `FLASH` seconds."""
     first = min(range(len(times)), key=lambda index: abs(times[index] - about))
     step = times[first + 1] - times[first]
     return range(first, first + math.ceil(FLASH / step))
@@ -82,7 +82,7 @@ def write(media: Media, case: Case) -> Clip:
     claps = [float(sum(times[index] for index in frames) / len(frames)) for frames in lit]
     bright = {index for frames in lit for index in frames}
     length = float(times[-1] + times[-1] / (len(times) - 1)) + case.surplus - case.late
-    seconds = np.arange(round(length * case.sound_rate)) / case.sound_rate + case.late
+    seconds = np.arange(round(length * case.audio_rate)) / case.audio_rate + case.late
     clicks = sum(0.8 * np.cos(6283 * (seconds - at)) * np.exp(-(((seconds - at) / WIDTH) ** 2)) for at in claps)
     channels = {"mono": 1, "stereo": 2, "5.1": 6}[case.layout]
 
@@ -98,8 +98,8 @@ def write(media: Media, case: Case) -> Clip:
         pix_fmt="yuvj420p" if case.codec == "mjpeg" else "yuv420p",
         setup=count_pictures,
         audio=np.repeat(np.asarray(clicks)[None], channels, 0),
-        audio_codec=case.sound_codec,
-        audio_rate=case.sound_rate,
+        audio_codec=case.audio_codec,
+        audio_rate=case.audio_rate,
         audio_start=max(0.0, case.late),
         layout=case.layout,
     )
@@ -181,9 +181,9 @@ def test_a_clap_lands_on_one_frame(media: Media, case: Case) -> None:
     ("case", "reason"),
     [
         (Case(late=0.3), "the audio begins 0.28 s"),  # AAC begins with one packet of silence
-        (Case(late=0.25, name="clip.mkv", audio_codec="pcm_s16le"), "the sound begins 0.25 s after the first picture"),
-        (Case(surplus=-0.4), "the sound ends 0."),
-        (Case(surplus=-0.25, name="clip.mkv", audio_codec="pcm_s16le"), "the sound ends 0.25 s early"),
+        (Case(late=0.25, name="clip.mkv", audio_codec="pcm_s16le"), "the audio begins 0.25 s after the first frame"),
+        (Case(surplus=-0.4), "the audio ends 0."),
+        (Case(surplus=-0.25, name="clip.mkv", audio_codec="pcm_s16le"), "the audio ends 0.25 s early"),
     ],
     ids=str,
 )

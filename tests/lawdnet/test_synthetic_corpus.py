@@ -1,4 +1,4 @@
-"""Files of drawn talking heads: a video with sound and the landmarks that belong to it."""
+"""Files of drawn talking heads: a video with audio, and its landmarks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_video_sound_and_landmarks_are_of_one_length(clip: Path) -> None:
+def test_video_audio_and_landmarks_are_of_one_length(clip: Path) -> None:
     video = probe(clip)
     assert (video.num_frames, video.height, video.width, video.fps) == (25, 320, 256, 25)
     landmarks = read_csv(clip.with_suffix(".csv"))
@@ -29,15 +29,15 @@ def test_video_sound_and_landmarks_are_of_one_length(clip: Path) -> None:
     assert len(load_audio(clip, num_frames=25)) == 16_000
 
 
-def test_the_files_hold_what_was_drawn(clip: Path) -> None:
+def test_the_files_contain_what_was_drawn(clip: Path) -> None:
     head, speech, poses = TalkingHead(make_identity(1)), make_speech(1.0, 3), make_motion(2, 25)
     written = read_csv(clip.with_suffix(".csv")).points_T68x2
     for t, decoded in decode(clip):
         frame, points = head.draw(poses[t], float(speech.opening_T[t]), float(speech.spread_T[t]))
         np.testing.assert_allclose(written[t], points, atol=2e-3)
         assert np.abs(decoded.astype(float) - frame).mean() < 4
-    sound = load_audio(clip, num_frames=25)
-    assert np.corrcoef(sound, speech.wave_S)[0, 1] > 0.95
+    audio = load_audio(clip, num_frames=25)
+    assert np.corrcoef(audio, speech.audio_S)[0, 1] > 0.95
 
 
 def test_other_speech_is_the_same_clip_dubbed(clip: Path, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_other_speech_is_the_same_clip_dubbed(clip: Path, tmp_path: Path) -> Non
     assert np.abs(one[:, 48:] - two[:, 48:]).max() > 2
 
 
-def test_a_corpus_is_distinct_people_and_the_same_again(tmp_path: Path) -> None:
+def test_a_corpus_has_distinct_people_and_is_reproducible(tmp_path: Path) -> None:
     first = write_corpus(tmp_path / "one", videos=2, seconds=0.4, seed=5)
     again = write_corpus(tmp_path / "two", videos=2, seconds=0.4, seed=5)
     assert [path.name for path in first] == ["drawn_000.mp4", "drawn_001.mp4"]

@@ -1,4 +1,4 @@
-"""Drawn heads: landmarks lie where the picture says, poses stay inside, seeds decide everything."""
+"""Drawn heads: landmarks match the image, poses stay inside, seeds determine everything."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ POSES = [Pose(), Pose(shift=(0.5, -0.3), scale=1.07), Pose(shift=(-0.37, 0.8), s
 
 
 def plain(seed: int) -> Identity:
-    """Nothing that hides an outline."""
+    """Return a person without anything that hides an outline."""
     return replace(make_identity(seed), beard="none", glasses=False, hair_style="bald")
 
 
 def share_of(frame: UInt8, inside: tuple[int, ...], outside: tuple[int, ...]) -> Float32:
-    """How much of each px shows one of two flat colours."""
+    """Return the fraction of each px that shows the first of two flat colours."""
     a, b = np.array(outside, float), np.array(inside, float)
     return np.clip((frame - a) @ (b - a) / ((b - a) @ (b - a)), 0, 1).astype(np.float32)
 
@@ -106,7 +106,7 @@ def test_a_blink_shuts_the_eyes_only() -> None:
 
 
 @pytest.mark.parametrize("size", [(320, 256), (256, 256), (360, 288), (288, 512)])
-def test_the_aligned_crop_stays_in_the_picture(size: tuple[int, int]) -> None:
+def test_the_aligned_crop_stays_in_the_frame(size: tuple[int, int]) -> None:
     height, width = size
     corners = np.array([(x, y, 1) for x in (-0.5, 79.5) for y in (-0.5, crop_height(80) - 0.5)])
     for seed in range(6):
@@ -119,7 +119,7 @@ def test_the_aligned_crop_stays_in_the_picture(size: tuple[int, int]) -> None:
 
 
 def test_seeds_are_independent_of_each_other() -> None:
-    """Speech moves the mouth and the jaw; what is well above the nose's tip knows nothing of it."""
+    """Speech moves the mouth and the jaw, and nothing well above the tip of the nose."""
     head, pose = TalkingHead(make_identity(7)), make_motion(9, 20)[13]
     (one, points), (two, _) = head.draw(pose, 0.1, 0.0), head.draw(pose, 0.9, 0.5)
     brim = int(points[30, 1])
@@ -127,7 +127,7 @@ def test_seeds_are_independent_of_each_other() -> None:
     assert np.abs(one.astype(int) - two).max() > 60
 
 
-def test_same_seed_same_picture() -> None:
+def test_same_seed_same_image() -> None:
     frames = [TalkingHead(make_identity(seed)).draw(make_motion(2, 5)[4], 0.5, 0.0)[0] for seed in (1, 1, 2)]
     np.testing.assert_array_equal(frames[0], frames[1])
     assert (frames[0] != frames[2]).mean() > 0.5

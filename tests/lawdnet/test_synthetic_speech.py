@@ -24,30 +24,30 @@ def spoken() -> list[Speech]:
 def test_every_frame_has_640_samples(seconds: float, frames: int) -> None:
     speech = make_speech(seconds, 3)
     assert speech.opening_T.shape == speech.spread_T.shape == (frames,)
-    assert speech.wave_S.shape == (frames * SAMPLES_PER_FRAME,)
-    assert {a.dtype for a in (speech.wave_S, speech.opening_T, speech.spread_T)} == {np.dtype(np.float32)}
+    assert speech.audio_S.shape == (frames * SAMPLES_PER_FRAME,)
+    assert {a.dtype for a in (speech.audio_S, speech.opening_T, speech.spread_T)} == {np.dtype(np.float32)}
 
 
 def test_values_are_in_range_and_use_it(spoken: list[Speech]) -> None:
-    opening, spread, wave = (
-        np.concatenate([getattr(speech, name) for speech in spoken]) for name in ("opening_T", "spread_T", "wave_S")
+    opening, spread, audio = (
+        np.concatenate([getattr(speech, name) for speech in spoken]) for name in ("opening_T", "spread_T", "audio_S")
     )
     assert opening.min() == 0
     assert 0.9 < opening.max() <= 1
     assert -1 <= spread.min() < -0.6
     assert 0.6 < spread.max() <= 1
-    assert 0.3 < np.abs(wave).max() < 0.95
+    assert 0.3 < np.abs(audio).max() < 0.95
 
 
-def test_a_seed_decides_the_sound() -> None:
+def test_a_seed_decides_the_audio() -> None:
     first, again, other = make_speech(2, 5), make_speech(2, 5), make_speech(2, 6)
-    assert first.wave_S.tobytes() == again.wave_S.tobytes()
-    assert not np.array_equal(first.wave_S, other.wave_S)
+    assert first.audio_S.tobytes() == again.audio_S.tobytes()
+    assert not np.array_equal(first.audio_S, other.audio_S)
 
 
 def test_every_clip_has_silence_with_the_mouth_shut(spoken: list[Speech]) -> None:
     for speech in spoken:
-        level_T = np.sqrt(np.square(speech.wave_S.reshape(-1, SAMPLES_PER_FRAME)).mean(1))
+        level_T = np.sqrt(np.square(speech.audio_S.reshape(-1, SAMPLES_PER_FRAME)).mean(1))
         quiet = runs(level_T < 1e-3)
         start, stop = max(quiet, key=lambda run: run[1] - run[0])
         assert stop - start >= 4
@@ -55,21 +55,21 @@ def test_every_clip_has_silence_with_the_mouth_shut(spoken: list[Speech]) -> Non
 
 
 def test_some_clips_start_silent_and_some_do_not(spoken: list[Speech]) -> None:
-    starts = [float(np.abs(speech.wave_S[:2000]).max()) < 0.01 for speech in spoken]
+    starts = [float(np.abs(speech.audio_S[:2000]).max()) < 0.01 for speech in spoken]
     assert 3 <= sum(starts) <= len(starts) - 3
 
 
 def test_lips_that_shut_stay_shut_for_two_frames(spoken: list[Speech]) -> None:
-    """Only a closure that the clip's ends cut off may be shorter."""
+    """Only a closure that is cut off by the end of the clip may be shorter."""
     closures = [run for speech in spoken for run in runs(speech.opening_T == 0) if run[0] > 0 and run[1] < 100]
     assert len(closures) > 60
     assert min(stop - start for start, stop in closures) >= 2
 
 
 def test_lips_close_with_the_voice_on() -> None:
-    """An m hums through shut lips: the mouth is not simply the loudness."""
+    """An m is audible through shut lips, so the opening is not simply the loudness."""
     speeches = [make_speech(8, seed) for seed in range(3)]
-    levels = [np.sqrt(np.square(s.wave_S.reshape(-1, SAMPLES_PER_FRAME)).mean(1)) for s in speeches]
+    levels = [np.sqrt(np.square(s.audio_S.reshape(-1, SAMPLES_PER_FRAME)).mean(1)) for s in speeches]
     shut = np.concatenate([level[s.opening_T == 0] for level, s in zip(levels, speeches, strict=True)])
     assert (shut > 0.02).mean() > 0.03
 
@@ -81,12 +81,12 @@ def test_syllables_come_at_a_human_rate() -> None:
 
 
 def _heard(speeches: list[Speech]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    rows = [windows(Mel("mean").extract(speech.wave_S)).reshape(len(speech.opening_T), -1) for speech in speeches]
+    rows = [windows(Mel("mean").extract(speech.audio_S)).reshape(len(speech.opening_T), -1) for speech in speeches]
     return np.concatenate(rows), np.concatenate([speech.opening_T for speech in speeches])
 
 
 def test_opening_can_be_heard_in_other_voices() -> None:
-    """Ridge regression on five mel rows, fitted to some speakers and tried on others."""
+    """Ridge regression on five mel rows, fitted to some speakers and tested on others."""
     x, y = _heard([make_speech(8, seed) for seed in range(100, 120)])
     x_new, y_new = _heard([make_speech(8, seed) for seed in range(200, 206)])
     centre, scale = x.mean(0), x.std(0) + 1e-6

@@ -38,7 +38,7 @@ def drawn_segment(video_id: str, seed: int, *, index: int = 0, frames: int = 63)
         frames_jpeg=tuple(crops),
         landmarks_T68x2=np.stack(points).astype(np.float32),
         matrix_T33=np.stack(matrices).astype(np.float32),
-        features={"mel": Mel().extract(spoken.wave_S)},
+        features={"mel": Mel().extract(spoken.audio_S)},
     )
 
 

@@ -1,4 +1,4 @@
-"""Workers with weak points, in a module that Ray's workers can import."""
+"""Workers with weak points, and one that tells who it is, in a module that Ray's workers can import."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from lawdnet.data.records import VideoRecord
-from pipelines.build.task import VideoItem, VideoTask
+from lawdnet.types import Beat
+from pipelines.build.task import BuildJob, VideoItem, VideoTask
 from pipelines.executor import map_items
 from pipelines.render.pairs import PairRecord, RenderPair
 from pipelines.render.task import RenderTask
@@ -61,6 +64,21 @@ class FragileRenderTask(RenderTask):
         with count.open("a") as file:
             file.write("x")
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class TellingVideoTask(VideoTask):
+    """Leaves the id of its worker process in the dataset's folder."""
+
+    def __init__(self, job: BuildJob, beat: Beat) -> None:
+        super().__init__(job, beat)
+        names = Path(job.root) / "workers"
+        names.mkdir(parents=True, exist_ok=True)
+        (names / ray.get_runtime_context().get_worker_id()).touch()
+
+
+def telling(task: type, *rest: Any, **options: Any) -> Generator[tuple[str, Any], None, None]:
+    """`map_items` with workers that tell who they are."""
+    return map_items(TellingVideoTask, *rest, **options)
 
 
 FRAGILE: dict[type, type] = {VideoTask: FragileVideoTask, RenderTask: FragileRenderTask}

@@ -112,16 +112,16 @@ def film(
     if size:
         pictures = [cv2.resize(picture, (width, height)) for picture in pictures[:frames]]
         points = points * np.float32([width / 128, height / 160])
-    rate = options.setdefault("sound_rate", 16_000)
+    rate = options.setdefault("audio_rate", 16_000)
     at = np.arange(round(len(wave) * rate / 16_000)) * 16_000 / rate
     sound = scale(np.interp(at, np.arange(len(wave)), wave).astype(np.float32))
-    options = {"codec": "libx264", "pix_fmt": "yuv420p", "sound_codec": "aac"} | options
+    options = {"codec": "libx264", "pix_fmt": "yuv420p", "audio_codec": "aac"} | options
     Media(to.parent).write(
         to.name,
         times=[start + Fraction(index, 25) for index in range(frames)],
         frames=[np.ascontiguousarray(change(picture)) for picture in pictures[:frames]],
         audio=sound[None],
-        audio_start=options.pop("sound_start", start),
+        audio_start=options.pop("audio_start", start),
         **options,
     )
     write_csv(to.with_suffix(".csv"), points[:frames], 25)
@@ -270,7 +270,7 @@ def text(value: str | bytes) -> Maker:
     return lambda drawn, to: to.write_bytes(value if isinstance(value, bytes) else value.encode())
 
 
-PCM = {"sound_codec": "pcm_f32le"}
+PCM = {"audio_codec": "pcm_f32le"}
 FRAGMENTS = {"options": {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}}
 
 BYTES: dict[str, tuple[str, Maker]] = {
@@ -366,7 +366,7 @@ SOUNDS: dict[str, tuple[str, Maker]] = {
     "one sample.mkv": ("audio_too_short", partial(film, scale=lambda wave: wave[:1], **PCM)),
     "rate changes.ts": (
         "any",
-        joined({"frames": 40, "sound_rate": 44_100}, {"frames": 35, "start": 1.6, "sound_rate": 48_000}),
+        joined({"frames": 40, "audio_rate": 44_100}, {"frames": 35, "start": 1.6, "audio_rate": 48_000}),
     ),
 }
 

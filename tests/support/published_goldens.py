@@ -1,4 +1,4 @@
-"""The numbers computed with the published code, and its rule for filling parameters and inputs without a generator."""
+"""Values computed with the published code, and the rule by which its parameters and inputs were filled."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
 needs_goldens = pytest.mark.skipif(
-    not (REFERENCE / "golden.npz").is_file(), reason="golden.npz is not beside the repository"
+    not (REFERENCE / "golden.npz").is_file(), reason="golden.npz is not next to the repository"
 )
 
 
 def published_state(network: str) -> dict[str, Tensor]:
-    """The filled state of `generator`, `discriminator`, `syncnet` or `syncnet_v2`, under published names."""
+    """Return the filled state of `generator`, `discriminator`, `syncnet` or `syncnet_v2` under published names."""
     return {
         name: _fill(name, shape, index) for index, (name, shape) in enumerate(sorted(published_shapes(network).items()))
     }
@@ -32,12 +32,12 @@ def published_shapes(network: str) -> dict[str, tuple[int, ...]]:
 
 
 def image(*shape: int) -> Tensor:
-    """In [0, 1)."""
+    """Return values in [0, 1)."""
     return _hash(math.prod(shape), 1001).view(shape).float()
 
 
 def audio(*shape: int) -> Tensor:
-    """In [-1, 1)."""
+    """Return values in [-1, 1)."""
     return (2 * _hash(math.prod(shape), 2001) - 1).view(shape).float()
 
 

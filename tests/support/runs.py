@@ -1,4 +1,4 @@
-"""Tiny runs on grey pictures, in this process: what tests of training share."""
+"""Tiny runs on grey frames, in this process, for tests of training."""
 
 from __future__ import annotations
 
@@ -16,9 +16,19 @@ from lawdnet.training.options import RunOptions
 from lawdnet.training.virtual_ranks import Workers
 from tests.support.small_datasets import make_dataset
 
-TINY = ["base_channels=4", "sync_channels=4", "disc_channels=4", "disc_max_channels=8", "warp_grid=4", "key_points=2",
-        "stages.mouth_px=32", "stages.batch_size=2", "stages.samples_per_segment=2", "stages.epochs_constant=1",
-        "stages.epochs_decay=0"]  # fmt: skip
+TINY = [
+    "base_channels=4",
+    "sync_channels=4",
+    "disc_channels=4",
+    "disc_max_channels=8",
+    "warp_grid=4",
+    "key_points=2",
+    "stages.mouth_px=32",
+    "stages.batch_size=2",
+    "stages.samples_per_segment=2",
+    "stages.epochs_constant=1",
+    "stages.epochs_decay=0",
+]
 HERE = Workers(0, 0)
 
 
@@ -31,7 +41,7 @@ def here(**options: Any) -> RunOptions:
 
 
 def grey(root: Path) -> Dataset:
-    """Seven segments to learn from (7 steps of an epoch of `tiny`), two held out."""
+    """Seven segments to train on (7 batches in an epoch of `tiny`), two held out."""
     return make_dataset(root, {"a": [{}] * 3, "b": [{}] * 4, "val_c": [{}] * 2})
 
 
@@ -42,7 +52,7 @@ def weights(run: Path, stage: str) -> dict[str, Any]:
 
 
 def assert_same(first: Any, second: Any, tolerance: float = 1e-6) -> None:
-    """Everything that going on needs: networks, optimisers and the rest, but for random states."""
+    """Compare everything that resuming needs, except random states."""
     assert first.keys() == second.keys()
     for key, value in first.items():
         if key == "random":

@@ -1,4 +1,4 @@
-"""A local S3 for the tests, and the environment that leads every client in the session to it."""
+"""A local S3 server for the tests, and the environment that directs every client in the session to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from upath import UPath
 
-# taken before anything starts, so that workers and commands inherit it; no test ever reaches a real bucket
+# bound before anything starts, so that workers and commands inherit the address; no test ever reaches a real bucket
 SOCKET = socket.socket()
 SOCKET.bind(("127.0.0.1", 0))
 os.environ |= {
@@ -30,15 +30,15 @@ FAULTS = {"broken": ("500 Internal Server Error", "InternalError"), "gone": ("40
 
 @dataclass
 class S3Server:
-    """moto's S3 as a WSGI application that counts, and fails where a test wants it to."""
+    """moto's S3 as a WSGI application that records requests and fails on demand."""
 
     app: Callable[..., Iterable[bytes]]
     root: UPath | None = None
-    """A bucket of the test's own."""
+    """A bucket for this test only."""
     requests: list[tuple[str, str, int]] = field(default_factory=list)
-    """Method, path with its query, and bytes of the answer's body."""
+    """Method, path with query, and number of bytes in the response body."""
     fault: Callable[[str, str], str] = lambda method, path: ""
-    """From method and path: "broken" (500), "gone" (404), "cut" (the body breaks off half way), "" (none)."""
+    """Method and path → "broken" (500), "gone" (404), "cut" (half of the body is missing) or "" (no fault)."""
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         method = environ["REQUEST_METHOD"]

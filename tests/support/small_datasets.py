@@ -1,4 +1,4 @@
-"""Small datasets written without a build: grey pictures, and scores that a test chooses."""
+"""Small datasets written without a build: grey images, and scores that a test chooses."""
 
 from __future__ import annotations
 

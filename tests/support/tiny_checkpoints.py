@@ -14,18 +14,25 @@ from lawdnet.models.saved import META, STATE
 
 
 def checkpoint(folder: Path, kind: str = "gan", /, *, meta: dict[str, Any] | None = None, **networks: Any) -> Path:
-    """A checkpoint's folder.
+    """Write a checkpoint's folder.
 
     Args:
-        meta: what it says of itself, where that is not to be the usual.
-        networks: by the names they are saved under.
+        meta: entries of meta.json that differ from the usual.
+        networks: networks by the names under which they are saved.
     """
     config = {name: dataclasses.asdict(n.config) for name, n in networks.items() if not isinstance(n, Discriminator)}
     usual = {
-        "kind": kind, "stage": "syncnet" if kind == "syncnet" else "clip_256", "stage_index": 4, "epoch": 12,
-        "mouth_px": 96, "crop_width": 200, "audio_feature": "mel", "sync_feature": "mel", "code_version": "1",
+        "kind": kind,
+        "stage": "syncnet" if kind == "syncnet" else "clip_96",
+        "stage_index": 4,
+        "epoch": 12,
+        "mouth_px": 96,
+        "crop_width": 200,
+        "audio_feature": "mel",
+        "sync_feature": "mel",
+        "code_version": "1",
         "features": {"mel": {"dim": 7}, "other": {"dim": 3}},
-    }  # fmt: skip
+    }
     folder.mkdir(parents=True)
     torch.save({"networks": {name: network.state_dict() for name, network in networks.items()}}, folder / STATE)
     size = {"state_bytes": (folder / STATE).stat().st_size}

@@ -1,4 +1,4 @@
-"""Small random weights in the published file formats, which the extractors' real loaders read."""
+"""Small random weights in the published file formats, for the real loaders of the extractors."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from lawdnet.audio.deepspeech import import_tensorflow
 NEEDS = {"deepspeech": "tensorflow", "hubert": "transformers"}
 NAMES = ["mel", "deepspeech", "deepspeech2", "hubert"]
 DECAY = 0.7
-"""What the small DeepSpeech graph remembers from one row to the next."""
+"""Factor by which the small DeepSpeech graph remembers the previous row."""
 
 
 def need(package: str) -> None:
-    """Skip the test where an optional package is missing; importing it is left to who uses it."""
+    """Skip the test if an optional package is not installed; the package is not imported."""
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
 
 
 def tiny(name: str, folder: Path, **options: Any) -> AudioExtractor:
-    """An extractor over small weights, made in that folder."""
+    """Return an extractor with small weights, which are written to the folder."""
     if name in NEEDS:
         need(NEEDS[name])
     if name == "deepspeech":
@@ -41,13 +41,13 @@ def tiny(name: str, folder: Path, **options: Any) -> AudioExtractor:
 
 
 def deepspeech_weights() -> np.ndarray:
-    """494×29; a row's nearest neighbours count most, as in a trained network."""
+    """Return 494×29 weights; the nearest rows count most, as in a trained network."""
     weights = np.random.default_rng(0).normal(size=(19, 26, 29)) / 26
     return (weights * np.exp(-np.abs(np.arange(19) - 9))[:, None, None]).reshape(494, 29).astype(np.float32)
 
 
 def deepspeech_output(input_TD: np.ndarray) -> np.ndarray:
-    """What the graph of `write_graph` computes of one whole file, in numpy: T×29."""
+    """Compute in numpy what the graph of `write_graph` returns for a whole file: T×29."""
     ahead, back = (input_TD @ deepspeech_weights() for _ in range(2))
     for t in range(1, len(ahead)):
         ahead[t] += DECAY * ahead[t - 1]
@@ -56,7 +56,7 @@ def deepspeech_output(input_TD: np.ndarray) -> np.ndarray:
 
 
 def write_graph(path: Path, weights: np.ndarray, batch: int | None = None) -> None:
-    """A frozen graph with the tensor names of DeepSpeech 0.1.0: a leaky sum in both directions."""
+    """Write a frozen graph with the tensor names of DeepSpeech 0.1.0: a leaky sum in both directions."""
     tf = import_tensorflow()
     v1 = tf.compat.v1
     with tf.Graph().as_default() as graph, v1.Session(graph=graph) as session:
@@ -73,7 +73,7 @@ def write_graph(path: Path, weights: np.ndarray, batch: int | None = None) -> No
 
 
 def deepspeech2_state(classes: int = 29) -> dict[str, Any]:
-    """A small DeepSpeech 2 in which time runs alike in both directions and the normalisation layers do something."""
+    """Return a small DeepSpeech 2 that is symmetric in time and whose normalisation layers have an effect."""
     import torch
 
     from lawdnet.audio.deepspeech2_model import DeepSpeech2Model
@@ -93,14 +93,14 @@ def deepspeech2_state(classes: int = 29) -> dict[str, Any]:
 
 
 def write_checkpoint(path: Path, **more: Any) -> None:
-    """What Lightning saves."""
+    """Write a checkpoint as Lightning does."""
     import torch
 
     torch.save({"state_dict": deepspeech2_state(), "epoch": 7, **more}, path)
 
 
 def write_hubert(folder: Path, kind: str = "Hubert", **more: Any) -> Any:
-    """A small random HuBERT, Wav2Vec2 or WavLM saved by transformers; the network is handed back."""
+    """Save a small random HuBERT, Wav2Vec2 or WavLM with transformers, and return the network."""
     import torch
     import transformers
 

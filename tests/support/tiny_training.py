@@ -15,34 +15,47 @@ from lawdnet.training.checkpoint import Lineage
 from lawdnet.training.config import TrainConfig, make_config
 from lawdnet.training.loop import Loop, to_batch
 from lawdnet.training.networks import Wrap
+from lawdnet.training.position import START, Position
 from lawdnet.training.stages import Stage
 from lawdnet.training.steps import GanStep, Step, SyncStep
+from lawdnet.training.virtual_ranks import group_by_step, steps_per_epoch
 from lawdnet.types import TrainBatch
 
 CPU = torch.device("cpu")
 DIM = 6
-STEPS = 3
+BATCHES = 3
+"""Batches of an epoch."""
 LINEAGE = Lineage(dataset_hash="d", crop_width=160, landmarks="auto", features={"mel": {"dim": DIM}})
 
 
 def tiny(*settings: str) -> TrainConfig:
     """The small preset with networks that train in milliseconds, and these settings."""
-    narrow = ["base_channels=4", "sync_channels=4", "disc_channels=4", "disc_max_channels=8", "warp_grid=6",
-              "key_points=2", "stages.mouth_px=32", "stages.batch_size=2", "stages.epochs_constant=2",
-              "stages.epochs_decay=2"]  # fmt: skip
+    narrow = [
+        "base_channels=4",
+        "sync_channels=4",
+        "disc_channels=4",
+        "disc_max_channels=8",
+        "warp_grid=6",
+        "key_points=2",
+        "stages.mouth_px=32",
+        "stages.batch_size=2",
+        "stages.epochs_constant=2",
+        "stages.epochs_decay=2",
+    ]
     return make_config("small", settings=[*narrow, *settings])
 
 
-def arrays(epoch: int, step: int, stage: Stage, size: int = 2) -> dict[str, np.ndarray]:
+def arrays(epoch: int, index: int, stage: Stage, size: int = 2) -> dict[str, np.ndarray]:
     """A batch as the sampler gives it."""
-    rng = np.random.default_rng([epoch, step])
+    rng = np.random.default_rng([epoch, index])
     shape, n = (52, 40, 3), stage.num_frames
     batch = {
         "source": rng.integers(0, 256, (size, n, *shape), np.uint8),
         "audio": rng.standard_normal((size, n, DIM, 5), np.float32),
-        "segment_ids": np.array([f"s{epoch}-{step}-{i}" for i in range(size)]),
-        "epoch": np.array(epoch), "step": np.array(step),
-    }  # fmt: skip
+        "segment_ids": np.array([f"s{epoch}-{index}-{i}" for i in range(size)]),
+        "epoch": np.array(epoch),
+        "index": np.array(index),
+    }
     if stage.kind == "gan":
         batch["reference"] = rng.integers(0, 256, (size, n, 5, *shape), np.uint8)
     if stage.kind == "syncnet" or stage.weights.sync:
@@ -52,9 +65,9 @@ def arrays(epoch: int, step: int, stage: Stage, size: int = 2) -> dict[str, np.n
     return batch
 
 
-def batch_of(stage: Stage, step: int = 0, size: int = 2) -> TrainBatch:
-    """The same as tensors."""
-    return to_batch(arrays(0, step, stage, size), CPU)
+def batch_of(stage: Stage, index: int = 0, size: int = 2) -> TrainBatch:
+    """A batch as tensors."""
+    return to_batch(arrays(0, index, stage, size), CPU)
 
 
 def make_step(config: TrainConfig, stage: Stage, wrap: Wrap = lambda network: network, seed: int = 0) -> Step:
@@ -67,34 +80,56 @@ def make_step(config: TrainConfig, stage: Stage, wrap: Wrap = lambda network: ne
     return GanStep(config, stage, CPU, wrap, audio_dim=DIM, syncnet=syncnet)
 
 
-def stream(stage: Stage, epoch: int, first: int) -> Iterator[dict[str, np.ndarray]]:
-    """Every batch from a position to the end of the stage."""
-    places = ((e, s) for e in range(epoch, stage.epochs) for s in range(first if e == epoch else 0, STEPS))
-    return (arrays(e, s, stage) for e, s in places)
+def stream(
+    stage: Stage, start: Position = START, accumulate: int | None = None
+) -> Iterator[list[dict[str, np.ndarray]]]:
+    """The batches of every step from a position to the end of the stage."""
+    count = accumulate or stage.accumulate
+    indices = (
+        (epoch, index)
+        for epoch in range(start.epoch, stage.epochs)
+        for index in range(start.step * count if epoch == start.epoch else 0, BATCHES)
+    )
+    batches = (arrays(epoch, index, stage) for epoch, index in indices)
+    return group_by_step(batches, start=start, epochs=stage.epochs, batches_per_rank=BATCHES, accumulate=count)
 
 
 def run(
-    config: TrainConfig, stage: Stage, step: Step, start: tuple[int, int] = (0, 0), folder: Path | None = None,
+    config: TrainConfig,
+    stage: Stage,
+    step: Step,
+    start: Position = START,
+    folder: Path | None = None,
+    accumulate: int | None = None,
     **settings: object,
-) -> list[dict[str, float]]:  # fmt: skip
+) -> list[dict[str, float]]:
     """Trains on `stream`, saves under `folder`, and returns the metrics of the epochs."""
     rows: list[dict[str, float]] = []
 
-    def save(epoch: int, next_step: int) -> None:
+    def save(position: Position) -> None:
         if folder:
-            target = folder / stage.name / checkpoint_name(epoch, next_step)
+            target = folder / stage.name / checkpoint_name(position.epoch, position.step)
             target.mkdir(parents=True)
-            checkpoint.save(target, step, stage, config, LINEAGE, epoch=epoch, next_step=next_step)
+            checkpoint.save(target, step, stage, config, LINEAGE, position=position)
 
     def report(metrics: dict[str, float], *, epoch: int) -> None:
         rows.append(metrics)
-        save(epoch, 0)
+        save(Position(epoch))
 
-    loop = Loop(**{
-        "stage": stage, "step": step, "device": CPU, "batches": lambda e, s: stream(stage, e, s),
-        "steps_per_epoch": STEPS, "report": report, "log": lambda metrics: None, "save": save, **settings,
-    })  # fmt: skip
-    loop.run(*start)
+    loop = Loop(
+        **{
+            "stage": stage,
+            "step": step,
+            "device": CPU,
+            "batches": lambda start: stream(stage, start, accumulate),
+            "steps_per_epoch": steps_per_epoch(BATCHES, accumulate or stage.accumulate),
+            "report": report,
+            "log": lambda metrics: None,
+            "save": save,
+            **settings,
+        }
+    )
+    loop.run(start)
     return rows
 
 
@@ -115,7 +150,7 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], 
 def apart(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> float:
     """Distance of two trained networks as a share of how far they came.
 
-    Single weights do not compare: Adam divides by the gradient's size, and where that is next to nothing rounding
+    Single weights do not compare: Adam divides by the gradient's size, and if that is next to nothing rounding
     decides the direction of a whole step.
     """
 

@@ -83,10 +83,10 @@ def test_options_are_checked_by_name() -> None:
 
 
 def test_frame_features_are_the_extractors_rows_on_the_videos_clock() -> None:
-    wave = np.random.default_rng(0).normal(0, 0.1, 640 * 60).astype(np.float32)
+    audio = np.random.default_rng(0).normal(0, 0.1, 640 * 60).astype(np.float32)
     beats: list[None] = []
-    values = frame_features(make_extractor("mel"), wave, 61, beat=lambda: beats.append(None))
-    np.testing.assert_array_equal(values[:60], Mel().extract(wave))
+    values = frame_features(make_extractor("mel"), audio, 61, beat=lambda: beats.append(None))
+    np.testing.assert_array_equal(values[:60], Mel().extract(audio))
     np.testing.assert_array_equal(values[60], values[59])
     assert len(beats) == 1
 

@@ -1,4 +1,4 @@
-"""What every audio extractor promises: a row per frame, on its time, finite, in bounded chunks."""
+"""What every audio extractor guarantees: one finite row per frame, at the right time, in chunks of bounded size."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lawdnet.types import FPS, SAMPLES_PER_FRAME, Rejected, RejectReason
 from tests.support.tiny_networks import NAMES, tiny
 
 CENTRE = {"mel": 0.0, "deepspeech": 0.3125, "deepspeech2": 0.0, "hubert": 0.0}
-"""Video frames by which a row's centre lies behind its frame's time."""
+"""Video frames by which the centre of a row is later than the time of its frame."""
 TOLERANCE = {"mel": 0.0, "deepspeech": 1e-3, "deepspeech2": 1e-3, "hubert": 0.02}
-"""Chunks against the whole: root of the mean squared difference, in deviations of the feature over time."""
+"""Largest difference between chunks and the whole: root mean square, in deviations of the feature over time."""
 CHUNKINGS = {
     "deepspeech": Chunking(rows=90, context=25, batch=3),
     "deepspeech2": Chunking(rows=90, context=30, batch=3),
@@ -27,7 +27,7 @@ def extractor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def noise(frames: int, seed: int = 0) -> np.ndarray:
-    """Noise whose loudness and colour vary like speech's."""
+    """Return noise whose loudness and spectrum vary as in speech."""
     random = np.random.default_rng(seed).normal(size=SAMPLES_PER_FRAME * frames)
     dark = np.convolve(random, np.ones(8) / 8, "same")
     time = np.arange(len(random)) / 16_000
@@ -61,8 +61,8 @@ def test_silence_and_extremes_are_finite(extractor: AudioExtractor, frames: int)
     samples = SAMPLES_PER_FRAME * frames
     square = np.where(np.arange(samples) // 40 % 2, 1, -1)
     impulse = np.eye(1, samples)[0]
-    for wave in (0 * square, 0 * square + 0.5, 0 * square - 1, square, impulse, square * 1e-30):
-        values = frame_features(extractor, wave.astype(np.float32), frames)
+    for audio in (0 * square, 0 * square + 0.5, 0 * square - 1, square, impulse, square * 1e-30):
+        values = frame_features(extractor, audio.astype(np.float32), frames)
         assert np.isfinite(values).all()
         assert np.abs(values).max() < 1e4
 
@@ -72,11 +72,11 @@ def test_a_click_lands_on_its_frame(extractor: AudioExtractor) -> None:
     rows = np.arange(100)
     offsets = []
     for at in np.arange(30, 70, 2.75):
-        wave = quiet.copy()
+        audio = quiet.copy()
         sample = round(at * SAMPLES_PER_FRAME)
-        wave[sample - 16 : sample + 16] += 0.9 * (-1) ** np.arange(32)
-        # Statistics of the whole file move every row a little; the median takes that away.
-        change = extractor.extract(wave)[:100] - extractor.extract(quiet)[:100]
+        audio[sample - 16 : sample + 16] += 0.9 * (-1) ** np.arange(32)
+        # Statistics of the whole file change every row a little; the median removes that.
+        change = extractor.extract(audio)[:100] - extractor.extract(quiet)[:100]
         power = ((change - np.median(change, axis=0)) ** 2).sum(1)
         near = np.abs(rows - at) < 5
         offsets.append((power * rows)[near].sum() / power[near].sum() - at)
@@ -85,15 +85,15 @@ def test_a_click_lands_on_its_frame(extractor: AudioExtractor) -> None:
     assert np.abs(offsets).max() < 1
 
 
-def test_chunks_give_what_the_whole_gives(extractor: AudioExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
-    wave = noise(300)
-    whole = extractor.extract(wave)
+def test_chunks_give_the_same_rows_as_the_whole(extractor: AudioExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
+    audio = noise(300)
+    whole = extractor.extract(audio)
     if extractor.name == "mel":
         monkeypatch.setattr(mel, "BLOCK", 45)
     else:
         monkeypatch.setattr(extractor, "chunking", CHUNKINGS[extractor.name])
     beats: list[None] = []
-    chunks = extractor.extract(wave, lambda: beats.append(None))
+    chunks = extractor.extract(audio, lambda: beats.append(None))
     difference = np.sqrt(((chunks - whole) ** 2).mean() / whole.var(axis=0).mean())
     assert difference <= TOLERANCE[extractor.name]
     assert len(beats) >= 5
@@ -103,7 +103,7 @@ def test_chunks_have_equal_length_and_are_few_at_a_time(
     extractor: AudioExtractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if extractor.name == "mel":
-        return  # a block is a slice of the wave; there is no network
+        return  # a block is a slice of the audio; there is no network
     monkeypatch.setattr(extractor, "chunking", CHUNKINGS[extractor.name])
     where = type(extractor._graph) if extractor.name == "deepspeech" else type(extractor._network)
     method = "__call__" if extractor.name == "deepspeech" else "run"

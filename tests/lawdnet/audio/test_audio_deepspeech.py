@@ -19,7 +19,7 @@ def pcm(samples: int) -> np.ndarray:
 
 
 def published_input(samples: np.ndarray) -> np.ndarray:
-    """Windows of 19 rows, written out, over the MFCC of the package that the published code used."""
+    """Return windows of 19 rows over the MFCC of the package that the published code used, computed step by step."""
     peer = pytest.importorskip("python_speech_features", reason="python_speech_features is not installed")
     rows = peer.mfcc(samples, 16_000, numcep=26)[::2]
     padded = np.concatenate([np.zeros((9, 26)), rows, np.zeros((9, 26))])
@@ -50,13 +50,13 @@ def test_the_network_sees_the_published_matrix(tmp_path: Path, monkeypatch: pyte
     np.testing.assert_allclose(seen[0][0], golden["deepspeech_input"], atol=1e-5)
 
 
-def test_a_graph_of_batch_one_is_given_one_piece_at_a_time(tmp_path: Path) -> None:
+def test_a_graph_of_batch_one_gets_one_chunk_at_a_time(tmp_path: Path) -> None:
     need("tensorflow")
     write_graph(tmp_path / "one.pb", deepspeech_weights(), batch=1)
     write_graph(tmp_path / "output_graph.pb", deepspeech_weights())
-    wave = (pcm(640 * 700) / 32768).astype(np.float32)
-    one, many = (make_extractor("deepspeech", weights_dir=tmp_path, file=name).extract(wave) for name in
-                 ("one.pb", "output_graph.pb"))  # fmt: skip
+    audio = (pcm(640 * 700) / 32768).astype(np.float32)
+    names = ("one.pb", "output_graph.pb")
+    one, many = (make_extractor("deepspeech", weights_dir=tmp_path, file=name).extract(audio) for name in names)
     np.testing.assert_allclose(one, many, atol=1e-4)
 
 

@@ -29,7 +29,7 @@ def noise(samples: int) -> np.ndarray:
 @pytest.mark.parametrize("samples", [161, 640, 4799, 4800])
 def test_the_spectrogram_is_librosas(samples: int) -> None:
     librosa = pytest.importorskip("librosa", reason="librosa is not installed")
-    # Padded here, as librosa 0.8 did: 0.11 mirrors no more than the last window, and is one sample off at the end.
+    # Padded here as in librosa 0.8: 0.11 mirrors no more than the last window, and is one sample off at the end.
     padded = np.pad(noise(samples), 160, "reflect")
     stft = librosa.stft(padded, n_fft=320, hop_length=160, window="hamming", center=False)
     expected = np.log1p(np.abs(stft)).T
@@ -39,7 +39,7 @@ def test_the_spectrogram_is_librosas(samples: int) -> None:
 
 
 def forward(state: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
-    """DeepSpeech 2 written out with functions, from the parameters' published names: 1×1×161×F to R×29."""
+    """Run DeepSpeech 2, written with functions on the published parameter names: 1×1×161×F to R×29."""
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         return F.batch_norm(x, *(state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")))
@@ -84,7 +84,7 @@ class Window(enum.Enum):
 
 
 class Touch:
-    """Pickles as a call that makes a file."""
+    """Pickles as a call that creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,11 +94,11 @@ class Touch:
 
 
 class Listed(list):
-    """Pickles as an object that items are appended to."""
+    """Pickles as an object to which items are appended."""
 
 
 def hyper_parameters(trap: Path) -> dict[str, Any]:
-    """What Lightning pickles, and worse."""
+    """Return what Lightning pickles, and worse."""
     gone = types.ModuleType("deepspeech_pytorch_gone")
     gone.Config = type("Config", (), {"__module__": gone.__name__})
     sys.modules[gone.__name__] = gone
@@ -125,7 +125,7 @@ def test_what_a_checkpoint_pickles_never_runs(tmp_path: Path, legacy: bool) -> N
     assert not trap.exists()
 
 
-def test_the_trap_of_the_test_above_works(tmp_path: Path) -> None:
+def test_the_malicious_pickle_of_the_test_above_works(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     torch.save(Touch(trap), tmp_path / "file")
     with pytest.raises(AttributeError):  # that of the state, set after the call

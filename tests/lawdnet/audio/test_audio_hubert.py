@@ -25,48 +25,48 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def sound(frames: int) -> np.ndarray:
+def noise(frames: int) -> np.ndarray:
     samples = np.random.default_rng(0).normal(size=640 * frames) * (1.2 + np.sin(np.arange(640 * frames) / 9000))
     return (0.05 * samples).astype(np.float32)
 
 
-def heard(wave: np.ndarray) -> torch.Tensor:
-    """The wave as transformers normalises it, padded by 12.5 ms so that row i is centred on sample 320·i."""
-    normal = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
-    return torch.from_numpy(np.pad(normal, (200, 0))[: len(wave) + 80].astype(np.float32))[None]
+def network_input(audio: np.ndarray) -> torch.Tensor:
+    """Return the audio as normalised by transformers, padded by 12.5 ms so that row i is centred on sample 320·i."""
+    normal = (audio - audio.mean()) / np.sqrt(audio.var() + 1e-7)
+    return torch.from_numpy(np.pad(normal, (200, 0))[: len(audio) + 80].astype(np.float32))[None]
 
 
 @pytest.mark.parametrize(
     ("kind", "more"), [("Hubert", {}), ("Hubert", STABLE), ("Wav2Vec2", {}), ("WavLM", {})], ids=str
 )
 def test_rows_are_every_second_hidden_state(tmp_path: Path, kind: str, more: dict[str, Any]) -> None:
-    model, wave = write_hubert(tmp_path, kind, **more), sound(40)
+    model, audio = write_hubert(tmp_path, kind, **more), noise(40)
     with torch.no_grad():
-        output = model(heard(wave), output_hidden_states=True)
-    values = Hubert(model=str(tmp_path)).extract(wave)
+        output = model(network_input(audio), output_hidden_states=True)
+    values = Hubert(model=str(tmp_path)).extract(audio)
     assert values.shape == (40, 32)
     np.testing.assert_allclose(values, output.last_hidden_state[0, ::2], atol=1e-4)
     for layer in (1, 2):
-        values = Hubert(model=str(tmp_path), layer=layer).extract(wave)
+        values = Hubert(model=str(tmp_path), layer=layer).extract(audio)
         np.testing.assert_allclose(values, output.hidden_states[layer][0, ::2], atol=1e-4)
 
 
 def test_the_first_layers_statistics_are_the_whole_files(tmp_path: Path) -> None:
     # Loud at the end only: with statistics of its own, the quiet chunk would be amplified.
     write_hubert(tmp_path)
-    wave = sound(200) * np.where(np.arange(640 * 200) < 640 * 150, 0.02, 1).astype(np.float32)
+    audio = noise(200) * np.where(np.arange(640 * 200) < 640 * 150, 0.02, 1).astype(np.float32)
     whole, chunks = Hubert(model=str(tmp_path), layer=1), Hubert(model=str(tmp_path), layer=1)
     chunks.chunking = Chunking(rows=60, context=15)
-    difference = chunks.extract(wave) - whole.extract(wave)
-    assert np.sqrt((difference**2).mean() / whole.extract(wave).var(axis=0).mean()) < 0.02
+    difference = chunks.extract(audio) - whole.extract(audio)
+    assert np.sqrt((difference**2).mean() / whole.extract(audio).var(axis=0).mean()) < 0.02
 
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_normalisation_is_the_preprocessors_choice(tmp_path: Path, asked: bool) -> None:
     write_hubert(tmp_path, "WavLM", **STABLE)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": asked}))
-    extractor, wave = Hubert(model=str(tmp_path)), sound(20)
-    same = np.allclose(extractor.extract(wave), extractor.extract(3 * wave + 0.2), atol=1e-3)
+    extractor, audio = Hubert(model=str(tmp_path)), noise(20)
+    same = np.allclose(extractor.extract(audio), extractor.extract(3 * audio + 0.2), atol=1e-3)
     assert same == asked
 
 
@@ -80,18 +80,18 @@ def test_a_folder_is_found_by_its_name_or_the_hubs(tmp_path: Path) -> None:
 
 def test_a_bin_of_tensors_is_read_and_one_that_runs_code_is_not(tmp_path: Path) -> None:
     model = write_hubert(tmp_path)
-    expected = Hubert(model=str(tmp_path)).extract(sound(10))
+    expected = Hubert(model=str(tmp_path)).extract(noise(10))
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    np.testing.assert_allclose(Hubert(model=str(tmp_path)).extract(sound(10)), expected, atol=1e-5)
+    np.testing.assert_allclose(Hubert(model=str(tmp_path)).extract(noise(10)), expected, atol=1e-5)
     torch.save(model.state_dict() | {"run": Trap(tmp_path / "trap")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="cannot be loaded"):
-        Hubert(model=str(tmp_path)).extract(sound(10))
+        Hubert(model=str(tmp_path)).extract(noise(10))
     assert not (tmp_path / "trap").exists()
 
 
 class Trap:
-    """Pickles as a call that makes a file."""
+    """Pickles as a call that creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -115,7 +115,7 @@ def test_what_is_missing_or_wrong_is_named(tmp_path: Path, monkeypatch: pytest.M
     state.pop("encoder.layers.1.attention.k_proj.weight")
     torch.save(state, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"1 weights are missing, the first is encoder.layers.1.attention.k_proj"):
-        Hubert(model=str(tmp_path)).extract(sound(4))
+        Hubert(model=str(tmp_path)).extract(noise(4))
     for changed, said in (({"model_type": "bert"}, "type 'bert'"), ({"conv_stride": [5, 2, 2, 2, 2, 2, 3]}, "480")):
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "other").mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
-"""lawdnet.audio.io: any file as 16 kHz mono on the clock of its pictures."""
+"""lawdnet.audio.io: audio from any file as 16 kHz mono, aligned to the frames of its video."""
 
 from __future__ import annotations
 
-import wave as wave_format
+import wave
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,16 @@ def tone(rate: int, seconds: float = 2.0, hz: float = 440.0) -> np.ndarray:
 
 
 def click(rate: int, at: float, seconds: float = 3.0) -> np.ndarray:
-    """A burst of 20 ms that begins at the given second."""
-    wave = np.zeros((1, round(rate * seconds)), np.float32)
+    """Return a burst of 20 ms that begins at the given second."""
+    audio = np.zeros((1, round(rate * seconds)), np.float32)
     first = round(at * rate)
-    wave[0, first : first + rate // 50] = 0.9 * np.sin(np.arange(rate // 50) * 0.8)
-    return wave
+    audio[0, first : first + rate // 50] = 0.9 * np.sin(np.arange(rate // 50) * 0.8)
+    return audio
 
 
-def onset(wave: np.ndarray) -> float:
-    """Seconds until half of the peak is reached."""
-    return float(np.argmax(np.abs(wave) > np.abs(wave).max() / 2)) / 16_000
+def onset(audio: np.ndarray) -> float:
+    """Return the seconds until half of the peak is reached."""
+    return float(np.argmax(np.abs(audio) > np.abs(audio).max() / 2)) / 16_000
 
 
 def reason_of(path: Path, **options: Any) -> tuple[RejectReason, str]:
@@ -54,23 +54,23 @@ def reason_of(path: Path, **options: Any) -> tuple[RejectReason, str]:
 def test_flash_and_click_land_on_one_frame(media: Any, rate: Fraction, name: str, codec: str, start: float) -> None:
     times = [Fraction(index) / rate for index in range(round(2 * rate))]
     flash = next(index for index, time in enumerate(times) if time >= 1)
-    pictures = [media.barcode(index, bright=index == flash) for index in range(len(times))]
-    sound = click(48_000, float(times[flash]) - start, 2.0)
+    frames = [media.barcode(index, bright=index == flash) for index in range(len(times))]
+    audio = click(48_000, float(times[flash]) - start, 2.0)
     path = media.write(
         name,
         times=times,
-        frames=pictures,
-        audio=sound,
+        frames=frames,
+        audio=audio,
         audio_codec=codec,
         audio_rate=48_000,
         audio_start=start,
     )
     num_frames = probe(path).num_frames
-    lit = [tick for tick, (_, picture) in enumerate(decode(path)) if picture[40].mean() > 127]
-    wave = load_audio(path, num_frames=num_frames)
-    assert wave.shape == (num_frames * 640,)
-    assert onset(wave) == pytest.approx(float(times[flash]), abs=0.002)
-    energy = Mel(hops="mean").extract(wave).mean(axis=1)
+    lit = [tick for tick, (_, frame) in enumerate(decode(path)) if frame[40].mean() > 127]
+    audio = load_audio(path, num_frames=num_frames)
+    assert audio.shape == (num_frames * 640,)
+    assert onset(audio) == pytest.approx(float(times[flash]), abs=0.002)
+    energy = Mel(hops="mean").extract(audio).mean(axis=1)
     heard = (energy + 1) @ np.arange(num_frames) / (energy + 1).sum()
     centre = float(times[flash]) + 0.01
     assert heard == pytest.approx(centre * 25, abs=0.5)
@@ -78,7 +78,7 @@ def test_flash_and_click_land_on_one_frame(media: Any, rate: Fraction, name: str
     assert not lit or abs(np.mean(lit) - heard) <= 0.5 + 12.5 / float(rate)
 
 
-def test_the_pictures_set_time_zero(media: Any) -> None:
+def test_the_frames_set_time_zero(media: Any) -> None:
     times = [1 + Fraction(index, 25) for index in range(50)]
     path = media.write(times=times, audio=click(48_000, 2.0), audio_rate=48_000)
     assert onset(load_audio(path, num_frames=50)) == pytest.approx(1.0, abs=0.001)
@@ -88,12 +88,12 @@ def test_the_pictures_set_time_zero(media: Any) -> None:
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
 @pytest.mark.parametrize(("layout", "channels"), [("mono", 1), ("stereo", 2), ("5.1", 6)])
 def test_rates_and_channels(media: Any, rate: int, layout: str, channels: int) -> None:
-    path = media.write("sound.wav", audio=np.repeat(tone(rate), channels, 0), audio_rate=rate, layout=layout)
-    wave = load_audio(path)
-    assert wave.dtype == np.float32
-    assert abs(len(wave) - 32_000) <= 1
+    path = media.write("audio.wav", audio=np.repeat(tone(rate), channels, 0), audio_rate=rate, layout=layout)
+    audio = load_audio(path)
+    assert audio.dtype == np.float32
+    assert abs(len(audio) - 32_000) <= 1
     middle = slice(1000, 31_000)
-    np.testing.assert_allclose(wave[middle], tone(16_000)[0][middle], atol=0.005)
+    np.testing.assert_allclose(audio[middle], tone(16_000)[0][middle], atol=0.005)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +113,11 @@ def test_codec_delays_are_taken_out(media: Any, name: str, codec: str, rate: int
 def test_the_ends_may_miss_a_fifth_of_a_second(media: Any) -> None:
     times = [Fraction(index, 25) for index in range(50)]
     path = media.write(times=times, audio=tone(16_000, 1.7), audio_start=0.15)
-    wave = load_audio(path, num_frames=50)
-    assert wave.shape == (32_000,)
-    assert not wave[:2399].any()
-    assert np.abs(wave[2400:2500]).max() > 0.1
-    assert not wave[2400 + 27_200 :].any()
+    audio = load_audio(path, num_frames=50)
+    assert audio.shape == (32_000,)
+    assert not audio[:2399].any()
+    assert np.abs(audio[2400:2500]).max() > 0.1
+    assert not audio[2400 + 27_200 :].any()
     reason, detail = reason_of(media.write(times=times, audio=tone(16_000, 1.5)), num_frames=50)
     assert reason is RejectReason.AUDIO_TOO_SHORT
     assert detail == "the audio ends 0.50 s early (allowed: 0.20 s)"
@@ -126,12 +126,12 @@ def test_the_ends_may_miss_a_fifth_of_a_second(media: Any) -> None:
     assert detail == "the audio begins 0.30 s after the first frame (allowed: 0.20 s)"
 
 
-def test_a_surplus_is_left_out(media: Any) -> None:
+def test_a_surplus_is_dropped(media: Any) -> None:
     path = media.write(times=[0, 0.04, 0.08], audio=tone(16_000, 5))
     np.testing.assert_allclose(load_audio(path, num_frames=3), tone(16_000)[0, :1920], atol=1e-4)
 
 
-def test_files_without_sound_are_named(media: Any) -> None:
+def test_files_without_audio_are_named(media: Any) -> None:
     assert reason_of(media.write(times=[0, 0.04])) == (RejectReason.NO_AUDIO, "there is no audio stream")
     path = media.folder / "empty.wav"
     write_wav(path, np.zeros(0, np.float32))
@@ -140,7 +140,7 @@ def test_files_without_sound_are_named(media: Any) -> None:
     assert reason_of(path)[0] is RejectReason.EMPTY_FILE
 
 
-def test_a_hole_in_the_sound_is_silent_and_moves_nothing(media: Any) -> None:
+def test_a_gap_in_the_audio_is_silent_and_moves_nothing(media: Any) -> None:
     path = media.write("whole.mkv", audio=tone(16_000, 4), audio_codec="flac")
     holed = media.folder / "holed.mkv"
     with av.open(str(path)) as source, av.open(str(holed), "w") as output:
@@ -149,33 +149,33 @@ def test_a_hole_in_the_sound_is_silent_and_moves_nothing(media: Any) -> None:
             if packet.dts is not None and not 1 < packet.pts * packet.time_base < 2:
                 packet.stream = stream
                 output.mux(packet)
-    wave, whole = load_audio(holed), load_audio(path)
-    assert len(wave) == len(whole)
-    assert not wave[21_000:31_000].any()
-    # Matroska's milliseconds move the sound after the hole by less than one.
-    assert min(np.abs(wave[40_000:60_000] - whole[40_000 + k : 60_000 + k]).max() for k in range(-16, 17)) < 1e-3
+    audio, whole = load_audio(holed), load_audio(path)
+    assert len(audio) == len(whole)
+    assert not audio[21_000:31_000].any()
+    # Matroska's milliseconds move the audio after the gap by less than one.
+    assert min(np.abs(audio[40_000:60_000] - whole[40_000 + k : 60_000 + k]).max() for k in range(-16, 17)) < 1e-3
 
 
-def test_broken_packets_leave_a_hole(media: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_packets_leave_a_gap(media: Any, caplog: pytest.LogCaptureFixture) -> None:
     path = media.write("a.mp4", audio=tone(16_000, 4) + tone(16_000, 4, 1300), audio_codec="aac")
     whole = load_audio(path)
     content = bytearray(path.read_bytes())
     middle = content.index(b"mdat") + 10_000
     content[middle : middle + 2000] = np.random.default_rng(0).bytes(2000)
     path.write_bytes(content)
-    wave = load_audio(path)
+    audio = load_audio(path)
     assert "broken audio packets were skipped" in caplog.text
-    assert abs(len(wave) - len(whole)) <= 1
-    np.testing.assert_allclose(wave[-12_000:], whole[-12_000:], atol=0.02)
-    assert np.isfinite(wave).all()
-    assert np.abs(wave).max() <= 1
+    assert abs(len(audio) - len(whole)) <= 1
+    np.testing.assert_allclose(audio[-12_000:], whole[-12_000:], atol=0.02)
+    assert np.isfinite(audio).all()
+    assert np.abs(audio).max() <= 1
 
 
-def test_a_wave_survives_the_wav_file(tmp_path: Path) -> None:
-    wave = np.random.default_rng(0).uniform(-1, 1, 5000).astype(np.float32)
-    wave[:4] = 1.0, -1.0, 2.0, 0.0
+def test_audio_survives_the_wav_file(tmp_path: Path) -> None:
+    audio = np.random.default_rng(0).uniform(-1, 1, 5000).astype(np.float32)
+    audio[:4] = 1.0, -1.0, 2.0, 0.0
     path = tmp_path / "说 话.wav"
-    write_wav(path, wave)
-    np.testing.assert_allclose(load_audio(path), wave.clip(-1, 1), atol=1 / 32768 + 1e-7)
-    with wave_format.open(str(path)) as file:
+    write_wav(path, audio)
+    np.testing.assert_allclose(load_audio(path), audio.clip(-1, 1), atol=1 / 32768 + 1e-7)
+    with wave.open(str(path)) as file:
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 16_000)

@@ -273,7 +273,7 @@ def test_a_json_is_read_in_pieces_of_any_size(tmp_path: Path, size: int, monkeyp
 def test_what_is_no_training_json_is_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"x\.json: no training JSON") as error:
+    with pytest.raises(ValueError, match=r"x\.json: not a training JSON") as error:
         list(read_videos(path))
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400

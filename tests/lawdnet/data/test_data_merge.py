@@ -202,7 +202,7 @@ def test_a_taken_folder_is_refused(tmp_path: Path) -> None:
     make_dataset(tmp_path / "a", {"x.mp4": "x"})
     make_dataset(tmp_path / "b", {"z.mp4": "z"})
     make_dataset(tmp_path / "c", {"w.mp4": "w"})
-    with pytest.raises(ValueError, match="no merge made"):
+    with pytest.raises(ValueError, match="not made by merge"):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
     merge([tmp_path / "a", tmp_path / "b"], tmp_path / "d")
     with pytest.raises(ValueError, match="another merge"):

@@ -11,11 +11,11 @@ import pytest
 
 from lawdnet.audio.io import load_audio
 from lawdnet.data.quality import (
-    PictureScores,
+    ImageScores,
+    audio_scores,
     face_angles,
-    picture_scores,
+    image_scores,
     segment_scores,
-    sound_scores,
 )
 from lawdnet.face.align import crop_face, fit_all, transform_points
 from lawdnet.synthetic import Pose, TalkingHead, make_identity, make_speech
@@ -28,10 +28,10 @@ EYES_CANONICAL, NOSE_CANONICAL = [(-4.446, -2.664, 3.173), (4.446, -2.664, 3.173
 MOUTH_CANONICAL = [(-2.456, 4.343, 4.284), (2.456, 4.343, 4.284)]
 
 
-def measure(pose: Pose, seed: int = 3, width: int = 320) -> PictureScores:
+def measure(pose: Pose, seed: int = 3, width: int = 320) -> ImageScores:
     frame, points = TalkingHead(make_identity(seed), (480, 400)).draw(pose, 0.3, 0.0)
     matrix = fit_all(points[None], width)[0]
-    return picture_scores(crop_face(frame, matrix, width), transform_points(points, matrix), matrix)
+    return image_scores(crop_face(frame, matrix, width), transform_points(points, matrix), matrix)
 
 
 def turned(yaw: float, pitch: float) -> np.ndarray:
@@ -69,10 +69,10 @@ def test_roll_is_clockwise_in_the_frame_and_gone_from_the_crop() -> None:
     frame, points = TalkingHead(make_identity(3), (480, 400)).draw(Pose(tick=0), 0.3, 0.0)
     clockwise = cv2.getRotationMatrix2D((200, 240), -20, 1)  # cv2's own sign is the other way round
     leaning = np.asarray(points @ clockwise[:, :2].T + clockwise[:, 2], np.float32)
-    assert leaning[27, 0] > points[27, 0]  # the top of the nose moves to the picture's right
+    assert leaning[27, 0] > points[27, 0]  # the top of the nose moves to the right of the image
     matrix = fit_all(leaning[None], 320)[0]
     turned_frame = cv2.warpAffine(frame, clockwise, (400, 480))
-    scores = picture_scores(crop_face(turned_frame, matrix, 320), transform_points(leaning, matrix), matrix)
+    scores = image_scores(crop_face(turned_frame, matrix, 320), transform_points(leaning, matrix), matrix)
     assert scores.roll == pytest.approx(20, abs=2)
     assert abs(scores.yaw) < 2
 
@@ -85,7 +85,7 @@ def test_sharpness_falls_with_blur_and_compares_across_widths() -> None:
             matrix = fit_all(points[None], width)[0]
             picture = cv2.GaussianBlur(frame, (0, 0), blur) if blur else frame
             crop = crop_face(picture, matrix, width)
-            found[blur, width] = picture_scores(crop, transform_points(points, matrix), matrix).sharpness
+            found[blur, width] = image_scores(crop, transform_points(points, matrix), matrix).sharpness
     for width in (160, 320, 480):
         assert found[0, width] > 2 * found[3, width] > 4 * found[8, width] > 0
     for blur, tolerance in ((0, 0.35), (3, 0.2), (8, 0.1)):  # a narrow crop cannot hold the finest detail
@@ -96,14 +96,14 @@ def test_brightness_is_the_luma_of_the_face() -> None:
     matrix, points = np.eye(3, dtype=np.float32), np.zeros((68, 2), np.float32)
     crop = np.full((416, 320, 3), (255, 0, 0), np.uint8)
     crop[:48] = crop[:, :60] = 0  # above the brows and beside the cheeks nothing counts
-    scores = picture_scores(crop, points, matrix)
+    scores = image_scores(crop, points, matrix)
     assert scores.brightness == pytest.approx(0.299 * 255, abs=1)
     assert scores.sharpness == 0
     assert np.isfinite(scores).all()
 
 
 def test_a_segment_has_every_score_by_its_contract() -> None:
-    pictures = [PictureScores(float(10 * t), 100.0, 0.0, 0.0, -float(t)) for t in range(20)]
+    pictures = [ImageScores(float(10 * t), 100.0, 0.0, 0.0, -float(t)) for t in range(20)]
     pictures[7] = pictures[7]._replace(yaw=-80.0, sharpness=1e6, brightness=120.0)
     matrices = np.stack([np.diag([s, s, 1]) for s in np.linspace(0.5, 1.0, 20)]).astype(np.float32)
     detected = np.arange(20) >= 5
@@ -138,16 +138,16 @@ def noise(exponent: float, level: float = 0.1) -> np.ndarray:
     ids=["white", "pink", "brown", "tone 150", "tone 440", "tone 3000", "tone in noise", "hum", "constant", "clicks"],
 )  # fmt: skip
 def test_what_is_no_voice_is_no_speech(wave: np.ndarray) -> None:
-    assert sound_scores(wave.astype(np.float32))["speech_ratio"] < 0.03
+    assert audio_scores(wave.astype(np.float32))["speech_ratio"] < 0.03
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_drawn_speech_is_speech(seed: int) -> None:
-    wave = make_speech(5, seed).wave_S
-    assert sound_scores(wave)["speech_ratio"] > 0.6
-    assert sound_scores(wave * 0.3)["speech_ratio"] == pytest.approx(sound_scores(wave)["speech_ratio"], abs=0.1)
+    wave = make_speech(5, seed).audio_S
+    assert audio_scores(wave)["speech_ratio"] > 0.6
+    assert audio_scores(wave * 0.3)["speech_ratio"] == pytest.approx(audio_scores(wave)["speech_ratio"], abs=0.1)
     noisy = wave + noise(0, float(wave.std()) * 0.1).astype(np.float32)
-    assert sound_scores(noisy)["speech_ratio"] > 0.6
+    assert audio_scores(noisy)["speech_ratio"] > 0.6
 
 
 def test_real_speech_and_the_silence_in_it() -> None:
@@ -155,21 +155,21 @@ def test_real_speech_and_the_silence_in_it() -> None:
     if not path.exists():
         pytest.skip("no shared/media beside the repository")
     wave = load_audio(path)
-    scores = sound_scores(wave)
+    scores = audio_scores(wave)
     assert 0.75 < scores["speech_ratio"] < 0.95
     assert 0.05 < scores["silence"] < 0.15
     assert scores["loudness"] == pytest.approx(-19.1, abs=0.1)
     half = np.concatenate([wave[: 10 * 16_000], np.zeros(10 * 16_000, np.float32)])
-    assert sound_scores(half)["silence"] == pytest.approx(0.5 + sound_scores(wave[: 10 * 16_000])["silence"] / 2)
-    assert sound_scores(half)["speech_ratio"] < 0.5
+    assert audio_scores(half)["silence"] == pytest.approx(0.5 + audio_scores(wave[: 10 * 16_000])["silence"] / 2)
+    assert audio_scores(half)["speech_ratio"] < 0.5
 
 
 def test_levels_in_dbfs() -> None:
-    silence = sound_scores(np.zeros(54 * 640, np.float32))
+    silence = audio_scores(np.zeros(54 * 640, np.float32))
     assert silence == {"loudness": -100.0, "speech_ratio": 0.0, "silence": 1.0}
-    assert sound_scores(np.sign(tone(100) + 1e-9).astype(np.float32))["loudness"] == pytest.approx(0, abs=0.1)
-    assert sound_scores(tone(1000, 1.0).astype(np.float32))["loudness"] == pytest.approx(-3.01, abs=0.01)
+    assert audio_scores(np.sign(tone(100) + 1e-9).astype(np.float32))["loudness"] == pytest.approx(0, abs=0.1)
+    assert audio_scores(tone(1000, 1.0).astype(np.float32))["loudness"] == pytest.approx(-3.01, abs=0.01)
     for level, share in ((-49, 0.0), (-51, 1.0)):
         wave = tone(1000, math.sqrt(2) * 10 ** (level / 20)).astype(np.float32)
-        assert sound_scores(wave)["silence"] == share
-    assert np.isfinite(list(sound_scores(np.ones(1, np.float32)).values())).all()
+        assert audio_scores(wave)["silence"] == share
+    assert np.isfinite(list(audio_scores(np.ones(1, np.float32)).values())).all()

@@ -4,7 +4,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from lawdnet.data.rules import Step, apply_rules, parse_rule
+from lawdnet.data.rules import FunnelStep, apply_rules, parse_rule
 
 
 def make_index(**columns: Any) -> pa.Table:
@@ -64,7 +64,12 @@ def test_a_row_carries_the_first_rule_it_falls_at_and_the_funnel_adds_up() -> No
     index = make_index(score_yaw=[0, 50, 50, 0, 0], score_pitch=[0, 0, 50, 50, 0], dropped=["", "", "", "", "older"])
     marked, steps = apply_rules(index, [parse_rule("yaw<10"), parse_rule("pitch<10"), parse_rule("track==0")])
     assert marked["dropped"].to_pylist() == ["", "yaw<10", "yaw<10", "pitch<10", "older"]
-    assert steps == [Step("", 0, 4), Step("yaw<10", 2, 2), Step("pitch<10", 1, 1), Step("track==0", 0, 1)]
+    assert steps == [
+        FunnelStep("", 0, 4),
+        FunnelStep("yaw<10", 2, 2),
+        FunnelStep("pitch<10", 1, 1),
+        FunnelStep("track==0", 0, 1),
+    ]
     assert marked.drop_columns("dropped").equals(index.drop_columns("dropped"))
     assert index["dropped"].to_pylist() == ["", "", "", "", "older"]
 
@@ -73,7 +78,7 @@ def test_a_row_carries_the_first_rule_it_falls_at_and_the_funnel_adds_up() -> No
 def test_what_was_not_measured_falls_and_is_counted(rule: str) -> None:
     marked, steps = apply_rules(make_index(score_yaw=[None, math.nan, None]), [parse_rule(rule)])
     assert marked["dropped"].to_pylist() == [rule] * 3
-    assert steps[-1] == Step(rule, 3, 0, 3)
+    assert steps[-1] == FunnelStep(rule, 3, 0, 3)
 
 
 def test_not_measured_counts_only_what_this_rule_dropped() -> None:
@@ -91,7 +96,7 @@ def test_a_float32_equals_the_number_it_was_made_from(value: float) -> None:
 
 def test_an_index_without_rows_and_no_rules() -> None:
     marked, steps = apply_rules(make_index(score_yaw=[]), [parse_rule("yaw>1")])
-    assert (len(marked), steps) == (0, [Step("", 0, 0), Step("yaw>1", 0, 0)])
+    assert (len(marked), steps) == (0, [FunnelStep("", 0, 0), FunnelStep("yaw>1", 0, 0)])
     assert dropped(make_index(score_yaw=[1])) == [""]
 
 
@@ -107,11 +112,11 @@ def test_an_index_without_rows_and_no_rules() -> None:
         ("yaw>=3 and", "write NAME OP VALUE"),
         ("yaw>=3 4", "write NAME OP VALUE"),
         ("yaw=>3", "write NAME OP VALUE"),
-        ("size>=3", "unknown name 'size'; there are face_px, "),
-        ("score_yaw>=3", "unknown name 'score_yaw'; there are "),
-        ("yaw>=wide", "'wide' is no number"),
-        ("yaw>=nan", "'nan' is no number"),
-        ("yaw>=inf", "'inf' is no number"),
+        ("size>=3", "unknown name 'size'; choose from face_px, "),
+        ("score_yaw>=3", "unknown name 'score_yaw'; choose from "),
+        ("yaw>=wide", "'wide' is not a number"),
+        ("yaw>=nan", "'nan' is not a number"),
+        ("yaw>=inf", "'inf' is not a number"),
         ("split>val", "compare it with == or !="),
         ("abs(split)==val", "compare it with == or !="),
     ],
@@ -126,5 +131,5 @@ def test_a_rule_that_cannot_be_meant_is_one_clear_line(text: str, words: str) ->
 def test_scores_of_the_caller_are_names_and_a_score_that_is_not_there_is_named() -> None:
     index = make_index(score_smile=[1.0])
     assert str(parse_rule("smile>0", ["smile"])) == "smile>0"
-    with pytest.raises(ValueError, match=r"'yaw>0': yaw was not measured; there are smile, num_frames"):
+    with pytest.raises(ValueError, match=r"'yaw>0': yaw was not measured; choose from smile, num_frames"):
         apply_rules(index, [parse_rule("yaw>0")])

@@ -13,12 +13,12 @@ from lawdnet.data.sampling import (
     MIN_SHIFT,
     SampleSpec,
     Work,
+    batches_per_epoch,
     decode_jpeg,
     draw,
     draw_batches,
     plan_epoch,
     rank_segments,
-    steps_per_epoch,
 )
 from lawdnet.data.schema import write_segments
 from lawdnet.data.segments import encode_jpeg
@@ -35,12 +35,12 @@ def refs(count: int) -> list[SegmentRef]:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 40])
-def test_every_rank_takes_the_planned_number_of_steps(count: int, world: int) -> None:
+def test_every_rank_gets_the_planned_number_of_batches(count: int, world: int) -> None:
     for rank in range(world):
         works = list(plan_epoch(refs(count), SPEC, seed=1, epoch=0, rank=rank, world=world))
         sizes = [-(-len(work.segments) * 6 // 4) for work in works]
-        assert sum(sizes) == steps_per_epoch(count, world, SPEC)
-        assert [work.first_step for work in works] == np.cumsum([0, *sizes[:-1]]).tolist()
+        assert sum(sizes) == batches_per_epoch(count, world, SPEC)
+        assert [work.first_batch for work in works] == np.cumsum([0, *sizes[:-1]]).tolist()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -64,9 +64,9 @@ def test_epochs_differ_and_repeat_exactly() -> None:
 
 def test_a_plan_can_start_anywhere() -> None:
     whole = list(plan_epoch(refs(20), SPEC, seed=1, epoch=0, rank=0, world=1))
-    for start in range(steps_per_epoch(20, 1, SPEC)):
+    for start in range(batches_per_epoch(20, 1, SPEC)):
         first = next(plan_epoch(refs(20), SPEC, seed=1, epoch=0, rank=0, world=1, start=start))
-        assert first.first_step == start
+        assert first.first_batch == start
         assert first.segments == whole[start // (GROUP_SEGMENTS * 6 // 4)].segments
 
 
@@ -87,12 +87,12 @@ def test_single_frames_cover_the_whole_segment() -> None:
     assert frames == set(range(54))
 
 
-def test_what_teaches_the_sync_network_begins_at_any_frame() -> None:
+def test_clips_for_the_sync_network_begin_at_any_frame() -> None:
     starts = {draw(np.random.default_rng(seed), 54, CONTRAST).clip_start for seed in range(1000)}
     assert starts == set(range(54 - 9 + 1))
 
 
-def test_other_sound_is_never_close_to_the_clip() -> None:
+def test_other_audio_is_never_close_to_the_clip() -> None:
     draws = [draw(np.random.default_rng(seed), 54, CONTRAST) for seed in range(1000)]
     assert min(abs(d.other_start - d.clip_start) for d in draws) == MIN_SHIFT
     assert {d.other_start for d in draws} == set(range(54 - 9 + 1))
@@ -100,17 +100,17 @@ def test_other_sound_is_never_close_to_the_clip() -> None:
 
 @pytest.fixture
 def stored(tmp_path: Path) -> list[SegmentRef]:
-    """Two segments whose pictures and features say which frame they are."""
+    """Two segments whose frames and features tell their number."""
     path = tmp_path / "v.parquet"
     faces = np.zeros((54, 68, 2), np.float32)
     faces[:, 45, 0] = 10
     faces[:, 66, 1] = np.where(np.arange(54) < 40, 4, 0)  # it speaks, then rests
 
     def segment(index: int) -> Segment:
-        pictures = [np.full((52, 40, 3), (100 * index + t, 40, 200), np.uint8) for t in range(54)]
+        images = [np.full((52, 40, 3), (100 * index + t, 40, 200), np.uint8) for t in range(54)]
         return Segment(
             segment_id=f"s{index}", video_id="v", index=index, start_frame=0, split="train",
-            frames_jpeg=tuple(encode_jpeg(p, 95) for p in pictures),
+            frames_jpeg=tuple(encode_jpeg(p, 95) for p in images),
             landmarks_T68x2=faces, matrix_T33=np.zeros((54, 3, 3), np.float32),
             features={"mel": np.repeat(np.arange(54, dtype=np.float32)[:, None] + 100 * index, 2, 1)},
         )  # fmt: skip
@@ -119,7 +119,7 @@ def stored(tmp_path: Path) -> list[SegmentRef]:
     return [SegmentRef(f"s{i}", "v", "train", 54, str(path), i) for i in range(2)]
 
 
-def test_sound_and_picture_of_a_sample_belong_together(stored: list[SegmentRef]) -> None:
+def test_audio_and_frames_of_a_sample_belong_together(stored: list[SegmentRef]) -> None:
     (work,) = plan_epoch(stored, CLIP, seed=1, epoch=0, rank=0, world=1)
     for batch in draw_batches(work, CLIP, seed=1, stored_width=40):
         frame_BN = batch["source"][:, :, 20, 20, 0]
@@ -131,14 +131,14 @@ def test_sound_and_picture_of_a_sample_belong_together(stored: list[SegmentRef])
         assert len(np.unique(frame_BN[:, 0] // 100)) == 2, "a batch mixes the segments of its group"
 
 
-def test_contrast_brings_other_sound_and_no_references(stored: list[SegmentRef]) -> None:
+def test_contrast_brings_other_audio_and_no_references(stored: list[SegmentRef]) -> None:
     (work,) = plan_epoch(stored, CONTRAST, seed=1, epoch=0, rank=0, world=1)
     for batch in draw_batches(work, CONTRAST, seed=1, stored_width=40):
         assert "reference" not in batch
         assert (np.abs(batch["other_audio"][:, 0, 0] - batch["sync_audio"][:, 0, 0]) >= MIN_SHIFT).all()
 
 
-def test_contrast_brings_the_sound_of_a_mouth_at_rest(stored: list[SegmentRef]) -> None:
+def test_contrast_brings_the_audio_of_a_mouth_at_rest(stored: list[SegmentRef]) -> None:
     (work,) = plan_epoch(stored, CONTRAST, seed=1, epoch=0, rank=0, world=1)
     rows = []
     for batch in draw_batches(work, CONTRAST, seed=1, stored_width=40):
@@ -180,7 +180,7 @@ def test_batches_are_the_same_again_and_from_the_middle(stored: list[SegmentRef]
     assert not np.array_equal(other["audio"], whole[0]["audio"])
 
 
-def test_each_picture_is_decoded_once_and_stays_as_it_was(
+def test_each_frame_is_decoded_once_and_stays_as_it_was(
     stored: list[SegmentRef], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[bytes] = []
@@ -193,7 +193,7 @@ def test_each_picture_is_decoded_once_and_stays_as_it_was(
     monkeypatch.setattr(sampling, "decode_jpeg", counted)
     kept = list(draw_batches(work, spec, seed=0, stored_width=320))
     assert len(decoded) <= stored[0].num_frames
-    monkeypatch.setattr(sampling, "PICTURE_CACHE_BYTES", 0)
+    monkeypatch.setattr(sampling, "IMAGE_CACHE_BYTES", 0)
     fresh = list(draw_batches(work, spec, seed=0, stored_width=320))
     assert len(decoded) > 6 * 40
     for ours, theirs in zip(kept, fresh, strict=True):
@@ -204,10 +204,10 @@ def test_each_picture_is_decoded_once_and_stays_as_it_was(
 def test_reduced_decoding_moves_nothing(width: int) -> None:
     y, x = np.mgrid[:416, :320]
     wave = np.sin(x / 25) * np.cos(y / 31)
-    picture = np.repeat((127 + 100 * wave)[..., None], 3, 2).astype(np.uint8)
+    image = np.repeat((127 + 100 * wave)[..., None], 3, 2).astype(np.uint8)
     height = round(1.3 * width)
-    made = decode_jpeg(encode_jpeg(picture, 95), height, width, stored_width=320)
+    made = decode_jpeg(encode_jpeg(image, 95), height, width, stored_width=320)
     shrinks = width < 320
-    area = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    area = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     assert made.shape == (height, width, 3)
     assert np.abs(made.astype(int) - area).max() <= 4

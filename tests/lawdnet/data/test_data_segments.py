@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from lawdnet.data.config import BuildConfig
-from lawdnet.data.quality import scale_change, usable_frames
-from lawdnet.data.segments import cut, encode_jpeg, video_id
-from lawdnet.types import CLIP_FRAMES, Landmarks, RejectReason, Segment
+from lawdnet.data.quality import scale_change
+from lawdnet.data.segments import Tally, cut, encode_jpeg, video_id
+from lawdnet.face.track import inside
+from lawdnet.types import CLIP_FRAMES, RejectReason, Segment
 
 
 @pytest.mark.parametrize("length", [0, 53, 54, 62, 63, 287, 288, 289, 341, 342, 343, 576, 577, 1000, 100_000])
@@ -23,26 +24,17 @@ def test_cut_keeps_what_narrow_limits_allow() -> None:
     assert cut(180, 90, 90) == [90, 90]
 
 
-def landmarks(frames: int = 4) -> Landmarks:
-    points = np.full((frames, 68, 2), 10, np.float32)
-    return Landmarks(points_T68x2=points, valid_T=np.ones(frames, bool), source="test")
-
-
 def test_a_face_at_the_edge_is_outside() -> None:
-    marks = landmarks()
-    marks.points_T68x2[1, 5] = (-0.5, 10)
-    marks.points_T68x2[2, 5] = (10, 31.5)
-    usable = usable_frames(marks, height=32, width=40)
-    assert usable.usable_T.tolist() == [True, False, False, True]
-    assert (usable.no_face, usable.outside) == (0, 2)
-    assert usable.main_reason() == RejectReason.FACE_LEAVES_PICTURE
+    points = np.full((4, 68, 2), 10, np.float32)
+    points[1, 5] = (-0.5, 10)
+    points[2, 5] = (10, 31.5)
+    assert inside(points, height=32, width=40).tolist() == [True, False, False, True]
 
 
-def test_a_missing_face_is_named_before_an_outside_one() -> None:
-    marks = landmarks()
-    marks.valid_T[:2] = False
-    marks.points_T68x2[3, 0] = -1
-    assert usable_frames(marks, 32, 40).main_reason() == RejectReason.NO_FACE
+def test_the_reason_for_too_few_frames_is_the_commonest_cause() -> None:
+    assert Tally(frames=4, outside=2).short_reason(4) == RejectReason.FACE_LEAVES_PICTURE
+    assert Tally(frames=4, no_face=2, outside=1).short_reason(4) == RejectReason.NO_FACE
+    assert Tally(frames=4).short_reason(4) == RejectReason.TOO_SHORT
 
 
 def test_scale_change_is_a_ratio() -> None:

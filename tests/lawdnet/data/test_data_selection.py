@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lawdnet.data.manifest import Dataset
-from lawdnet.data.rules import Step, parse_rules
+from lawdnet.data.rules import FunnelStep, parse_rules
 from lawdnet.data.schema import read_segment, table_to_segment
 from lawdnet.data.selection import advice, check_files, choose, write_selection
 from lawdnet.storage import locate, parquet_file
@@ -33,7 +33,7 @@ def ids(dataset: Dataset) -> list[str]:
 
 def test_the_funnel_of_a_choice(source: Dataset) -> None:
     chosen = choose(source, RULES)
-    assert chosen.funnel == (Step("", 0, 8), Step("face_px>=50", 1, 7), Step("abs(yaw)<30", 4, 3, 1))
+    assert chosen.funnel == (FunnelStep("", 0, 8), FunnelStep("face_px>=50", 1, 7), FunnelStep("abs(yaw)<30", 4, 3, 1))
     assert chosen.kept["segment_id"].to_pylist() == KEPT
 
 
@@ -143,14 +143,14 @@ def test_at_most_so_many_per_video_are_spread_over_it(tmp_path: Path, most: int,
     chosen = choose(make_dataset(tmp_path / "base", {"a": flat, "b": flat[:1]}), [], max_per_video=most)
     names = chosen.kept["segment_id"].to_pylist()
     assert names == [*(f"a-{i:04d}" for i in kept), "b-0000"]
-    assert chosen.funnel[-1] == Step(f"at most {most} per video", 10 - len(kept), len(kept) + 1)
+    assert chosen.funnel[-1] == FunnelStep(f"at most {most} per video", 10 - len(kept), len(kept) + 1)
     assert write_selection(chosen, tmp_path / "out").info["rules"] == [f"at most {most} per video"]
 
 
 def test_the_number_per_video_counts_what_the_rules_left(source: Dataset) -> None:
     chosen = choose(source, RULES, max_per_video=1)
     assert chosen.kept["segment_id"].to_pylist() == ["anna-0002", "val_eve-0000"]
-    with pytest.raises(ValueError, match="less than 1"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         choose(source, RULES, max_per_video=0)
 
 

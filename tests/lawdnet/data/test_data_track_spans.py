@@ -36,14 +36,14 @@ def shaky_track(frames: int, seed: int) -> Track:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 1.0, 3.0])
-def test_a_split_lane_is_as_one_that_was_cut_before(smoothing: float) -> None:
+def test_a_split_span_is_as_one_that_was_cut_before(smoothing: float) -> None:
     config = BuildConfig(crop_width=80, smoothing=smoothing)
     for place in (1, 5, 18, 60, 61, 62, 63, 64, 119):
         track = shaky_track(120, seed=place)
-        lane = segments._Lane(0, track, 200, 200, config)
-        both = lane, lane.split(100 + place, 1)
+        span = segments._TrackSpan(0, track, 200, 200, config)
+        both = span, span.split(100 + place, 1)
         for got, part in zip(both, cut_in_two(track, 100 + place), strict=True):
-            alone = segments._Lane(0, part, 200, 200, config)
+            alone = segments._TrackSpan(0, part, 200, 200, config)
             assert (got.start, got.stop) == (alone.start, alone.stop)
             np.testing.assert_array_equal(got.usable_N, alone.usable_N)
             np.testing.assert_array_equal(got.valid_N, alone.valid_N)
@@ -60,14 +60,14 @@ def test_a_cut_costs_no_more_in_a_long_track(monkeypatch: pytest.MonkeyPatch) ->
         return fit_all(points_N68x2, width)
 
     monkeypatch.setattr(segments, "fit_all", counted)
-    lane = segments._Lane(0, shaky_track(3000, seed=0), 200, 200, BuildConfig(crop_width=80))
+    span = segments._TrackSpan(0, shaky_track(3000, seed=0), 200, 200, BuildConfig(crop_width=80))
     for number in range(1, 10):
-        lane = lane.split(lane.start + 150, number)
+        span = span.split(span.start + 150, number)
     assert sum(fitted[1:]) < 9 * 100
 
 
 class StillFace:
-    """Finds one face in every picture that it is shown."""
+    """Finds one face in every frame that it is shown."""
 
     name, reads_frames = "still", True
     model_sha256: str | None = None
@@ -76,7 +76,7 @@ class StillFace:
         return ([Face(FACE)] for _ in frames)
 
 
-def test_a_tick_more_than_promised_has_no_sound_and_is_left_out(
+def test_a_tick_more_than_promised_has_no_audio_and_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.mp4"

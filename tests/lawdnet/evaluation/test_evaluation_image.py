@@ -19,7 +19,7 @@ def test_psnr_and_ssim_equal_scikit_image() -> None:
     assert ssim(*pair()) == pytest.approx(0.953075990845389, abs=1e-6)
 
 
-def test_equal_pictures_have_the_best_values() -> None:
+def test_equal_images_have_the_best_values() -> None:
     first, _ = pair()
     assert psnr(first, first.copy()) == MAX_PSNR
     assert ssim(first, first.copy()) == pytest.approx(1, abs=1e-6)
@@ -33,17 +33,17 @@ def test_the_smallest_difference_is_below_the_best_value() -> None:
     assert psnr(first, 255 - first) == pytest.approx(0)
 
 
-def test_ssim_of_opposite_pictures_is_low() -> None:
+def test_ssim_of_opposite_images_is_low() -> None:
     first, _ = pair()
     assert ssim(first, 255 - first) < 0
 
 
 @pytest.mark.parametrize("measure", [psnr, ssim])
-def test_pictures_must_match(measure: object) -> None:
+def test_images_must_match(measure: object) -> None:
     first, second = pair()
-    with pytest.raises(ValueError, match="expected uint8 of one size"):
+    with pytest.raises(ValueError, match="expected uint8 of equal size"):
         measure(first, second[:-1])  # type: ignore[operator]
-    with pytest.raises(ValueError, match="expected uint8 of one size"):
+    with pytest.raises(ValueError, match="expected uint8 of equal size"):
         measure(first, second.astype(np.float32))  # type: ignore[operator]
 
 
@@ -76,5 +76,5 @@ def test_lmd_leaves_out_frames_without_a_face() -> None:
     real[1], moved[2] = np.nan, np.nan
     assert lmd(real, moved) == pytest.approx(np.hypot(4, 4) / 40)
     assert np.isnan(lmd(real[1:2], moved[1:2]))
-    with pytest.raises(ValueError, match="same T×68×2"):
+    with pytest.raises(ValueError, match="expected equal shapes T×68×2"):
         lmd(real, moved[:2])

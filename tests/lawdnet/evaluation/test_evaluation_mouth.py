@@ -1,4 +1,4 @@
-"""The mouth's opening is read off pictures, for anyone, at any training size, blurred or dim."""
+"""The mouth's opening is read off images, for anyone, at any training size, blurred or dim."""
 
 from __future__ import annotations
 
@@ -71,6 +71,6 @@ def test_changes_smoothly() -> None:
 
 
 @pytest.mark.parametrize("shape", [(104, 80), (104, 80, 4), (80, 80, 3), (26, 20, 3)])
-def test_other_pictures_are_refused(shape: tuple[int, ...]) -> None:
+def test_other_images_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected"):
         mouth_opening_from_pixels(np.zeros(shape, np.uint8))

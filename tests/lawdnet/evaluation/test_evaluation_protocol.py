@@ -38,7 +38,7 @@ def test_a_video_equals_itself(clips: dict[str, Path]) -> None:
     assert (same.ssim, same.mouth_ssim) == (pytest.approx(1), pytest.approx(1))
 
 
-def test_other_words_show_in_the_mouth_more_than_in_the_picture(clips: dict[str, Path]) -> None:
+def test_other_words_show_in_the_mouth_more_than_in_the_frame(clips: dict[str, Path]) -> None:
     result = compare(clips["real"], clips["other"], landmarks(clips))
     both = zip(pictures(clips["real"]), pictures(clips["other"]), strict=True)
     assert result.psnr == pytest.approx(np.mean([psnr(a, b) for a, b in both]))

@@ -28,29 +28,30 @@ from lawdnet.synthetic import Pose, TalkingHead, make_identity, make_motion, mak
 from lawdnet.training import checkpoint
 from lawdnet.training.checkpoint import Lineage
 from lawdnet.training.config import TrainConfig, make_config
+from lawdnet.training.position import Position
 from lawdnet.training.steps import GanStep, SyncStep, mouth_square
 from lawdnet.types import SAMPLES_PER_FRAME, TrainBatch
 
 CPU = torch.device("cpu")
 WIDTH = 160
 SPARE = 5
-"""Frames of sound before and after the pictures, for shifting."""
+"""Frames of audio before and after the frames, for shifting."""
 LINEAGE = Lineage(dataset_hash="d", crop_width=WIDTH, landmarks="auto", features={"mel": {"dim": 320}})
 SHIFTS = range(-SPARE, SPARE + 1)
 
 
 @dataclass
 class Clip:
-    """Pictures, and sound that begins and ends `SPARE` frames outside them."""
+    """Frames, and audio that begins and ends `SPARE` frames outside them."""
 
     pictures: list[bytes]
     points_T68x2: np.ndarray
     wave: np.ndarray
     opening: np.ndarray
-    """As long as the sound."""
+    """As long as the audio."""
 
     def late(self, shift: int) -> np.ndarray:
-        """The wave whose sound comes `shift` frames late."""
+        """The waveform whose audio comes `shift` frames late."""
         first = (SPARE - shift) * SAMPLES_PER_FRAME
         return self.wave[first : first + len(self.pictures) * SAMPLES_PER_FRAME]
 
@@ -78,14 +79,14 @@ def clip() -> Clip:
     """A still head whose mouth opens at random, and a buzz that is as loud as it is open."""
     rng = np.random.default_rng(5)
     opening = rng.random(80 + 2 * SPARE)
-    middles = (np.arange(len(opening)) + 0.5) * SAMPLES_PER_FRAME  # a frame's sound is around its middle here
+    middles = (np.arange(len(opening)) + 0.5) * SAMPLES_PER_FRAME  # a frame's audio is around its middle here
     samples = np.arange(len(opening) * SAMPLES_PER_FRAME)
     wave = np.interp(samples, middles, opening) ** 2 * 0.3 * np.sign(np.sin(samples * 0.05))
     return draw(opening, np.zeros_like(opening), wave.astype(np.float32), 3, still=True)
 
 
 class Darkness(nn.Module):
-    """How dark the middle of the mouth is in five pictures: the analytic stand-in for a face encoder."""
+    """How dark the middle of the mouth is in five frames: the analytic stand-in for a face encoder."""
 
     def forward(self, pictures: Tensor) -> Tensor:
         if pictures.ndim == 5:  # SyncNet v2: B×3×5×224×224
@@ -96,7 +97,7 @@ class Darkness(nn.Module):
 
 
 class Level(nn.Module):
-    """The five rows that belong to the pictures: of nine, or of twenty MFCC at four a frame."""
+    """The five rows that belong to the frames: of nine, or of twenty MFCC at four a frame."""
 
     def forward(self, rows: Tensor) -> Tensor:
         if rows.ndim == 4:
@@ -123,22 +124,22 @@ def stand_in_v2() -> SyncNetV2:
     return network
 
 
-def scorer_of(judge: object, monkeypatch: pytest.MonkeyPatch, stride: int = 1) -> SyncScorer:
-    monkeypatch.setattr(sync, "_open", lambda path, device: judge)
+def scorer_of(encoder: object, monkeypatch: pytest.MonkeyPatch, stride: int = 1) -> SyncScorer:
+    monkeypatch.setattr(sync, "_open", lambda path, device: encoder)
     return SyncScorer(Path("stand-in"), "cpu", stride)
 
 
 @pytest.mark.parametrize(("side", "stride"), [(32, 1), (64, 1), (256, 1), (64, 3)])
-def test_late_sound_has_a_positive_offset(clip: Clip, side: int, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = scorer_of(sync._Ours("syncnet", stand_in(side), "level", CPU), monkeypatch, stride)
+def test_late_audio_has_a_positive_offset(clip: Clip, side: int, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = scorer_of(sync._SyncNetEncoder("syncnet", stand_in(side), "level", CPU), monkeypatch, stride)
     for shift in SHIFTS:
         found = scorer(clip.pictures, clip.points_T68x2, {"level": clip.late_opening(shift)}, None)
         assert found["sync_offset"] == shift
         assert found["sync_distance"] < 0.3 < found["sync_confidence"]
 
 
-def test_syncnet_v2_hears_the_wave_with_the_same_sign(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = scorer_of(sync._V2(stand_in_v2(), CPU), monkeypatch)
+def test_syncnet_v2_hears_the_waveform_with_the_same_sign(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = scorer_of(sync._SyncNetV2Encoder(stand_in_v2(), CPU), monkeypatch)
     assert scorer.feature is None
     for shift in SHIFTS:
         found = scorer(clip.pictures, clip.points_T68x2, {}, clip.late(shift))
@@ -151,7 +152,7 @@ def test_syncnet_v2_hears_the_wave_with_the_same_sign(clip: Clip, monkeypatch: p
 def test_the_curve_compares_the_windows_that_both_have(offset: int, lead: int) -> None:
     truth = torch.randn(120, 8, generator=torch.Generator().manual_seed(0))
     faces = truth[30:80]
-    sounds = truth[30 - offset + lead :][:46]  # sound window p hears what picture window p - offset + lead shows
+    sounds = truth[30 - offset + lead :][:46]  # audio window p hears what frame window p - offset + lead shows
     seen = []
 
     def distance(some: Tensor, others: Tensor) -> Tensor:
@@ -182,10 +183,10 @@ def test_a_pair_scores_as_in_training(clip: Clip, head: str) -> None:
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
     rows = np.random.default_rng(0).standard_normal((len(clip.pictures), 6)).astype(np.float32)
-    judge = sync._Ours("syncnet", network, "rows", CPU)
+    encoder = sync._SyncNetEncoder("syncnet", network, "rows", CPU)
     with torch.inference_mode():
-        faces = judge.faces(clip.pictures, clip.points_T68x2)
-        sounds = judge.sounds({"rows": rows}, None, len(rows))
+        faces = encoder.encode_frames(clip.pictures, clip.points_T68x2)
+        sounds = encoder.encode_audio({"rows": rows}, None, len(rows))
         assert (len(faces), len(sounds)) == (76, 72)
         for start in (0, 9, 40):
             height, width = stage_size(64)
@@ -193,7 +194,7 @@ def test_a_pair_scores_as_in_training(clip: Clip, head: str) -> None:
                               for p in clip.pictures[start + 2 : start + 7]])  # fmt: skip
             square = mouth_square(torch.from_numpy(crops)[None].permute(0, 1, 4, 2, 3) / 255, 64, 64)
             wanted = 1 - network(square, torch.from_numpy(rows[start : start + 9].T.copy())[None]).mean()
-            found = judge.distance(faces[start + 2 :][:1], sounds[start : start + 1])
+            found = encoder.distance(faces[start + 2 :][:1], sounds[start : start + 1])
             torch.testing.assert_close(found[0], wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -233,7 +234,7 @@ def test_syncnet_v2_sees_blue_first_in_full_range(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(network, "embed_lip", lambda faces: seen.append(faces) or torch.zeros(len(faces), 2))
     blue = cv2.imencode(".png", np.full((208, 160, 3), (250, 20, 10), np.uint8))[1].tobytes()
     points = np.random.default_rng(0).uniform(40, 120, (12, 68, 2)).astype(np.float32)
-    assert len(sync._V2(network, CPU).faces([blue] * 12, points)) == 8
+    assert len(sync._SyncNetV2Encoder(network, CPU).encode_frames([blue] * 12, points)) == 8
     faces = torch.cat(seen)
     assert faces.shape == (8, 3, 5, 224, 224)
     torch.testing.assert_close(faces[3, :, 2, 112, 112], torch.tensor([250.0, 20.0, 10.0]))
@@ -245,7 +246,7 @@ def saved(folder: Path, config: TrainConfig, stage: str, audio_dim: int) -> Path
     step = kind(config, config.stage(stage), CPU, lambda n: n, audio_dim=audio_dim)
     target = folder / stage / "epoch_0001"
     target.mkdir(parents=True)
-    checkpoint.save(target, step, config.stage(stage), config, LINEAGE, epoch=1)
+    checkpoint.save(target, step, config.stage(stage), config, LINEAGE, position=Position(1))
     return target
 
 
@@ -273,11 +274,11 @@ def test_every_kind_of_file_is_known(run: Path, tmp_path: Path) -> None:
 def test_what_is_no_sync_network_is_said(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent: no such run"):
         SyncScorer(tmp_path / "absent")
-    with pytest.raises(ValueError, match=r"a checkpoint of frame_64, which is no sync network"):
+    with pytest.raises(ValueError, match=r"a checkpoint of frame_64, not of a sync network"):
         SyncScorer(run / "frame_64" / "epoch_0001")
     other = tmp_path / "other.pth"
     torch.save({"state_dict": {"net_g": {"w": torch.zeros(1)}}}, other)
-    with pytest.raises(ValueError, match=r"other\.pth: holds no sync network; give a run"):
+    with pytest.raises(ValueError, match=r"other\.pth: not a sync network; give a run"):
         SyncScorer(other)
 
 
@@ -286,16 +287,16 @@ def test_wrong_input_is_said(clip: Clip, run: Path) -> None:
         SyncScorer(run, stride=0)
     scorer = SyncScorer(run)
     rows = np.zeros((len(clip.pictures), 6), np.float32)
-    with pytest.raises(ValueError, match=r"pictures: 38, .* needs 39 or more"):
+    with pytest.raises(ValueError, match=r"frames: 38, .* needs at least 39"):
         scorer(clip.pictures[:38], clip.points_T68x2[:38], {"mel": rows[:38]}, None)
-    with pytest.raises(ValueError, match=r"'mel', the segment holds deepspeech, hubert; build with --features mel"):
+    with pytest.raises(ValueError, match=r"'mel', the segment has deepspeech, hubert; build with --features mel"):
         scorer(clip.pictures, clip.points_T68x2, {"hubert": rows, "deepspeech": rows}, None)
     with pytest.raises(ValueError, match=r"'mel' has shape \(80, 5\), expected \(80, 6\)"):
         scorer(clip.pictures, clip.points_T68x2, {"mel": rows[:, :5]}, None)
-    judge = sync._V2(stand_in_v2(), CPU)
+    encoder = sync._SyncNetV2Encoder(stand_in_v2(), CPU)
     for wave in (None, clip.wave):
-        with pytest.raises(ValueError, match=r"wave: .*expected \(51200,\) for 80 frames"):
-            judge.sounds({}, wave, 80)
+        with pytest.raises(ValueError, match=r"waveform: .*expected \(51200,\) for 80 frames"):
+            encoder.encode_audio({}, wave, 80)
 
 
 def index(offsets: list[float | None]) -> pa.Table:
@@ -308,14 +309,14 @@ def test_the_histogram_says_what_to_do() -> None:
     assert sum(late.counts.values()) == 14
     assert len(late.counts) == 31
     assert late.within_one == 0
-    assert late.verdict.startswith("all sound is 3 frames late: 86%")
-    assert offset_histogram(index([-2, -2, -3] * 4)).verdict.startswith("all sound is 2 frames early")
+    assert late.verdict.startswith("the audio is 3 frames late: 86%")
+    assert offset_histogram(index([-2, -2, -3] * 4)).verdict.startswith("the audio is 2 frames early")
     good = offset_histogram(index([0, 1, 0, -1, 8] * 2))
     assert good.within_one == pytest.approx(0.8)
-    assert good.verdict.startswith("picture and sound are in sync")
+    assert good.verdict.startswith("frames and audio are in sync")
     assert offset_histogram(index([*range(-15, 16)])).verdict.startswith("no agreement")
     assert offset_histogram(index([15] * 20)).verdict.startswith("no agreement"), "the end of the search is no finding"
-    assert offset_histogram(index([3] * 9)).verdict == "9 segments are too few to judge by, 10 are needed"
+    assert offset_histogram(index([3] * 9)).verdict == "9 segments are too few to tell, 10 are needed"
     for empty in (index([]), index([None]), pa.table({"segment_id": ["a"]})):
         found = offset_histogram(empty)
         assert (found.within_one, found.verdict) == (0, "offsets were not measured")
@@ -324,7 +325,7 @@ def test_the_histogram_says_what_to_do() -> None:
 def speaker(seed: int, seconds: float) -> Clip:
     """A drawn person who moves and talks."""
     speech = make_speech(seconds, seed)
-    return draw(speech.opening_T, speech.spread_T, speech.wave_S, seed)
+    return draw(speech.opening_T, speech.spread_T, speech.audio_S, seed)
 
 
 def batches(clips: list[Clip], side: int, steps: int) -> Iterator[TrainBatch]:
@@ -359,7 +360,7 @@ def test_a_trained_network_finds_every_shift_of_people_it_never_saw(tmp_path: Pa
         step(batch)
     folder = tmp_path / "syncnet" / "epoch_0001"
     folder.mkdir(parents=True)
-    checkpoint.save(folder, step, stage, config, LINEAGE, epoch=1)
+    checkpoint.save(folder, step, stage, config, LINEAGE, position=Position(1))
     assert load_syncnet(folder).config.head == "cosine"
 
     scorer = SyncScorer(tmp_path)

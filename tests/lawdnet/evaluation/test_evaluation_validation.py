@@ -163,7 +163,7 @@ def test_the_generator_is_left_as_it_was(refs: list[SegmentRef]) -> None:
     assert not quiet.training
 
 
-def test_a_mouth_that_cannot_be_measured_has_no_figure(tmp_path: Path) -> None:
+def test_a_mouth_that_cannot_be_measured_has_no_metric(tmp_path: Path) -> None:
     drawn = drawn_segment("val", 1)
     unlike = dataclasses.replace(drawn, landmarks_T68x2=drawn.landmarks_T68x2[::-1].copy())
     refs = drawn_dataset(tmp_path / "d", {"val": [unlike]}).segments()
@@ -176,13 +176,13 @@ def test_a_mouth_that_cannot_be_measured_has_no_figure(tmp_path: Path) -> None:
     assert metrics(mixed | {"mouth_segments": 2})["mouth_correlation"] == 1
 
 
-def test_nothing_measured_gives_no_figures() -> None:
+def test_nothing_measured_gives_no_metrics() -> None:
     assert metrics(validate(Deaf(), [], **SEEN)) == {}
     assert metrics({}) == {}
 
 
 class FakeScorer:
-    """A judge that only sees how bright the mouths are."""
+    """A sync encoder that only sees how bright the mouths are."""
 
     name, feature = "fake", "mel"
 
@@ -192,18 +192,18 @@ class FakeScorer:
         return {"sync_offset": -1.0, "sync_confidence": 0.5, "sync_distance": float(np.mean(shown))}
 
 
-def test_the_judge_sees_generated_copied_and_true_mouths_alike(refs: list[SegmentRef]) -> None:
+def test_the_encoder_sees_generated_copied_and_true_mouths_alike(refs: list[SegmentRef]) -> None:
     scorer: Any = FakeScorer()
     found = metrics(validate(Perfect(refs), refs, **SEEN, scorer=scorer))
     assert found["sync_distance"] == found["truth_sync_distance"] != found["baseline_sync_distance"]
     assert (found["sync_confidence"], found["truth_sync_in_time"]) == (0.5, 1)
     scorer.feature = None
-    with pytest.raises(ValueError, match=r"fake hears the wave.*lawdnet compare"):
+    with pytest.raises(ValueError, match=r"fake needs the waveform.*lawdnet compare"):
         validate(Deaf(), refs, **SEEN, scorer=scorer)
 
 
-class FakeJudge:
-    """Knows which frame a picture and a sound belong to; its sound is `late` frames off."""
+class FakeEncoder:
+    """Knows which frame an image and a window of audio belong to; its audio is `late` frames off."""
 
     lead = 2
 
@@ -211,10 +211,10 @@ class FakeJudge:
         self.begin, self.late = begin, late
         self.asked: list[Tensor] = []
 
-    def faces(self, pictures: Sequence[bytes], landmarks: Any, stride: int) -> Tensor:
+    def encode_frames(self, pictures: Sequence[bytes], landmarks: Any, stride: int) -> Tensor:
         return torch.arange(len(pictures) - 4)[:, None] + 0.0
 
-    def sounds(self, features: Mapping[str, Any], wave: None, frames: int) -> Tensor:
+    def encode_audio(self, features: Mapping[str, Any], wave: None, frames: int) -> Tensor:
         return torch.arange(frames - 8)[:, None] + 2.0 - self.late - self.begin
 
     def distance(self, faces: Tensor, sounds: Tensor) -> Tensor:
@@ -226,10 +226,10 @@ def judged(monkeypatch: pytest.MonkeyPatch, refs: list[SegmentRef], late: int) -
     network = SyncNet(SyncNetConfig(audio_dim=320, base_channels=1, face_px=32, head="cosine")).train()
     parts = []
     for ref in refs:
-        judge = FakeJudge(choose(ref, 0)[0], late)
-        monkeypatch.setattr(sync_validation, "judge_of", lambda *given, judge=judge: judge)
+        encoder = FakeEncoder(choose(ref, 0)[0], late)
+        monkeypatch.setattr(sync_validation, "encoder_of", lambda *given, encoder=encoder: encoder)
         parts.append(validate_sync(network, [ref], feature="mel"))
-        own, other, *_ = judge.asked
+        own, other, *_ = encoder.asked
         assert (len(own), len(other)) == (37, 37)
         assert other.min() >= MIN_SHIFT - late, "one or two frames off still look in sync"
     assert network.training
@@ -243,7 +243,7 @@ def test_a_sync_network_that_knows_is_always_right(monkeypatch: pytest.MonkeyPat
     assert {o for o, n in offsets(sums).items() if n} == {0}
 
 
-def test_late_sound_shows_in_the_offsets(monkeypatch: pytest.MonkeyPatch, refs: list[SegmentRef]) -> None:
+def test_late_audio_shows_in_the_offsets(monkeypatch: pytest.MonkeyPatch, refs: list[SegmentRef]) -> None:
     sums = judged(monkeypatch, refs, 3)
     assert offsets(sums)[3] == 3
     found = metrics(sums)

@@ -1,4 +1,4 @@
-"""Sync of whole videos: which stretches are scored, and with which sound."""
+"""Sync of whole videos: which stretches are scored, and with which audio."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def face(clip: Path) -> Landmarks:
 
 
 class Recorder:
-    """A judge that writes down what it is given; the offset of each stretch is its number."""
+    """A scorer that notes what it is given; the offset of each stretch is its number."""
 
     def __init__(self, feature: str | None) -> None:
         self.feature = feature
@@ -61,7 +61,7 @@ def test_a_face_has_a_row_per_tick(face: Landmarks) -> None:
     assert face.valid_T.all()
 
 
-def test_stretches_are_scored_with_their_own_sound(clip: Path, face: Landmarks) -> None:
+def test_stretches_are_scored_with_their_own_audio(clip: Path, face: Landmarks) -> None:
     judge: Any = Recorder("mel")
     found = sync_of(clip, without(face, 45, 60), judge)
     assert judge.lengths == [45, 50]

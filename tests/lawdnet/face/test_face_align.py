@@ -1,4 +1,4 @@
-"""Pictures are drawn from a formula, so that what a crop should show is known at any sub-pixel place."""
+"""Images come from a formula, so that the expected content of a crop is known at any sub-pixel position."""
 
 import time
 from itertools import product
@@ -21,8 +21,8 @@ WIDTH, HEIGHT = 80, crop_height(80)
 POSES = list(product((0.2, 0.45, 0.7, 1.0, 1.6, 4.0), (0, 12, 90)))
 
 
-def picture(x: NDArray[np.float64], y: NDArray[np.float64], wavelength: float) -> NDArray[np.float32]:
-    """A smooth colour picture at the given places."""
+def image(x: NDArray[np.float64], y: NDArray[np.float64], wavelength: float) -> NDArray[np.float32]:
+    """Return a smooth colour image at the given positions."""
     u, v = 2 * np.pi * x / wavelength, 2 * np.pi * y / wavelength
     channels = [np.sin(u + 0.4) * np.cos(0.7 * v), np.sin(v + 1), np.cos(0.6 * (u + v))]
     return (127 + 100 * np.stack(channels, -1)).astype(np.float32)
@@ -34,7 +34,7 @@ def grid(height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float
 
 
 def pose(scale: float, degrees: float, centre: tuple[float, float]) -> Float32:
-    """Frame px → crop px, `centre` going to the middle of the crop."""
+    """Return the matrix frame px → crop px that maps `centre` to the middle of the crop."""
     angle = np.deg2rad(degrees)
     linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = np.eye(3, dtype=np.float32)
@@ -44,14 +44,14 @@ def pose(scale: float, degrees: float, centre: tuple[float, float]) -> Float32:
 
 
 def scene(scale: float, degrees: float) -> tuple[NDArray[np.float32], Float32, float]:
-    """A frame with room around the crop, its matrix, and the wavelength of what it shows."""
+    """Return a frame with room around the crop, its matrix, and the wavelength of its content."""
     side, wavelength = int(1.8 * HEIGHT / scale), 30 * max(1 / scale, 1)
-    frame = picture(*grid(side, side), wavelength)
+    frame = image(*grid(side, side), wavelength)
     return frame, pose(scale, degrees, (side / 2 + 0.3, side / 2 - 0.2)), wavelength
 
 
 def drift(expected: NDArray[np.float32], got: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The (x, y) shift in px between two pictures, by least squares on the gradient."""
+    """Return the (x, y) shift in px between two images, by least squares on the gradient."""
     dy, dx = np.gradient(expected.astype(np.float64), axis=(0, 1))
     gradient = np.stack([dx.ravel(), dy.ravel()], 1)
     shift, *_ = np.linalg.lstsq(gradient, (expected.astype(np.float64) - got).ravel(), rcond=None)
@@ -59,7 +59,7 @@ def drift(expected: NDArray[np.float32], got: NDArray[np.float32]) -> NDArray[np
 
 
 def face_68(matrix: Float32, crop_width: int) -> Float32:
-    """Points that `matrix` lays exactly on the template."""
+    """Return points that `matrix` maps exactly to the template."""
     points = np.zeros((68, 2), np.float32)
     points[ALIGN_POINTS] = align.transform_points(template_px(crop_width), np.linalg.inv(matrix))
     return points
@@ -108,7 +108,7 @@ def test_transform_takes_one_matrix_or_one_per_frame() -> None:
 
 
 def test_scaled_matrix_keeps_the_outline_of_the_crop() -> None:
-    """The crop's corners, half a px outside the corner px's centres, must stay its corners."""
+    """The corners of the crop, half a px outside the centres of the corner px, must stay its corners."""
     matrix = pose(0.8, 20, (200, 300))
     corners = np.array([(-0.5, -0.5), (WIDTH - 0.5, HEIGHT - 0.5)])
     in_frame = align.transform_points(corners, np.linalg.inv(matrix))
@@ -121,7 +121,7 @@ def test_crop_shows_what_the_matrix_says(scale: float, degrees: float) -> None:
     frame, matrix, wavelength = scene(scale, degrees)
     crop = align.crop_face(frame, matrix, WIDTH)
     places = align.transform_points(np.stack(grid(HEIGHT, WIDTH), -1), np.linalg.inv(matrix.astype(np.float64)))
-    expected = picture(places[..., 0], places[..., 1], wavelength)
+    expected = image(places[..., 0], places[..., 1], wavelength)
     assert crop.shape == (HEIGHT, WIDTH, 3)
     assert drift(expected, crop).max() < 0.01
     np.testing.assert_allclose(crop, expected, atol=2)
@@ -139,7 +139,7 @@ def test_pasting_a_crop_back_gives_the_frame(scale: float, degrees: float) -> No
     np.testing.assert_allclose(pasted[inner], frame[inner], atol=4)
 
 
-def test_uint8_pictures_stay_uint8_and_the_frame_is_not_changed() -> None:
+def test_uint8_images_stay_uint8_and_the_frame_is_not_changed() -> None:
     frame = scene(0.45, 12)[0].astype(np.uint8)
     before, matrix = frame.copy(), scene(0.45, 12)[1]
     crop = align.crop_face(frame, matrix, WIDTH)
@@ -196,7 +196,7 @@ def test_outside_a_turned_opaque_crop_nothing_changes() -> None:
 
 
 def test_the_soft_edge_of_an_enlarged_crop_is_not_cut_off() -> None:
-    """One opaque px at 10 times its size: opacity falls linearly to 0 at 10 px from its centre."""
+    """One opaque px, enlarged 10 times: its opacity falls linearly to 0 at 10 px from its centre."""
     alpha = np.zeros((HEIGHT, WIDTH), np.float32)
     alpha[50, 40] = 1
     white = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
@@ -268,7 +268,7 @@ def test_alpha_of_another_size_is_refused() -> None:
 
 
 def test_cropping_costs_as_much_as_the_crop_not_as_the_frame() -> None:
-    """A 4K frame takes no longer than a small one; only the region is read."""
+    """A 4K frame takes no longer than a small one, because only the region is read."""
 
     def seconds(side: int) -> float:
         frame = np.zeros((side, side, 3), np.uint8)

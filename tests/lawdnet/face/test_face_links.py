@@ -14,7 +14,7 @@ SHAPE = np.stack([np.arange(68) % 9 / 8, np.arange(68) % 11 / 10], 1).astype(np.
 
 
 def face(x: float, y: float = 50, size: float = 40, score: float = 1) -> Face:
-    """A square face around (x, y)."""
+    """Return a square face around (x, y)."""
     return Face(((SHAPE - 0.5) * size + (x, y)).astype(np.float32), score)
 
 
@@ -37,7 +37,7 @@ def test_two_people_who_move_stay_two_tracks_in_whatever_order_they_come() -> No
     assert np.ptp(small.points_N68x2[7], axis=0).max() == pytest.approx(30)
 
 
-def test_a_track_ends_at_a_shot_though_the_face_stays() -> None:
+def test_a_track_ends_at_a_shot_although_the_face_stays() -> None:
     assert spans(link([[face(100)]] * 30, shots=[0, 10, 25])) == [(0, 10), (10, 25), (25, 30)]
 
 
@@ -62,7 +62,7 @@ def test_a_face_elsewhere_for_one_tick_leaves_the_track_whole() -> None:
 
 
 def test_the_best_overlap_wins_not_the_first() -> None:
-    """The face at 108 fits the track at 110 better, though the track at 100 would take it too."""
+    """The face at 108 fits the track at 110 better, although the track at 100 would accept it, too."""
     left, right = link([[face(100), face(132)], [face(112), face(133)], [face(120)]], max_gap=0)
     assert spans([left, right]) == [(0, 2), (0, 3)] or spans([left, right]) == [(0, 3), (0, 2)]
     last = next(t for t in (left, right) if t.stop == 3)
@@ -75,7 +75,7 @@ def test_of_two_faces_that_overlap_one_track_only_one_continues_it() -> None:
     assert all(track.valid_N.all() for track in tracks)
 
 
-def test_a_face_found_twice_counts_once_and_the_surer_one_stays() -> None:
+def test_a_face_found_twice_counts_once_and_the_more_confident_one_stays() -> None:
     (only,) = link([[face(101, score=0.4), face(100, score=0.9)]] * 5)
     np.testing.assert_array_equal(only.points_N68x2[3], face(100).points_68x2)
 
@@ -169,7 +169,7 @@ def test_bridging_leaves_long_gaps_and_the_track_itself() -> None:
 
 
 def test_tracks_by_the_thousand_are_chosen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An hour of false faces: what is looked at grows with their number, not with its square."""
+    """An hour of false detections: the work grows with their number, not with its square."""
     looked_at = 0
 
     def stop(track: Track) -> int:

@@ -29,7 +29,7 @@ def test_keep_mask_hides_the_mouth_and_keeps_the_rim(mouth: int) -> None:
 
 
 def test_a_mask_smaller_than_its_canvas_keeps_its_area() -> None:
-    """Antialiasing: the mean does not depend on the size."""
+    """Antialiasing keeps the mean independent of the size."""
     means = [keep_mask(*stage_size(mouth)).mean() for mouth in (8, 16, 256)]
     np.testing.assert_allclose(means, means[-1], atol=0.01)
 

@@ -6,7 +6,7 @@ from lawdnet.types import Landmarks
 
 
 def face_at(*places: float | None) -> Landmarks:
-    """One row per place: a face whose points are all there; None is an invalid row of zeros."""
+    """Return one row per position: a face with all its points there; None gives an invalid row of zeros."""
     points = np.array([place or 0 for place in places], np.float32)[:, None, None].repeat(68, 1).repeat(2, 2)
     return Landmarks(points_T68x2=points, valid_T=np.array([p is not None for p in places], bool), source="test")
 

@@ -38,7 +38,7 @@ def _few_threads() -> None:
 def save_checkpoint(folder: Path, **changes: object) -> Path:
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(audio_dim=320, base_channels=8, warp_grid=8))
-    torch.nn.init.normal_(generator.warp.similarity.weight)  # zero at first, so that the sound would change nothing
+    torch.nn.init.normal_(generator.warp.similarity.weight)  # zero at first, so that the audio would change nothing
     meta = {
         "kind": "gan",
         "stage_index": 0,
@@ -153,13 +153,13 @@ def test_short_gaps_are_bridged_and_long_ones_pass_through_bit_for_bit(engine: E
 
 
 @pytest.mark.parametrize("frames", [0.01, 1, 5, 8, 9.5, 12])
-def test_the_sound_decides_the_length(engine: Engine, tmp_path: Path, frames: float) -> None:
+def test_the_audio_decides_the_length(engine: Engine, tmp_path: Path, frames: float) -> None:
     template = engine.prepare(make_template(tmp_path, 12), OpenFace())
     wave = sound(frames)
     assert len(list(engine.frames(template, wave))) == num_frames(wave) == int(np.ceil(frames))
 
 
-def test_a_frame_depends_on_its_own_sound_whatever_the_batch(run: Path, tmp_path: Path) -> None:
+def test_a_frame_depends_on_its_own_audio_whatever_the_batch(run: Path, tmp_path: Path) -> None:
     template = Engine(run, device="cpu").prepare(make_template(tmp_path, 12), OpenFace())
     one, many = (list(Engine(run, device="cpu", batch_size=n).frames(template, sound(11))) for n in (1, 8))
     silent = list(Engine(run, device="cpu").frames(template, 0 * sound(11)))
@@ -167,7 +167,7 @@ def test_a_frame_depends_on_its_own_sound_whatever_the_batch(run: Path, tmp_path
     assert all(np.abs(a.astype(int) - b).max() > 1 for a, b in zip(one, silent, strict=True))
 
 
-def test_a_longer_sound_plays_the_template_back_and_forth(
+def test_a_longer_audio_plays_the_template_back_and_forth(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "BLOCK", 4)
@@ -181,7 +181,7 @@ def test_a_longer_sound_plays_the_template_back_and_forth(
 
 
 def shift_between(first: UInt8, second: UInt8) -> Float32:
-    """(x, y) px by which the second picture's content lies further on, by least squares."""
+    """(x, y) px by which the second frame's content lies further on, by least squares."""
     a, b = first[..., 0].astype(float), second[..., 0].astype(float)
     slope_y, slope_x = np.gradient((a + b) / 2)
     slopes = -np.stack([slope_x.ravel(), slope_y.ravel()], 1)
@@ -209,7 +209,7 @@ def test_the_face_goes_back_to_where_it_came_from(
         assert np.array_equal(made[far], true[far])
 
 
-def test_what_the_network_draws_arrives_in_the_picture(
+def test_what_the_network_draws_arrives_in_the_frame(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     red = np.broadcast_to(np.array([255, 0, 0], np.uint8), (*stage_size(MOUTH_PX), 3))
@@ -220,7 +220,7 @@ def test_what_the_network_draws_arrives_in_the_picture(
     assert made[mouth_y, mouth_x].tolist() == [255, 0, 0]
 
 
-def test_render_writes_the_whole_sound_and_counts(engine: Engine, tmp_path: Path) -> None:
+def test_render_writes_the_whole_audio_and_counts(engine: Engine, tmp_path: Path) -> None:
     path = make_template(tmp_path, 30, missing=tuple(range(10, 20)), size=(161, 145))
     write_wav(tmp_path / "speech.wav", sound(20.3))
     seen: list[tuple[int, int]] = []
@@ -256,9 +256,9 @@ def test_a_failing_render_leaves_nothing(engine: Engine, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("wave", [np.zeros(0, np.float32), np.zeros((2, 640), np.float32)])
-def test_no_sound_is_an_error(engine: Engine, tmp_path: Path, wave: Float32) -> None:
+def test_no_audio_is_an_error(engine: Engine, tmp_path: Path, wave: Float32) -> None:
     template = engine.prepare(make_template(tmp_path, 12), OpenFace())
-    with pytest.raises(ValueError, match="sound"):
+    with pytest.raises(ValueError, match="the audio has shape"):
         engine.frames(template, wave)
 
 
@@ -290,7 +290,7 @@ def test_bad_checkpoints_and_devices_are_clear(run: Path, tmp_path: Path) -> Non
 
 def test_another_feature_size_than_the_network_hears_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "make_extractor", lambda name: engine_module_extractor())
-    with pytest.raises(ValueError, match=r"hears 320 mel values a frame, not 80"):
+    with pytest.raises(ValueError, match=r"needs 320 mel values per frame, not 80"):
         Engine(run, device="cpu")
 
 

@@ -1,6 +1,4 @@
 import itertools
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +6,7 @@ import numpy as np
 import pytest
 
 from lawdnet.inference import stream
-from lawdnet.inference.stream import ahead, back_and_forth, ping_pong
+from lawdnet.inference.stream import back_and_forth, ping_pong
 from lawdnet.types import UInt8
 
 
@@ -21,7 +19,7 @@ def test_ping_pong_does_not_repeat_the_turning_points(length: int, expected: lis
 
 
 class FakeVideo:
-    """Stands for `decode`: picture k has the value k everywhere."""
+    """Stands for `decode`: frame k has the value k everywhere."""
 
     def __init__(self, length: int, shape: tuple[int, int, int] = (2, 2, 3)) -> None:
         self.length, self.shape, self.longest = length, shape, 0
@@ -35,7 +33,7 @@ class FakeVideo:
 
 
 @pytest.mark.parametrize("length", [1, 2, 47, 48, 49, 50, 98, 130])
-def test_back_and_forth_shows_each_tick_its_own_picture(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_back_and_forth_shows_each_tick_its_own_frame(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "decode", video := FakeVideo(length))
     shown = list(itertools.islice(back_and_forth(Path("any"), length), 5 * length + 3))
     assert [tick for tick, _ in shown] == list(itertools.islice(ping_pong(length), len(shown)))
@@ -43,49 +41,9 @@ def test_back_and_forth_shows_each_tick_its_own_picture(length: int, monkeypatch
     assert video.longest <= stream.BLOCK
 
 
-def test_back_and_forth_holds_fewer_large_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_back_and_forth_holds_fewer_large_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "decode", video := FakeVideo(40, (10, 10, 3)))
     monkeypatch.setattr(stream, "BLOCK_BYTES", 7 * 300)
     shown = list(itertools.islice(back_and_forth(Path("any"), 40), 100))
     assert [tick for tick, _ in shown] == list(itertools.islice(ping_pong(40), 100))
     assert video.longest == 7
-
-
-def test_ahead_keeps_the_order_and_works_in_one_other_thread() -> None:
-    threads = set()
-
-    def items() -> Iterator[int]:
-        for number in range(20):
-            threads.add(threading.get_ident())
-            yield number
-
-    assert list(ahead(items(), 3)) == list(range(20))
-    assert len(threads) == 1
-    assert threading.get_ident() not in threads
-
-
-def test_ahead_is_at_most_so_far_ahead() -> None:
-    made = []
-
-    def items() -> Iterator[int]:
-        for number in itertools.count():
-            made.append(number)
-            yield number
-
-    taken = ahead(items(), 3)
-    next(taken)
-    time.sleep(0.1)
-    assert len(made) == 4
-    taken.close()
-    assert len(made) <= 5
-
-
-def test_ahead_raises_what_the_items_raise_in_its_place() -> None:
-    def items() -> Iterator[int]:
-        yield 1
-        raise ValueError("broken")
-
-    taken = ahead(items(), 4)
-    assert next(taken) == 1
-    with pytest.raises(ValueError, match="broken"):
-        next(taken)

@@ -1,4 +1,4 @@
-"""The package's real code on weights made here: detectors that fire at red, and a FAN that points at colours."""
+"""The real code of the package with weights made here: detectors that respond to red, and a FAN that finds colours."""
 
 import importlib.util
 import math
@@ -14,13 +14,13 @@ from lawdnet.types import UInt8, Video
 torch = pytest.importorskip("torch")
 needs_package = pytest.mark.skipif(importlib.util.find_spec("face_alignment") is None, reason="no face-alignment")
 BOX = 80
-"""Side in px of the detector's picture of every face that the made S3FD finds."""
+"""Side, in px of the detector's image, of every face that the S3FD made here finds."""
 RED, GREEN, BLUE = range(27), range(27, 36), range(36, 68)
-"""Points that the made FAN puts on the blob of each colour; the left and right of a pair have one colour."""
+"""Points that the FAN made here puts on the blob of each colour; left and right of a pair have the same colour."""
 
 
 def _silence(network: torch.nn.Module) -> None:
-    """Zeros everywhere; normalisations that change nothing."""
+    """Set all weights to zero, and all normalisations to the identity."""
     for value in network.state_dict().values():
         value.zero_()
     for module in network.modules():
@@ -30,14 +30,14 @@ def _silence(network: torch.nn.Module) -> None:
 
 
 def _pass(convolution: torch.nn.Conv2d, channels: int = 1, gain: float = 1) -> None:
-    """Copies the first channels at the kernel's centre."""
+    """Make a convolution copy the first channels."""
     rows, columns = (size // 2 for size in convolution.kernel_size)
     for channel in range(channels):
         convolution.weight.data[channel, channel, rows, columns] = gain
 
 
 def save_s3fd(path: Path) -> None:
-    """Fires on the 16 px cell that holds a pixel of red above 183."""
+    """Return an S3FD that responds to 16 px cells with a pixel whose red is above 183."""
     from face_alignment.detection.sfd.net_s3fd import s3fd
 
     network = s3fd()
@@ -60,7 +60,7 @@ def save_s3fd(path: Path) -> None:
 
 
 def save_blazeface(weights: Path, anchors: Path) -> None:
-    """Fires on the 16 px cell of its 256 that holds a bright red pixel, with a box of a quarter of the picture."""
+    """Return a BlazeFace that responds to 16 px cells with a bright red pixel, with a box of a quarter of the image."""
     from face_alignment.detection.blazeface.net_blazeface import BlazeFace
 
     network = BlazeFace(back_model=True)
@@ -83,7 +83,7 @@ def save_blazeface(weights: Path, anchors: Path) -> None:
 
 
 def save_fan(path: Path) -> None:
-    """Heat maps are the picture's red, green and blue."""
+    """Return a FAN whose heat maps are the red, green and blue of the image."""
     from face_alignment.models import FAN
 
     network = FAN(4)
@@ -119,30 +119,30 @@ def blazeface(weights: Path) -> FaceAlignment:
     return FaceAlignment(weights_dir=weights, detector="blazeface", min_px=0)
 
 
-def blob(picture: UInt8, x: float, y: float, colour: int, sigma: float, peak: float) -> None:
-    rows, columns = np.mgrid[: picture.shape[0], : picture.shape[1]]
+def blob(image: UInt8, x: float, y: float, colour: int, sigma: float, peak: float) -> None:
+    rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
     heat = peak * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * sigma**2))
-    picture[..., colour] = np.maximum(picture[..., colour], heat.astype(np.uint8))
+    image[..., colour] = np.maximum(image[..., colour], heat.astype(np.uint8))
 
 
-def middle(picture: UInt8) -> np.ndarray:
-    """x and y of the red light's centre."""
-    red = picture[..., 0].astype(np.float64)
+def middle(image: UInt8) -> np.ndarray:
+    """Return x and y of the centre of the red blob."""
+    red = image[..., 0].astype(np.float64)
     rows, columns = np.mgrid[: red.shape[0], : red.shape[1]]
     return np.array([(columns * red).sum(), (rows * red).sum()]) / red.sum()
 
 
 def portrait(x: float, y: float, *, size: tuple[int, int] = (160, 208), scale: float = 1) -> UInt8:
-    """A "face": a bright red blob, a green and a blue one."""
-    picture = np.zeros((*size, 3), np.uint8)
-    blob(picture, x, y, 0, 4 * scale, 255)
-    blob(picture, x + 15 * scale, y + 12 * scale, 1, 4 * scale, 170)
-    blob(picture, x - 12 * scale, y - 18 * scale, 2, 4 * scale, 170)
-    return picture
+    """Return a "face": a bright red blob, a green and a blue one."""
+    image = np.zeros((*size, 3), np.uint8)
+    blob(image, x, y, 0, 4 * scale, 255)
+    blob(image, x + 15 * scale, y + 12 * scale, 1, 4 * scale, 170)
+    blob(image, x - 12 * scale, y - 18 * scale, 2, 4 * scale, 170)
+    return image
 
 
-def video(picture: UInt8) -> Video:
-    height, width = picture.shape[:2]
+def video(image: UInt8) -> Video:
+    height, width = image.shape[:2]
     return Video(
         path=Path("v.mp4"), num_frames=9, num_source_frames=9, height=height, width=width, fps=25, sample_rate=None
     )
@@ -155,8 +155,8 @@ def test_faces_are_found_and_their_points_lie_where_they_should(
 ) -> None:
     monkeypatch.setattr(source, "flip", flip)
     places = [(80, 72), (130.4, 60.7)]
-    pictures = [portrait(*places[0]), np.zeros((160, 208, 3), np.uint8), portrait(*places[1])]
-    faces = list(source.faces(video(pictures[0]), enumerate(pictures)))
+    images = [portrait(*places[0]), np.zeros((160, 208, 3), np.uint8), portrait(*places[1])]
+    faces = list(source.faces(video(images[0]), enumerate(images)))
     assert [len(found) for found in faces] == [1, 0, 1]
     for (x, y), (face,) in zip(places, [faces[0], faces[2]], strict=True):
         assert face.score > 0.9
@@ -169,18 +169,18 @@ def test_faces_are_found_and_their_points_lie_where_they_should(
 
 @needs_package
 def test_crops_and_points_are_those_of_the_package_but_for_its_rounding() -> None:
-    """It rounds corners and points down to whole pixels: single ones differ, the mean over many does not."""
+    """The package rounds corners and points down to whole pixels: single ones differ, the mean over many does not."""
     from face_alignment import utils
 
     rng = np.random.default_rng(0)
-    picture = np.zeros((400, 400, 3), np.uint8)
-    blob(picture, 200, 190, 0, 9, 255)
+    image = np.zeros((400, 400, 3), np.uint8)
+    blob(image, 200, 190, 0, 9, 255)
     crop_differences, point_differences = [], []
     for _ in range(60):
         x, y, side = *rng.uniform(180, 220, 2), rng.uniform(120, 140)
         crop = crop_square(np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2], np.float32), 195)
         centre, scale = (crop.x, crop.y), crop.side / 200
-        crop_differences.append(middle(cut(picture, crop)) - middle(utils.crop(picture, centre, scale)))
+        crop_differences.append(middle(cut(image, crop)) - middle(utils.crop(image, centre, scale)))
         at = rng.uniform(10, 50, 2)
         theirs = utils.transform(at, centre, scale, 64, invert=True).numpy()
         point_differences.append(to_image(at[None].astype(np.float32) - 0.5, crop)[0] - theirs)
@@ -190,9 +190,7 @@ def test_crops_and_points_are_those_of_the_package_but_for_its_rounding() -> Non
 
 
 @needs_package
-def test_a_large_picture_is_shrunk_for_the_detector_only(
-    source: FaceAlignment, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_image_is_shrunk_for_the_detector_only(source: FaceAlignment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "detect_px", 320)
     (face,) = source.find([portrait(480, 400, size=(800, 1280), scale=6)])[0]
     assert face.box[2] - face.box[0] == pytest.approx(4 * BOX, rel=0.01)
@@ -200,16 +198,16 @@ def test_a_large_picture_is_shrunk_for_the_detector_only(
 
 
 @needs_package
-def test_two_faces_are_two_and_small_ones_are_left_out(source: FaceAlignment, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture = np.maximum(portrait(60, 70, size=(144, 288)), portrait(220, 80, size=(144, 288)))
-    faces = source.find([picture])[0]
+def test_two_faces_are_two_and_small_ones_are_dropped(source: FaceAlignment, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.maximum(portrait(60, 70, size=(144, 288)), portrait(220, 80, size=(144, 288)))
+    faces = source.find([image])[0]
     np.testing.assert_allclose(sorted(face.points_68x2[0, 0] for face in faces), [60, 220], atol=1)
     monkeypatch.setattr(source, "min_px", BOX + 5)
-    assert source.find([picture]) == [[]]
+    assert source.find([image]) == [[]]
 
 
 @needs_package
-def test_doubtful_and_broken_boxes_are_no_faces_and_the_surest_comes_first(weights: Path) -> None:
+def test_doubtful_and_broken_boxes_are_dropped_and_the_most_confident_comes_first(weights: Path) -> None:
     boxes = [
         [0, 0, 50, 50, 0.6],
         [9, 9, 59, 59, 0.9],
@@ -223,12 +221,12 @@ def test_doubtful_and_broken_boxes_are_no_faces_and_the_surest_comes_first(weigh
 
 @needs_package
 @pytest.mark.parametrize("size", [(240, 320), (47, 33)])
-def test_blazeface_sees_the_whole_picture(blazeface: FaceAlignment, size: tuple[int, int]) -> None:
-    """The package alone would cut the sides off."""
+def test_blazeface_sees_the_whole_image(blazeface: FaceAlignment, size: tuple[int, int]) -> None:
+    """The package alone would crop the sides."""
     x, y = size[1] * 0.9, size[0] * 0.4
-    picture = np.zeros((*size, 3), np.uint8)
-    blob(picture, x, y, 0, max(size) / 40, 255)
-    faces = blazeface.find([picture, np.zeros_like(picture)])
+    image = np.zeros((*size, 3), np.uint8)
+    blob(image, x, y, 0, max(size) / 40, 255)
+    faces = blazeface.find([image, np.zeros_like(image)])
     assert [len(found) for found in faces] == [1, 0]
     box = faces[0][0].box
     assert box[2] - box[0] == pytest.approx(max(size) / 4, rel=0.02)
@@ -236,7 +234,7 @@ def test_blazeface_sees_the_whole_picture(blazeface: FaceAlignment, size: tuple[
 
 
 @needs_package
-def test_weights_are_looked_for_and_never_fetched(
+def test_weights_are_searched_and_never_downloaded(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
@@ -286,18 +284,18 @@ def test_flat_and_dark_heat_maps_and_peaks_at_the_border_give_points() -> None:
 
 
 def test_the_crop_shows_what_to_image_points_at() -> None:
-    """A dot in the picture goes into the crop, and from the crop's px through the heat map's back to the dot."""
-    picture = np.zeros((300, 400, 3), np.uint8)
-    blob(picture, 210.3, 130.6, 0, 4, 255)
+    """A dot in the image goes into the crop, and from the crop's px through the heat map's back to the dot."""
+    image = np.zeros((300, 400, 3), np.uint8)
+    blob(image, 210.3, 130.6, 0, 4, 255)
     crop = crop_square(np.array([130, 60, 270, 200, 1], np.float32), 195)
-    centre = middle(cut(picture, crop))
+    centre = middle(cut(image, crop))
     back = to_image(((centre + 0.5) / 4 - 0.5)[None].astype(np.float32), crop)[0]
     np.testing.assert_allclose(back, (210.3, 130.6), atol=1)
     assert crop == Square(200, pytest.approx(130 - 0.12 * 140), pytest.approx(200 * 280 / 195))
 
 
-def test_a_crop_beyond_the_picture_is_black_there() -> None:
-    picture = np.full((100, 100, 3), 200, np.uint8)
-    crop = cut(picture, Square(0, 0, 128))
+def test_a_crop_beyond_the_image_is_black_there() -> None:
+    image = np.full((100, 100, 3), 200, np.uint8)
+    crop = cut(image, Square(0, 0, 128))
     assert crop[:120, :120].max() == 0
     assert crop[140:, 140:].min() == 200

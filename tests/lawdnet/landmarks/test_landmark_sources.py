@@ -23,7 +23,7 @@ def video(path: Path = Path("talk.mp4"), frames: int = 10, *, height: int = 48, 
 
 
 def ticks(*indices: int) -> list[tuple[int, UInt8]]:
-    """A picture for every tick, filled with its source frame's index."""
+    """Return a frame for every tick, filled with the index of its source frame."""
     return [(index, np.full((48, 64, 3), index, np.uint8)) for index in indices]
 
 
@@ -47,7 +47,7 @@ def test_a_csv_gives_the_faces_of_every_tick_by_source_frame(tmp_path: Path) -> 
     np.testing.assert_allclose([found[0].points_68x2[0, 0] for found in faces if found], [10, 30, 30, 50])
 
 
-def test_all_faces_of_a_frame_come_the_surest_first(tmp_path: Path) -> None:
+def test_all_faces_of_a_frame_come_the_most_confident_first(tmp_path: Path) -> None:
     rows = [(1, 0, 0.5, 1, face_at(10)), (1, 1, 0.8, 1, face_at(200)), (1, 2, 0.9, 0, face_at(300))]
     rows += [(2, 0, 0.99, 1, np.zeros((68, 2), np.float32)), (2, 1, 0.7, 1, face_at(210))]
     write(tmp_path / "talk.csv", rows)
@@ -59,7 +59,7 @@ def test_all_faces_of_a_frame_come_the_surest_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "tolerance", "fine"), [(9, 1, True), (11, 1, True), (8, 1, False), (9, 0, False), (7, 3, True)]
 )
-def test_the_csv_of_another_video_is_refused_before_a_picture_is_decoded(
+def test_the_csv_of_another_video_is_refused_before_a_frame_is_decoded(
     tmp_path: Path, rows: int, tolerance: int, fine: bool
 ) -> None:
     def decoder() -> Iterator[tuple[int, UInt8]]:
@@ -76,7 +76,7 @@ def test_the_csv_of_another_video_is_refused_before_a_picture_is_decoded(
     assert caught.value.reason is RejectReason.LANDMARK_COUNT
 
 
-def test_a_csv_whose_name_shouts_is_found(tmp_path: Path) -> None:
+def test_a_csv_with_an_upper_case_suffix_is_found(tmp_path: Path) -> None:
     shouting = tmp_path / "UP.MP4"
     assert not has_csv(shouting)
     with pytest.raises(Rejected, match=r"UP\.csv"):
@@ -92,7 +92,7 @@ def test_points_beyond_single_precision_are_no_face(tmp_path: Path) -> None:
 
 
 def test_two_drawn_people_side_by_side_are_told_apart(tmp_path: Path) -> None:
-    """OpenFace numbers faces anew when it loses them; the tracks hold on to the people."""
+    """OpenFace gives a face a new number when it loses it; the tracks stay with the people."""
     size, frames = (160, 128), 30
     heads = [TalkingHead(make_identity(seed), size) for seed in (1, 2)]
     poses = [make_motion(seed, frames) for seed in (3, 4)]
@@ -119,17 +119,17 @@ def test_two_drawn_people_side_by_side_are_told_apart(tmp_path: Path) -> None:
 
 
 class Finder:
-    """Stands for a network: notes which pictures it is shown together."""
+    """Stands in for a network and records which images it gets together."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
 
-    def __call__(self, pictures: list[UInt8]) -> list[list[Face]]:
-        self.batches.append([int(picture[0, 0, 0]) for picture in pictures])
-        return [[Face(face_at(float(picture[0, 0, 0])))] if picture[0, 0, 0] % 2 else [] for picture in pictures]
+    def __call__(self, images: list[UInt8]) -> list[list[Face]]:
+        self.batches.append([int(image[0, 0, 0]) for image in images])
+        return [[Face(face_at(float(image[0, 0, 0])))] if image[0, 0, 0] % 2 else [] for image in images]
 
 
-def test_pictures_go_in_batches_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_go_in_batches_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(landmarks_base, "BATCH", 3)
     finder = Finder()
     shown = [0, 1, 1, 2, 3, 3, 3, 5, 7]
@@ -137,10 +137,10 @@ def test_pictures_go_in_batches_each_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert finder.batches == [[0, 1, 2], [3, 5, 7]]
     assert [found[0].points_68x2[0, 0] if found else None for found in faces] == [n if n % 2 else None for n in shown]
     faces[1].clear()
-    assert faces[2], "ticks that show one picture share their list"
+    assert faces[2], "ticks that show the same frame share their list"
 
 
-def test_at_most_one_batch_is_pulled_ahead_and_large_pictures_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_one_batch_is_pulled_ahead_and_large_images_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     pulled = []
 
     def decoder() -> Iterator[tuple[int, UInt8]]:

@@ -71,7 +71,7 @@ def test_columns_go_by_name_and_others_are_ignored(read: Read) -> None:
     np.testing.assert_allclose(landmarks.points_T68x2[0, 0], (100, 168))
 
 
-def test_blanks_are_not_needed_and_neither_are_the_optional_columns(read: Read) -> None:
+def test_spaces_are_not_needed_and_neither_are_the_optional_columns(read: Read) -> None:
     header = ",".join(["frame", *POINT_NAMES])
     line = ",".join(map(str, [1, *range(136)]))
     landmarks = read(f"{header}\n{line}")
@@ -104,8 +104,8 @@ def test_rows_may_come_in_any_order(read: Read) -> None:
     np.testing.assert_allclose(landmarks.points_T68x2[:, 0, 0], [10, 20, 30])
 
 
-def test_of_two_faces_the_surer_one_over_the_file_is_kept_without_jumping(read: Read) -> None:
-    """Face 1 wins wherever it is, though face 0 scores higher in frame 2; in frame 4 only face 0 is left."""
+def test_of_two_faces_the_more_confident_one_over_the_file_is_kept_without_jumping(read: Read) -> None:
+    """Face 1 wins wherever it is, although face 0 scores higher in frame 2; in frame 4 there is only face 0."""
     rows = [row(1, 10, face=0, confidence=0.7), row(1, 900, face=1, confidence=0.98)]
     rows += [row(2, 20, face=0, confidence=0.95), row(2, 910, face=1, confidence=0.9)]
     rows += [row(3, 920, face=1), row(3, 30, face=0, confidence=0.2)]
@@ -114,7 +114,7 @@ def test_of_two_faces_the_surer_one_over_the_file_is_kept_without_jumping(read: 
     np.testing.assert_allclose(landmarks.points_T68x2[:, 0, 0], [900, 910, 920, 40])
 
 
-def test_faces_that_are_equally_sure_are_decided_by_number(read: Read) -> None:
+def test_equally_confident_faces_are_decided_by_number(read: Read) -> None:
     landmarks = read(text(row(1, 900, face=2), row(1, 10, face=1), row(2, 20, face=1), row(2, 910, face=2)))
     np.testing.assert_allclose(landmarks.points_T68x2[:, 0, 0], [10, 20])
 

@@ -11,7 +11,7 @@ import torch
 
 from lawdnet.inference.engine import open_generator
 from lawdnet.models.discriminator import Discriminator, DiscriminatorConfig
-from lawdnet.models.export import departures, options, to_legacy
+from lawdnet.models.export import incompatibilities, options, to_legacy
 from lawdnet.models.generator import Generator, GeneratorConfig
 from lawdnet.models.legacy import (
     discriminator_from_legacy,
@@ -97,16 +97,16 @@ def test_a_file_holds_what_the_published_code_resumes_from(tmp_path: Path) -> No
 def test_full_size_files_have_the_published_names_and_shapes(tmp_path: Path) -> None:
     generator = Generator(GeneratorConfig(warp_layout="lawdnet2024"))
     folder = checkpoint(tmp_path / "c", generator=generator)
-    assert departures(folder) == []
+    assert incompatibilities(folder) == []
     assert options(folder) == []
     state = to_legacy(folder, prefix="")["state_dict"]["net_g"]
     assert {name: tuple(value.shape) for name, value in state.items()} == published_shapes("generator")
 
 
 def test_what_the_published_code_cannot_use_is_said(tmp_path: Path) -> None:
-    found = departures(checkpoint(tmp_path / "c", generator=Generator(TINY)))
+    found = incompatibilities(checkpoint(tmp_path / "c", generator=Generator(TINY)))
     assert len(found) == 3
-    for text, part in zip(found, ("scrambles it", "7 values of mel", "4 wide"), strict=True):
+    for text, part in zip(found, ("scrambles it", "7 values of mel", "4 channels"), strict=True):
         assert part in text
     assert options(tmp_path / "c") == ["--num_kpoints 3", "--coarse_grid_size 9"]
 
@@ -157,11 +157,13 @@ def test_fine_tuning_starts_from_an_old_file(tmp_path: Path) -> None:
 def test_fine_tuning_refuses_another_generator(tmp_path: Path) -> None:
     published_file(tmp_path / "old.pth", GeneratorConfig(audio_dim=7, base_channels=4, warp_layout="lawdnet2024"))
     ours = {"generator": Generator(GeneratorConfig(audio_dim=320, base_channels=4))}
-    with pytest.raises(ValueError, match=r"old\.pth.*audio_dim 7 \(here 320\), warp_layout lawdnet2024 \(here correct"):
+    with pytest.raises(
+        ValueError, match=r"old\.pth.*audio_dim 7 \(this run 320\), warp_layout lawdnet2024 \(this run correct"
+    ):
         start_from_legacy(tmp_path / "old.pth", ours)
 
 
 def test_a_file_without_a_generator_says_what_it_holds(tmp_path: Path) -> None:
     torch.save({"state_dict": {"net": {"a": torch.zeros(1)}}}, tmp_path / "sync.pth")
-    with pytest.raises(ValueError, match="holds net and no generator"):
+    with pytest.raises(ValueError, match="holds net but no generator"):
         load_legacy_generator(tmp_path / "sync.pth")

@@ -123,7 +123,7 @@ def test_a_key_point_on_a_cell_centre_with_the_least_radius_stays_finite() -> No
 
 
 def test_shift_samples_from_where_it_points() -> None:
-    """x first, to the right: all points pull sampling one pixel to the right, so the picture moves left."""
+    """x first, to the right: all points pull sampling one pixel to the right, so the image moves left."""
     warp = small_warp(moving=False)
     with torch.no_grad():
         warp.radius.bias.fill_(50.0)

@@ -107,7 +107,7 @@ def test_generator_under_autocast_and_channels_last_agrees() -> None:
     torch.testing.assert_close(last, expected, atol=1e-4, rtol=0)
 
 
-def test_discriminator_says_its_smallest_picture() -> None:
+def test_discriminator_says_its_smallest_image() -> None:
     for blocks, smallest in ((1, 4), (2, 11), (3, 25), (4, 53)):
         config = DiscriminatorConfig(blocks=blocks, expansion=2)
         assert config.min_px == smallest

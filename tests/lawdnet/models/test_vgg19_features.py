@@ -42,7 +42,7 @@ def test_slices_end_where_torchvisions_layers_do(network: VGG19Features) -> None
         torch.testing.assert_close(got, layers[:end](normal), atol=1e-4, rtol=1e-4)
 
 
-def test_gradient_reaches_the_picture_only(network: VGG19Features) -> None:
+def test_gradient_reaches_the_image_only(network: VGG19Features) -> None:
     image = torch.rand(1, 3, 16, 16, requires_grad=True)
     sum(feature.mean() for feature in network(image)).backward()
     assert image.grad is not None
@@ -68,7 +68,7 @@ def test_missing_and_foreign_files_are_said(tmp_path: Path) -> None:
         VGG19Features.from_file(write(tmp_path / "other.pth", {"weight": torch.zeros(1)}))
 
 
-def test_small_or_grey_pictures_are_refused(network: VGG19Features) -> None:
+def test_small_or_grey_images_are_refused(network: VGG19Features) -> None:
     with pytest.raises(ValueError, match="at least 16 px"):
         network(torch.rand(1, 3, 8, 16))
     with pytest.raises(ValueError, match="image: shape"):

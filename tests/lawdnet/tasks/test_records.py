@@ -48,7 +48,7 @@ def test_a_record_of_the_version_before_is_read(tmp_path: Path) -> None:
     store.path("key").write_text(json.dumps(BEFORE))
     record = store.read("key")
     assert record is not None
-    assert record.columns() == BEFORE["row"]
+    assert record.row().columns() == BEFORE["row"]
     assert record.inputs == BEFORE["inputs"]
     assert record.rows == [SegmentRow(**SEGMENT)]
     assert (record.features, record.sync, record.run) == (BEFORE["features"], None, "")
@@ -67,9 +67,9 @@ def test_a_record_of_the_version_before_is_read(tmp_path: Path) -> None:
         (b"{}", "not a record"),
         (b'{"version": 3, "inputs": []}', r"record version 3, this code reads 1 to 2; update lawdnet"),
         (b'{"version": 2, "path": "a.mp4", "rows": []}', "not a VideoRecord .*inputs"),
-        (b'{"version": 2, "inputs": [], "path": "a.mp4"}', "not the record of a video"),
-        (b'{"version": 2, "inputs": [], "path": "a.mp4", "rows": [{"index": 1}]}', "not the record of a video"),
-        (json.dumps({**BEFORE, "segments": 3}).encode(), "not the record of a video"),
+        (b'{"version": 2, "inputs": [], "path": "a.mp4"}', "not a VideoRecord"),
+        (b'{"version": 2, "inputs": [], "path": "a.mp4", "rows": [{"index": 1}]}', "not a VideoRecord"),
+        (json.dumps({**BEFORE, "segments": 3}).encode(), "not a VideoRecord"),
     ],
 )
 def test_what_cannot_be_read_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:

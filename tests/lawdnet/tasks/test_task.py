@@ -17,7 +17,8 @@ from lawdnet.tasks.attempts import MAX_ATTEMPTS
 from lawdnet.tasks.records import RecordStore, TaskRecord
 from lawdnet.tasks.task import DiskFull, Job, Progress, Task, TaskRunner, batch_key
 from lawdnet.types import Rejected, RejectReason
-from pipelines.executor import complete, map_in_process
+from pipelines.executor import complete
+from tests.support.in_process import map_in_process
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def test_an_item_that_kills_its_process_is_quarantined(tmp_path: Path, said: lis
         runner.attempts.begin("a")
     ((status, reason, detail),) = records(runner, "a")
     assert (status, reason) == ("rejected", "crash")
-    assert f"took its worker process with it {MAX_ATTEMPTS} times" in detail
+    assert f"ended its worker process {MAX_ATTEMPTS} times" in detail
     runner.attempts.give_up("b", "timeout", "too slow")
     assert records(runner, "b", "c") == [("rejected", "timeout", "too slow"), ("said", "", "")]
     assert said == ["c"]

@@ -1,7 +1,8 @@
-"""What a checkpoint holds: going on must equal never having stopped."""
+"""What a checkpoint holds: resuming must equal never having stopped."""
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from lawdnet.models.saved import (
 )
 from lawdnet.training import checkpoint
 from lawdnet.training.config import TrainConfig
+from lawdnet.training.position import Position
 from lawdnet.training.steps import GanStep, Step
 from tests.support.tiny_training import DIM, LINEAGE, assert_same, batch_of, make_step, run, tiny, weights
 
@@ -44,8 +46,8 @@ def spoil(step: Step) -> None:
 
 
 @pytest.mark.parametrize(("epoch", "next_step"), [(2, 0), (1, 2)])
-@pytest.mark.parametrize("name", ["syncnet", "frame_64", "clip_256"])
-def test_going_on_equals_never_stopping(name: str, epoch: int, next_step: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["syncnet", "frame_32", "clip_96"])
+def test_resuming_equals_never_stopping(name: str, epoch: int, next_step: int, tmp_path: Path) -> None:
     """From the end of an epoch, and from the middle of one: networks, optimisers, EMA, ramp, random states."""
     config = tiny("sync_ramp=8", "sync_below=4")
     stage = config.stage(name)
@@ -56,7 +58,7 @@ def test_going_on_equals_never_stopping(name: str, epoch: int, next_step: int, t
     again = make_step(config, stage, seed=99)
     spoil(again)
     start = checkpoint.resume(tmp_path / name / checkpoint_name(epoch, next_step), again)
-    assert start == (epoch, next_step)
+    assert start == Position(epoch, next_step)
     run(config, stage, again, start)
     assert_same(weights(whole), weights(again), 1e-6)
     assert torch.equal(torch.rand(3), random)
@@ -76,9 +78,9 @@ def flat(values: dict[str, object]) -> dict[str, float]:
     return found
 
 
-def test_the_scaler_goes_on(tmp_path: Path) -> None:
-    config = tiny("precision=fp16", "frame_64.weights.gan=0")
-    stage = config.stage("frame_64")
+def test_the_scaler_is_restored(tmp_path: Path) -> None:
+    config = tiny("precision=fp16", "frame_32.weights.gan=0")
+    stage = config.stage("frame_32")
     whole = make_step(config, stage)
     assert isinstance(whole, GanStep)
     scaler = whole.precision.scaler
@@ -86,7 +88,7 @@ def test_the_scaler_goes_on(tmp_path: Path) -> None:
     run(config, stage, whole, folder=tmp_path, save_every_steps=1)
     again = make_step(config, stage)
     assert isinstance(again, GanStep)
-    start = checkpoint.resume(tmp_path / "frame_64" / "epoch_0001_step_000001", again)
+    start = checkpoint.resume(tmp_path / "frame_32" / "epoch_0001_step_000001", again)
     assert again.precision.scaler.get_scale() == 512
     run(config, stage, again, start)
     assert_same(weights(whole), weights(again), 1e-6)
@@ -96,30 +98,38 @@ def test_the_scaler_goes_on(tmp_path: Path) -> None:
 def test_the_ramp_was_under_way_in_these_runs(tmp_path: Path) -> None:
     """Else the tests above would not see a ramp that is forgotten."""
     config = tiny("sync_ramp=8", "sync_below=4")
-    step = make_step(config, config.stage("clip_256"))
-    rows = run(config, config.stage("clip_256"), step, folder=tmp_path)
+    step = make_step(config, config.stage("clip_96"))
+    rows = run(config, config.stage("clip_96"), step, folder=tmp_path)
     assert [row["sync_weight"] > 0 for row in rows] == [False, False, False, True]
-    assert read_state(tmp_path / "clip_256" / "epoch_0002")["parts"]["ramp"]["seen"] == 6
+    assert read_state(tmp_path / "clip_96" / "epoch_0002")["parts"]["ramp"]["seen"] == 6
 
 
 def test_meta_says_where_a_checkpoint_comes_from(config: TrainConfig, tmp_path: Path) -> None:
-    stage = config.stage("frame_128")
-    origin = replace(LINEAGE, parent="frame_64/epoch_0004", parent_hash="p", syncnet_hash="s")
-    checkpoint.save(tmp_path, make_step(config, stage), stage, config, origin, epoch=1, next_step=2)
+    stage = config.stage("frame_64")
+    origin = replace(LINEAGE, parent="frame_32/epoch_0004", parent_hash="p", syncnet_hash="s")
+    checkpoint.save(tmp_path, make_step(config, stage), stage, config, origin, position=Position(1, 2))
     meta = read_meta(tmp_path)
-    wanted = {"stage": "frame_128", "epoch": 1, "next_step": 2, "num_frames": 1, "dataset_hash": "d",
-              "parent_hash": "p", "syncnet_hash": "s", "state_sha256": state_hash(tmp_path)}  # fmt: skip
+    wanted = {
+        "stage": "frame_64",
+        "epoch": 1,
+        "next_step": 2,
+        "num_frames": 1,
+        "dataset_hash": "d",
+        "parent_hash": "p",
+        "syncnet_hash": "s",
+        "state_sha256": state_hash(tmp_path),
+    }
     assert {key: meta[key] for key in wanted} == wanted
-    assert TrainConfig.from_dict(meta["config"]) == config
+    assert meta["config"] == json.loads(json.dumps(config.to_dict()))
     assert meta["code_version"]
 
 
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stage = config.stage("frame_64")
+    stage = config.stage("frame_32")
     run(config, stage, make_step(config, stage), folder=tmp_path, save_every_steps=2)
-    folder = tmp_path / "frame_64"
+    folder = tmp_path / "frame_32"
     names = [path.name for path in stage_checkpoints(folder)]
     assert names == [n for e in range(4) for n in (f"epoch_{e:04d}_step_000002", f"epoch_{e + 1:04d}")]
     assert newest_good(folder) == folder / "epoch_0004"
@@ -138,40 +148,40 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
 
 
 def test_inference_gets_the_running_mean(config: TrainConfig, tmp_path: Path) -> None:
-    stage = config.stage("frame_64")
+    stage = config.stage("frame_32")
     step = make_step(config, stage)
     run(config, stage, step, folder=tmp_path)
     assert isinstance(step, GanStep)
     assert step.ema is not None
-    generator, _ = load_generator(tmp_path / "frame_64" / "epoch_0004")
+    generator, _ = load_generator(tmp_path / "frame_32" / "epoch_0004")
     last, mean, loaded = (dict(n.state_dict()) for n in (step.networks["generator"], step.ema.network, generator))
     assert_same(mean, loaded, 0)
     assert any(not torch.equal(last[key], mean[key]) for key in last)
 
     bare = tiny("ema_decay=0")
     step = make_step(bare, stage)
-    checkpoint.save(tmp_path, step, stage, bare, LINEAGE, epoch=0)
+    checkpoint.save(tmp_path, step, stage, bare, LINEAGE, position=Position(0))
     assert_same(dict(step.networks["generator"].state_dict()), dict(load_generator(tmp_path)[0].state_dict()), 0)
 
 
 def test_a_frame_stage_takes_over_generator_and_discriminator(config: TrainConfig, tmp_path: Path) -> None:
-    stage = config.stage("frame_64")
+    stage = config.stage("frame_32")
     parent = make_step(config, stage)
     run(config, stage, parent, folder=tmp_path)
-    child = make_step(config, config.stage("frame_128"), seed=1)
-    checkpoint.start_from(tmp_path / "frame_64" / "epoch_0004", child)
+    child = make_step(config, config.stage("frame_64"), seed=1)
+    checkpoint.start_from(tmp_path / "frame_32" / "epoch_0004", child)
     assert isinstance(child, GanStep)
     assert isinstance(parent, GanStep)
-    assert_same(dict(parent.judged.state_dict()), dict(child.networks["generator"].state_dict()), 0)
-    assert_same(dict(parent.judged.state_dict()), dict(child.judged.state_dict()), 0)
+    assert_same(dict(parent.evaluated.state_dict()), dict(child.networks["generator"].state_dict()), 0)
+    assert_same(dict(parent.evaluated.state_dict()), dict(child.evaluated.state_dict()), 0)
     name = "image_discriminator"
     assert_same(dict(parent.networks[name].state_dict()), dict(child.networks[name].state_dict()), 0)
 
 
-def test_a_discriminator_of_another_shape_begins_anew(config: TrainConfig, tmp_path: Path) -> None:
-    stage = config.stage("frame_64")
-    checkpoint.save(tmp_path, make_step(config, stage), stage, config, LINEAGE, epoch=1)
-    larger = replace(config.stage("frame_128"), mouth_px=64)
+def test_a_discriminator_of_another_shape_starts_from_scratch(config: TrainConfig, tmp_path: Path) -> None:
+    stage = config.stage("frame_32")
+    checkpoint.save(tmp_path, make_step(config, stage), stage, config, LINEAGE, position=Position(1))
+    larger = replace(config.stage("frame_64"), mouth_px=64)
     child = make_step(config, larger, seed=1)
     before = dict(weights(child))
     checkpoint.start_from(tmp_path, child)
@@ -181,34 +191,34 @@ def test_a_discriminator_of_another_shape_begins_anew(config: TrainConfig, tmp_p
 
 
 def test_a_clip_stage_takes_the_generator_alone(config: TrainConfig, tmp_path: Path) -> None:
-    stage = config.stage("frame_256")
-    checkpoint.save(tmp_path, make_step(config, stage), stage, config, LINEAGE, epoch=1)
-    child = make_step(config, config.stage("clip_256"), seed=1)
+    stage = config.stage("frame_96")
+    checkpoint.save(tmp_path, make_step(config, stage), stage, config, LINEAGE, position=Position(1))
+    child = make_step(config, config.stage("clip_96"), seed=1)
     before = weights(child)
     checkpoint.start_from(tmp_path, child)
     changed = {key.split(".")[0] for key, value in weights(child).items() if not torch.equal(value, before[key])}
     assert changed == {"generator"}
 
 
-def test_training_goes_on_from_what_was_handed_over(config: TrainConfig, tmp_path: Path) -> None:
-    """The running mean restarts there too, so that a child that has not stepped draws what its parent drew."""
-    stage = config.stage("frame_64")
+def test_training_starts_from_what_was_handed_over(config: TrainConfig, tmp_path: Path) -> None:
+    """The running mean restarts there too, so that a child that has not stepped generates what its parent does."""
+    stage = config.stage("frame_32")
     parent = make_step(config, stage)
     run(config, stage, parent, folder=tmp_path)
     child = make_step(config, stage, seed=5)
-    checkpoint.start_from(tmp_path / "frame_64" / "epoch_0004", child)
+    checkpoint.start_from(tmp_path / "frame_32" / "epoch_0004", child)
     batch = batch_of(stage)
     torch.testing.assert_close(child.preview(batch), parent.preview(batch), rtol=0, atol=0)
 
 
 def test_a_run_is_found_by_its_furthest_stage(config: TrainConfig, tmp_path: Path) -> None:
-    for name in ("syncnet", "frame_64", "frame_128"):
+    for name in ("syncnet", "frame_32", "frame_64"):
         run(config, config.stage(name), make_step(config, config.stage(name)), folder=tmp_path)
-    assert find_checkpoint(tmp_path) == tmp_path / "frame_128" / "epoch_0004"
-    assert find_checkpoint(tmp_path / "frame_64") == tmp_path / "frame_64" / "epoch_0004"
-    assert find_checkpoint(tmp_path / "frame_64" / "epoch_0001").name == "epoch_0001"
+    assert find_checkpoint(tmp_path) == tmp_path / "frame_64" / "epoch_0004"
+    assert find_checkpoint(tmp_path / "frame_32") == tmp_path / "frame_32" / "epoch_0004"
+    assert find_checkpoint(tmp_path / "frame_32" / "epoch_0001").name == "epoch_0001"
     generator, meta = load_generator(find_checkpoint(tmp_path))
-    assert (meta["stage"], meta["mouth_px"], meta["crop_width"]) == ("frame_128", 32, 160)
+    assert (meta["stage"], meta["mouth_px"], meta["crop_width"]) == ("frame_64", 32, 160)
     assert not generator.training
     assert load_syncnet(find_checkpoint(tmp_path, "syncnet")).config.audio_dim == DIM
     with pytest.raises(ValueError, match="no generator checkpoint"):
@@ -216,7 +226,7 @@ def test_a_run_is_found_by_its_furthest_stage(config: TrainConfig, tmp_path: Pat
 
 
 def test_half_a_checkpoint_is_none_and_a_damaged_one_is_named(tmp_path: Path) -> None:
-    half = tmp_path / "frame_64" / "epoch_0001"
+    half = tmp_path / "frame_32" / "epoch_0001"
     half.mkdir(parents=True)
     (half / "meta.json").write_text('{"state_bytes": 100}')
     assert stage_checkpoints(half.parent) == []

@@ -18,9 +18,9 @@ from lawdnet.training.steps import NonFiniteLoss
 from lawdnet.types import TrainBatch
 from tests.support.tiny_training import CPU, apart, arrays, assert_same, batch_of, make_step, tiny, weights
 
-NAMES = ("syncnet", "frame_64", "clip_256")
+NAMES = ("syncnet", "frame_32", "clip_96")
 STEPS = 3
-LOUD = ("sync_ramp=0", "clip_256.weights.sync=100")
+LOUD = ("sync_ramp=0", "clip_96.weights.sync=100")
 """So that the sync loss must be held back."""
 
 
@@ -33,10 +33,10 @@ def rank_main(rank: int, folder: str) -> None:
         found[name] = train(name, rank)
         found[f"{name}/accumulated"] = train(name, rank, accumulate=2)
     found["poisoned"] = poisoned(rank)
-    peers = find_collectives(CPU)
-    found["agree"] = [peers.agree(rank == 1), peers.agree(False)]
-    found["mean"] = peers.mean(torch.tensor([rank, 7.0]))
-    found["gather"] = torch.stack(peers.gather(torch.tensor([rank, 7])))
+    collectives = find_collectives(CPU)
+    found["agree"] = [collectives.agree(rank == 1), collectives.agree(False)]
+    found["mean"] = collectives.mean(torch.tensor([rank, 7.0]))
+    found["gather"] = torch.stack(collectives.gather(torch.tensor([rank, 7])))
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -63,7 +63,7 @@ def share(step: int, rank: int, accumulate: int) -> range:
 def poisoned(rank: int) -> tuple[str, bool, bool]:
     """One rank's batch is not finite: both stop, nothing has moved, and both can go on."""
     config = tiny()
-    stage = config.stage("frame_64")
+    stage = config.stage("frame_32")
     step = make_step(config, stage, wrap)
     before = weights(step)
     raw = arrays(0, rank, stage)
@@ -130,9 +130,9 @@ def test_ranks_vote_and_see_each_other(ranks: list[dict[str, Any]]) -> None:
 
 
 def test_alone_a_rank_answers_itself() -> None:
-    peers = find_collectives(CPU)
-    assert (peers.rank, peers.world) == (0, 1)
-    assert peers.agree(True)
-    assert not peers.agree(False)
-    with peers.no_sync(nn.Linear(1, 1)):
+    collectives = find_collectives(CPU)
+    assert (collectives.rank, collectives.world) == (0, 1)
+    assert collectives.agree(True)
+    assert not collectives.agree(False)
+    with collectives.no_sync(nn.Linear(1, 1)):
         pass

@@ -1,4 +1,4 @@
-"""Gates between stages, and which of two figures is better."""
+"""Gates between stages, and which of two values is better."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lawdnet.training.gates import MEASURES, check_gates, is_better, parse_gate
+from lawdnet.training.gates import VALIDATION_METRICS, check_gates, is_better, parse_gate
 
 
 def test_a_gate_reads_back_as_it_was_written() -> None:
@@ -17,21 +17,23 @@ def test_a_gate_reads_back_as_it_was_written() -> None:
 
 @pytest.mark.parametrize("text", ["psnr>=30", "ssim>0.9", "pixel<=0.02", "psnr>=30 and ssim>=0.9", "silence<=0.01"])
 def test_what_a_deaf_generator_passes_is_no_gate(text: str) -> None:
-    with pytest.raises(ValueError, match=r"ignores the sound can pass.*mouth_correlation"):
+    with pytest.raises(ValueError, match=r"ignores the audio can pass.*mouth_correlation"):
         parse_gate(text)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("mouth>=0.8", "unknown measure 'mouth': choose from psnr"),
-        ("mouth_correlation", "write NAME>=VALUE"),
-        ("mouth_correlation=0.8", "write NAME>=VALUE"),
-        ("", "write NAME>=VALUE"),
-        ("mouth_correlation>=high", "'high' is no number"),
-        ("mouth_correlation>=nan", "'nan' is no number"),
-        ("mouth_correlation<=0.8", r"only the worse would pass; write mouth_correlation>=0\.8"),
-        ("sync_distance>1", "write sync_distance<=1"),
+        ("mouth>=0.8", "unknown metric 'mouth': choose from psnr"),
+        ("mouth_correlation", "write NAME OP VALUE"),
+        ("mouth_correlation=0.8", "write NAME OP VALUE"),
+        ("", "write NAME OP VALUE"),
+        ("mouth_correlation>=high", "'high' is not a number"),
+        ("mouth_correlation>=nan", "'nan' is not a number"),
+        ("mouth_correlation<=0.8", r"higher is better; write mouth_correlation>=0\.8"),
+        ("sync_distance>1", "lower is better; write sync_distance<=1"),
+        ("abs(mouth_correlation)>=0.5", r"higher is better; write mouth_correlation>=0\.5"),
+        ("mouth_correlation==0.8", r"higher is better; write mouth_correlation>=0\.8"),
         ("accuracy>0.9 and mouth_correlation>0.8", "write two gates"),
     ],
 )
@@ -40,12 +42,12 @@ def test_wrong_gates_say_what_is_wrong(text: str, message: str) -> None:
         parse_gate(text)
 
 
-def test_failures_name_the_figure() -> None:
+def test_failures_name_the_metric() -> None:
     gates = [parse_gate("mouth_correlation>=0.8 and psnr>=20"), parse_gate("sync_distance<=0.5")]
     assert check_gates(gates, {"mouth_correlation": 0.8, "psnr": 20.0, "sync_distance": 0.5}) == []
     failed = check_gates(gates, {"mouth_correlation": 0.79, "psnr": 25.0})
     assert failed[0] == "mouth_correlation>=0.8: it is 0.79"
-    assert failed[1].startswith("sync_distance<=0.5: it was not measured, which needs a sync network")
+    assert failed[1].startswith("sync_distance<=0.5: not measured, it needs a sync network")
     assert len(check_gates(gates, {"mouth_correlation": math.nan, "psnr": 1, "sync_distance": 0.1})) == 2
     assert check_gates([parse_gate("sync_distance<0.5")], {"sync_distance": 0.5}) != []
 
@@ -65,9 +67,9 @@ def test_better_depends_on_the_measure() -> None:
     assert is_better("mouth_correlation", -0.5, math.nan)
     assert not is_better("mouth_correlation", math.nan, 0.1)
     assert not is_better("mouth_correlation", math.nan, None)
-    with pytest.raises(ValueError, match="unknown measure 'loss'"):
+    with pytest.raises(ValueError, match="unknown metric 'loss'"):
         is_better("loss", 1, 2)
 
 
 def test_measures_that_a_still_mouth_does_well_at_are_marked() -> None:
-    assert {name for name, m in MEASURES.items() if not m.needs_sound} == {"psnr", "ssim", "pixel", "silence"}
+    assert {name for name, m in VALIDATION_METRICS.items() if not m.needs_audio} == {"psnr", "ssim", "pixel", "silence"}

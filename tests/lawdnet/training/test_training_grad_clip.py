@@ -18,45 +18,45 @@ def length(parameters: list[nn.Parameter]) -> float:
 
 
 def test_a_spike_is_cut_to_twice_the_mean_and_keeps_its_direction() -> None:
-    clip = GradClipper(2.0)
+    clipper = GradClipper(2.0)
     for _ in range(5):
         usual = gradient(3.0, 4.0)
-        assert float(clip("g", usual)) == pytest.approx(5)
+        assert float(clipper("g", usual)) == pytest.approx(5)
         assert length(usual) == 5, "what is usual is left alone, whatever its length"
     spike = gradient(300.0, 400.0)
-    assert float(clip("g", spike)) == pytest.approx(500), "the norm as it was"
+    assert float(clipper("g", spike)) == pytest.approx(500), "the norm as it was"
     assert [float(p.grad) for p in spike[:2] if p.grad is not None] == pytest.approx([6, 8])
-    assert clip.means["g"] == pytest.approx((5 * 5 + 10) / 6), "what was cut off is not remembered"
+    assert clipper.means["g"] == pytest.approx((5 * 5 + 10) / 6), "what was cut off is not remembered"
 
 
 def test_each_network_has_its_own_mean() -> None:
-    clip = GradClipper(2.0)
-    clip("small", gradient(0.01))
+    clipper = GradClipper(2.0)
+    clipper("small", gradient(0.01))
     large = gradient(100.0)
-    clip("large", large)
+    clipper("large", large)
     assert length(large) == 100
 
 
 def test_the_mean_follows_a_change() -> None:
-    clip = GradClipper(2.0)
+    clipper = GradClipper(2.0)
     for value in [1.0] * 5 + [10.0] * 10 * MEMORY:
-        clip("g", gradient(value))
-    assert clip.means["g"] == pytest.approx(10, rel=0.01)
+        clipper("g", gradient(value))
+    assert clipper.means["g"] == pytest.approx(10, rel=0.01)
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_what_is_not_finite_is_told_and_forgotten(bad: float) -> None:
-    clip = GradClipper(2.0)
-    clip("g", gradient(1.0))
-    before = clip.state_dict()
-    assert not torch.isfinite(clip("g", gradient(bad)))
-    assert clip.state_dict() == before
+    clipper = GradClipper(2.0)
+    clipper("g", gradient(1.0))
+    before = clipper.state_dict()
+    assert not torch.isfinite(clipper("g", gradient(bad)))
+    assert clipper.state_dict() == before
 
 
 def test_without_a_limit_nothing_is_cut() -> None:
-    clip, spike = GradClipper(0), gradient(1e6)
-    clip("g", gradient(1.0))
-    clip("g", spike)
+    clipper, spike = GradClipper(0), gradient(1e6)
+    clipper("g", gradient(1.0))
+    clipper("g", spike)
     assert length(spike) == 1e6
 
 

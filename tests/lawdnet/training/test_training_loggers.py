@@ -1,4 +1,4 @@
-"""Where numbers and pictures go: the stage's folder, wandb and TensorBoard; no test reaches a network."""
+"""Where metrics and images go: the stage's folder, wandb and TensorBoard; no test reaches a network."""
 
 import json
 import logging
@@ -18,7 +18,6 @@ from lawdnet.training.loggers import (
     SAMPLES,
     STRIP,
     JsonlLogger,
-    JsonlTail,
     check_loggers,
     draw_grid,
     make_loggers,
@@ -26,10 +25,11 @@ from lawdnet.training.loggers import (
     read_jsonl,
     write_grid,
 )
+from lawdnet.training.tail import Tail
 from lawdnet.training.trackers import RUN_ID, StepCount, wandb_mode
 
 LABELS = ("masked", "reference", "generated", "truth")
-ABOUT: dict[str, Any] = {"config": {"seed": 1, "stages": [{"name": "frame_64"}]}, "lineage": {"dataset_hash": "abc"}}
+ABOUT: dict[str, Any] = {"config": {"seed": 1, "stages": [{"name": "frame_32"}]}, "lineage": {"dataset_hash": "abc"}}
 
 
 def test_a_line_cut_short_does_not_swallow_the_next(tmp_path: Path) -> None:
@@ -49,10 +49,10 @@ def test_what_is_no_object_is_left_out() -> None:
 
 def test_a_tail_gives_each_new_line_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    early = JsonlTail(path)
+    early = Tail(path)
     assert early.rows() == []
     JsonlLogger(path).log({"a": 1})
-    late = JsonlTail(path)
+    late = Tail(path)
     JsonlLogger(path).log({"a": 2})
     with path.open("a") as file:
         file.write('{"a": 3')
@@ -64,7 +64,7 @@ def test_a_tail_gives_each_new_line_once(tmp_path: Path) -> None:
     assert early.rows() == []
 
 
-def test_pictures_come_out_in_their_colours(tmp_path: Path) -> None:
+def test_images_come_out_in_their_colours(tmp_path: Path) -> None:
     rows = torch.zeros(2, 3, 4, 6)
     rows[0, 0], rows[1, 2] = 1, 0.5
     write_grid(tmp_path / "new" / "sheet.png", rows)
@@ -91,7 +91,7 @@ def test_labels_that_do_not_fit_are_refused() -> None:
         draw_grid(torch.zeros(1, 3, 4, 160), LABELS[:3])
 
 
-def test_wide_pictures_are_not_enlarged() -> None:
+def test_wide_images_are_not_enlarged() -> None:
     assert draw_grid(torch.zeros(1, 3, 10, 400), LABELS).shape == (STRIP + 10, 400, 3)
 
 
@@ -101,28 +101,28 @@ def test_steps_count_through_epochs_of_any_length() -> None:
     assert count.of({"epoch": 1, "step": 9}) == 39  # fewer steps, as there are more workers
     assert count.of({"epoch": 2}) == 39  # belongs to the last step of its epochs
     assert count.of({"epoch": 2, "step": 5}) == 45
-    assert count.of({"epoch": 1, "step": 4}) == 34, "what is repeated has its old place"
+    assert count.of({"epoch": 1, "step": 4}) == 34, "a repeated step has its old number"
     assert count.of({}) == 45
     assert StepCount().of({"epoch": 0}) == 0
 
 
 def test_the_folder_always_has_everything(tmp_path: Path) -> None:
-    logger = make_loggers((), tmp_path / "frame_64", **ABOUT, run_name="run/frame_64")
+    logger = make_loggers((), tmp_path / "frame_32", **ABOUT, run_name="run/frame_32")
     logger.log({"kind": "step", "epoch": 0, "step": 0, "total": 1.5})
-    logger.pictures(torch.ones(1, 3, 5, 40), 1, LABELS)
+    logger.images(torch.ones(1, 3, 5, 40), 1, LABELS)
     logger.close()
-    start, step, sheet = read_jsonl(tmp_path / "frame_64" / METRICS)
+    start, step, sheet = read_jsonl(tmp_path / "frame_32" / METRICS)
     assert start["kind"] == "start"
     assert start["workers"] == 1
     assert start["device"]
     assert start["is_gpu"] is torch.cuda.is_available()
     assert step["total"] == 1.5
     assert (sheet["kind"], sheet["file"], sheet["labels"]) == ("pictures", f"{SAMPLES}/epoch_0001.png", list(LABELS))
-    assert cv2.imread(str(tmp_path / "frame_64" / sheet["file"])).shape == (STRIP + 50, 400, 3)
+    assert cv2.imread(str(tmp_path / "frame_32" / sheet["file"])).shape == (STRIP + 50, 400, 3)
 
 
 def test_an_unknown_name_lists_the_choices(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="logger: unknown 'mlflow'; there are jsonl, wandb, tensorboard"):
+    with pytest.raises(ValueError, match="logger: unknown 'mlflow'; choose from jsonl, wandb, tensorboard"):
         make_loggers(("jsonl", "mlflow"), tmp_path / "x", **ABOUT, run_name="run/x")
     assert not (tmp_path / "x").exists()
 
@@ -150,7 +150,7 @@ class Broken:
         if Broken.rows > 1:
             raise OSError("the disk\nis full")
 
-    def picture(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
+    def image(self, sheet_HW3: np.ndarray, epoch: int, step: int) -> None:
         raise AssertionError("it has failed before")
 
     def close(self) -> None:
@@ -164,22 +164,22 @@ def test_a_tracker_that_fails_is_one_warning(
     logger = make_loggers(("tensorboard",), tmp_path, **ABOUT, run_name="run/x")
     for step in range(4):
         logger.log({"kind": "step", "epoch": 0, "step": step})
-    logger.pictures(torch.zeros(1, 3, 2, 2), 1)
+    logger.images(torch.zeros(1, 3, 2, 2), 1)
     logger.close()
     assert Broken.rows == 2
     (record,) = caplog.records
-    text = "tensorboard: stopped (OSError: the disk is full); training goes on, and metrics.jsonl has everything"
+    text = "tensorboard: stopped (OSError: the disk is full); training continues, and metrics.jsonl has everything"
     assert (record.levelno, record.getMessage()) == (logging.WARNING, text)
     assert [row["step"] for row in read_jsonl(tmp_path / METRICS) if row["kind"] == "step"] == [0, 1, 2, 3]
 
 
 def train(folder: Path, epochs: Sequence[int], names: Sequence[str]) -> None:
     """What a stage of three logged steps per epoch would log."""
-    logger = make_loggers(names, folder, **ABOUT, run_name="run/frame_64")
+    logger = make_loggers(names, folder, **ABOUT, run_name="run/frame_32")
     for epoch in epochs:
         for step in (0, 10, 19):
             logger.log({"kind": "step", "epoch": epoch, "step": step, "total": 100.0 * epoch + step})
-        logger.pictures(torch.rand(2, 3, 5, 40), epoch + 1, LABELS)
+        logger.images(torch.rand(2, 3, 5, 40), epoch + 1, LABELS)
         logger.log({"kind": "epoch", "epoch": epoch + 1, "total": 0.5, "text": "no number"})
         logger.log({"kind": "validation", "epoch": epoch + 1, "psnr": 20.0 + epoch})
     logger.log({"kind": "alarm", "epoch": epochs[-1], "step": 19, "text": "not finite"})
@@ -222,7 +222,7 @@ class FakeRun:
 
 @pytest.fixture
 def wandb_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[FakeRun]:
-    """What `wandb.init` was asked for; online it fails where the test says so."""
+    """What `wandb.init` was asked for; online it fails if the test says so."""
     wandb = pytest.importorskip("wandb", reason="needs wandb: pip install -e '.[wandb]'")
     runs: list[FakeRun] = []
 
@@ -240,12 +240,19 @@ def wandb_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[FakeRun]
     return runs
 
 
-def test_wandb_gets_numbers_pictures_and_alarms(tmp_path: Path, wandb_runs: list[FakeRun]) -> None:
-    train(tmp_path / "frame_64", [0, 1], ["jsonl", "wandb"])
+def test_wandb_gets_numbers_images_and_alarms(tmp_path: Path, wandb_runs: list[FakeRun]) -> None:
+    train(tmp_path / "frame_32", [0, 1], ["jsonl", "wandb"])
     (run,) = wandb_runs
     asked = {key: run.options[key] for key in ("project", "group", "name", "job_type", "mode", "resume", "config")}
-    assert asked == {"project": "lawdnet", "group": "run", "name": "run/frame_64", "job_type": "frame_64",
-                     "mode": "offline", "resume": "allow", "config": ABOUT}  # fmt: skip
+    assert asked == {
+        "project": "lawdnet",
+        "group": "run",
+        "name": "run/frame_32",
+        "job_type": "frame_32",
+        "mode": "offline",
+        "resume": "allow",
+        "config": ABOUT,
+    }
     assert run.axes["step/*"] == "global_step"
     assert run.axes["validation/*"] == "epoch"
     steps = [(row["global_step"], row["step/total"]) for row in run.rows if "step/total" in row]
@@ -261,11 +268,11 @@ def test_wandb_gets_numbers_pictures_and_alarms(tmp_path: Path, wandb_runs: list
     assert not any(name.startswith("start/") for row in run.rows for name in row)
 
 
-def test_wandb_goes_on_in_the_run_of_its_stage(tmp_path: Path, wandb_runs: list[FakeRun]) -> None:
-    for stage in ("frame_64", "frame_64", "frame_128"):
+def test_wandb_continues_the_run_of_its_stage(tmp_path: Path, wandb_runs: list[FakeRun]) -> None:
+    for stage in ("frame_32", "frame_32", "frame_64"):
         train(tmp_path / stage, [0], ["wandb"])
     first, again, other = (run.options["id"] for run in wandb_runs)
-    assert first == again == (tmp_path / "frame_64" / RUN_ID).read_text().strip()
+    assert first == again == (tmp_path / "frame_32" / RUN_ID).read_text().strip()
     assert first != other
 
 
@@ -289,7 +296,7 @@ def test_wandb_is_online_only_with_a_key(
     (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
     assert wandb_mode() == "online"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com")
-    assert wandb_mode() == "offline", "a key of another server is none"
+    assert wandb_mode() == "offline", "a key for another server does not count"
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     assert wandb_mode() == "online"
     monkeypatch.setenv("WANDB_MODE", "disabled")

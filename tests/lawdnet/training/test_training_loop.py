@@ -10,10 +10,23 @@ import torch
 
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.loop import to_batch
+from lawdnet.training.position import Position
 from lawdnet.training.stages import Stage
 from lawdnet.training.steps import GanStep, NonFiniteLoss, check_finite, mouth_square
 from lawdnet.types import TrainBatch
-from tests.support.tiny_training import CPU, DIM, STEPS, apart, arrays, batch_of, make_step, run, stream, tiny, weights
+from tests.support.tiny_training import (
+    BATCHES,
+    CPU,
+    DIM,
+    apart,
+    arrays,
+    batch_of,
+    make_step,
+    run,
+    stream,
+    tiny,
+    weights,
+)
 
 
 @pytest.fixture
@@ -21,7 +34,7 @@ def config() -> TrainConfig:
     return tiny()
 
 
-@pytest.mark.parametrize("name", ["syncnet", "frame_64", "clip_256"])
+@pytest.mark.parametrize("name", ["syncnet", "frame_32", "clip_96"])
 def test_every_parameter_moves(config: TrainConfig, name: str) -> None:
     stage = config.stage(name)
     step = make_step(config, stage)
@@ -34,7 +47,7 @@ def test_every_parameter_moves(config: TrainConfig, name: str) -> None:
 
 
 def test_training_reduces_the_loss_on_one_batch(config: TrainConfig) -> None:
-    stage = replace(config.stage("frame_64"), lr=3e-3)
+    stage = replace(config.stage("frame_32"), lr=3e-3)
     step = make_step(config, stage)
     raw = arrays(0, 0, stage)
     raw["source"][:] = np.array([[200, 120, 90], [60, 40, 30]], np.uint8)[:, None, None, None]
@@ -44,7 +57,7 @@ def test_training_reduces_the_loss_on_one_batch(config: TrainConfig) -> None:
 
 
 def test_the_generator_never_sees_the_mouth(config: TrainConfig) -> None:
-    stage = config.stage("frame_64")
+    stage = config.stage("frame_32")
     step = make_step(config, stage)
     assert isinstance(step, GanStep)
     first = arrays(0, 0, stage)
@@ -55,7 +68,7 @@ def test_the_generator_never_sees_the_mouth(config: TrainConfig) -> None:
 
 
 def test_a_batch_is_moved_to_floats_in_order(config: TrainConfig) -> None:
-    stage = config.stage("clip_256")
+    stage = config.stage("clip_96")
     raw = arrays(0, 0, stage)
     batch = to_batch(raw, CPU)
     assert batch.source_BN3HW.shape == (2, 5, 3, 52, 40)
@@ -69,7 +82,7 @@ def test_a_batch_is_moved_to_floats_in_order(config: TrainConfig) -> None:
 
 
 def test_a_loss_that_is_not_finite_changes_no_weight(config: TrainConfig) -> None:
-    stage = config.stage("frame_64")
+    stage = config.stage("frame_32")
     step = make_step(config, stage)
     before = {k: v.clone() for k, v in step.networks["generator"].state_dict().items()}
     raw = arrays(0, 0, stage)
@@ -80,12 +93,12 @@ def test_a_loss_that_is_not_finite_changes_no_weight(config: TrainConfig) -> Non
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight(config: TrainConfig) -> None:
-    step = make_step(config, config.stage("frame_64"))
+    step = make_step(config, config.stage("frame_32"))
     weight = next(step.networks["generator"].parameters())
     weight.register_hook(lambda gradient: gradient * torch.inf)
     before = {k: v.clone() for k, v in step.networks["generator"].state_dict().items()}
     with pytest.raises(NonFiniteLoss, match="gradient of the generator"):
-        step(to_batch(arrays(0, 0, config.stage("frame_64")), CPU))
+        step(to_batch(arrays(0, 0, config.stage("frame_32")), CPU))
     assert all(torch.equal(before[k], v) for k, v in step.networks["generator"].state_dict().items())
 
 
@@ -111,12 +124,12 @@ def test_every_pixel_of_the_mouth_has_a_gradient_where_it_is_shrunk() -> None:
 
 
 def test_a_sync_loss_without_a_sync_network_is_refused(config: TrainConfig) -> None:
-    with pytest.raises(ValueError, match=r"clip_256.*no trained syncnet"):
-        GanStep(config, config.stage("clip_256"), CPU, lambda n: n, audio_dim=DIM)
+    with pytest.raises(ValueError, match=r"clip_96.*no trained syncnet"):
+        GanStep(config, config.stage("clip_96"), CPU, lambda n: n, audio_dim=DIM)
 
 
 class Recorder:
-    """A step that only notes what it is given; the batches of `bad` are not finite."""
+    """A step that only records its calls; the batches of `bad` are not finite."""
 
     def __init__(self, stage: Stage, bad: set[int] = frozenset()) -> None:  # type: ignore[assignment]
         self.stage, self.bad = stage, bad
@@ -138,7 +151,7 @@ class Recorder:
 
 
 def test_batches_are_gathered_into_steps_and_the_last_of_an_epoch_is_short(config: TrainConfig) -> None:
-    stage = replace(config.stage("frame_64"), accumulate=2)
+    stage = replace(config.stage("frame_32"), accumulate=2)
     step = Recorder(stage)
     rows = run(config, stage, step)
     assert step.calls == [2, 1] * stage.epochs
@@ -151,31 +164,33 @@ def test_batches_are_gathered_into_steps_and_the_last_of_an_epoch_is_short(confi
 
 
 def test_the_rate_is_a_function_of_the_epoch_also_where_it_is_scaled(config: TrainConfig) -> None:
-    stage = config.stage("frame_64")
+    stage = config.stage("frame_32")
     step = Recorder(stage)
-    run(config, stage, step, (2, 1), lr=0.6)
-    assert step.rates == pytest.approx([0.6 * stage.lr_factor(2)] * (STEPS - 1) + [0.6 * stage.lr_factor(3)] * STEPS)
+    run(config, stage, step, Position(2, 1), lr=0.6)
+    assert step.rates == pytest.approx(
+        [0.6 * stage.lr_factor(2)] * (BATCHES - 1) + [0.6 * stage.lr_factor(3)] * BATCHES
+    )
 
 
 def test_saves_fall_between_steps_and_never_on_the_end_of_an_epoch(config: TrainConfig) -> None:
-    stage = config.stage("frame_64")
-    saved: list[tuple[int, int]] = []
-    run(config, stage, Recorder(stage), save=lambda e, s: saved.append((e, s)), save_every_steps=1)
-    assert saved == [(e, s) for e in range(4) for s in (1, 2)]
+    stage = config.stage("frame_32")
+    saved: list[Position] = []
+    run(config, stage, Recorder(stage), save=saved.append, save_every_steps=1)
+    assert saved == [Position(e, s) for e in range(4) for s in (1, 2)]
     saved.clear()
-    run(config, stage, Recorder(stage), save=lambda e, s: saved.append((e, s)), save_every_steps=1, accumulate=2)
-    assert saved == [(e, 2) for e in range(4)], "a step takes two batches"
+    run(config, stage, Recorder(stage), save=saved.append, save_every_steps=1, accumulate=2)
+    assert saved == [Position(e, 1) for e in range(4)], "a step takes two batches, and positions count steps"
     saved.clear()
-    run(config, stage, Recorder(stage), (0, 1), save=lambda e, s: saved.append((e, s)), save_every_steps=2)
-    assert saved == [(e, 2) for e in range(4)], "places do not shift when a run goes on in the middle"
+    run(config, stage, Recorder(stage), Position(0, 1), save=saved.append, save_every_steps=2)
+    assert saved == [Position(e, 2) for e in range(4)], "positions do not shift when a run resumes in the middle"
 
 
 def test_what_is_not_finite_is_left_out_and_its_segments_are_named(config: TrainConfig) -> None:
-    stage = config.stage("frame_64")
+    stage = config.stage("frame_32")
     alarms: list[str] = []
     rows = run(config, stage, Recorder(stage, {1, 4}), max_skipped=1, alarm=alarms.append)
     assert len(alarms) == 2
-    assert alarms[0].startswith("frame_64, epoch 0, step 1: not finite: pixel")
+    assert alarms[0].startswith("frame_32, epoch 0, step 1: not finite: pixel")
     assert alarms[0].endswith("Its segments: s0-1-0, s0-1-1")
     assert rows[0]["skipped"] == 1
     assert rows[0]["total"] == 1.0, "the mean of steps 0 and 2"
@@ -183,9 +198,9 @@ def test_what_is_not_finite_is_left_out_and_its_segments_are_named(config: Train
 
 
 def test_too_many_left_out_of_one_epoch_stop_the_run(config: TrainConfig) -> None:
-    stage = config.stage("frame_64")
+    stage = config.stage("frame_32")
     step = Recorder(stage, {3, 5})
-    with pytest.raises(NonFiniteLoss, match=r"frame_64, epoch 1, step 2: not finite: pixel; more than the 1 steps"):
+    with pytest.raises(NonFiniteLoss, match=r"frame_32, epoch 1, step 2: not finite: pixel; more than the 1 steps"):
         run(config, stage, step, max_skipped=1)
     assert len(step.calls) == 6
     with pytest.raises(NonFiniteLoss, match="epoch 0, step 0"):
@@ -194,14 +209,14 @@ def test_too_many_left_out_of_one_epoch_stop_the_run(config: TrainConfig) -> Non
 
 def test_a_step_that_is_left_out_changes_nothing(config: TrainConfig) -> None:
     """A run with a poisoned batch equals one that never saw it, fp16 scaler included."""
-    config = tiny("precision=fp16", "frame_64.weights.gan=0")
-    stage = config.stage("frame_64")
+    config = tiny("precision=fp16", "frame_32.weights.gan=0")
+    stage = config.stage("frame_32")
     poisoned, clean = make_step(config, stage), make_step(config, stage)
     start = weights(clean)
 
-    def batches(epoch: int, first: int) -> object:
-        for batch in stream(stage, epoch, first):
-            yield {**batch, "audio": batch["audio"] * np.nan} if int(batch["step"]) == 1 else batch
+    def batches(start: Position) -> object:
+        for (batch,) in stream(stage, start):
+            yield [{**batch, "audio": batch["audio"] * np.nan} if int(batch["step"]) == 1 else batch]
 
     run(config, stage, poisoned, batches=batches, max_skipped=1)
     for epoch in range(stage.epochs):

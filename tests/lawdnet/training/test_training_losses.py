@@ -4,50 +4,50 @@ import pytest
 import torch
 
 from lawdnet.training.alarms import NonFiniteLoss, Plateau, check_finite
-from lawdnet.training.losses import contrast, contrast_chance, gradient_shares, pulls, same_numbers
+from lawdnet.training.losses import contrast, contrast_chance, equal_audio, gradient_shares, image_gradients
 from lawdnet.training.stages import FULL, micro_batches, scaled_lr
 
 
-def sounds(count: int) -> torch.Tensor:
+def audio(count: int) -> torch.Tensor:
     return torch.arange(count * 18.0).view(count, 2, 9)
 
 
 @pytest.mark.parametrize(("faces", "kinds"), [(1, 2), (2, 2), (16, 3)])
 def test_the_chance_of_a_contrast_is_what_it_gives_where_all_scores_are_equal(faces: int, kinds: int) -> None:
-    heard = sounds(faces * kinds)
-    found = contrast(torch.full((faces, len(heard)), 0.3), same_numbers(heard))
-    assert float(found) == pytest.approx(contrast_chance(faces, len(heard)))
+    clips = audio(faces * kinds)
+    found = contrast(torch.full((faces, len(clips)), 0.3), equal_audio(clips))
+    assert float(found) == pytest.approx(contrast_chance(faces, len(clips)))
 
 
 def test_a_single_pair_is_at_ln_2() -> None:
-    assert 2 * contrast_chance(1, 2) == pytest.approx(math.log(2)), "the choice of a sound; that of a face is none"
+    assert 2 * contrast_chance(1, 2) == pytest.approx(math.log(2)), "the choice of the audio alone"
 
 
-def test_the_same_sound_drawn_twice_is_no_mistake() -> None:
-    heard = sounds(4)
-    heard[1] = heard[0]  # two faces with one sound
-    heard[3] = heard[0]  # and a negative that is the same silence
+def test_the_same_audio_drawn_twice_is_no_mistake() -> None:
+    clips = audio(4)
+    clips[1] = clips[0]  # two faces with the same audio
+    clips[3] = clips[0]  # and a negative that is the same silence
     score = torch.eye(2, 4) * 0.9
     score[:, 3] = 1.0
     score[0, 1] = score[1, 0] = 1.0
-    spoiled = contrast(score, same_numbers(heard))
+    spoiled = contrast(score, equal_audio(clips))
     score[:, 3] = score[0, 1] = score[1, 0] = -1.0
-    torch.testing.assert_close(contrast(score, same_numbers(heard)), spoiled)
+    torch.testing.assert_close(contrast(score, equal_audio(clips)), spoiled)
     assert float(spoiled) < 0.1
-    heard[3] += 1
+    clips[3] += 1
     score[:, 3] = 1.0
-    assert float(contrast(score, same_numbers(heard))) > 0.5
+    assert float(contrast(score, equal_audio(clips))) > 0.5
 
 
 def test_shares_are_those_of_known_gradients() -> None:
-    picture = torch.ones(2, 2, requires_grad=True)
-    made = picture * 2
-    pulled = pulls({"a": 3 * made.sum(), "b": made.sum(), "c": 0 * made.sum()}, made)
-    shares = gradient_shares(pulled)
+    image = torch.ones(2, 2, requires_grad=True)
+    generated = image * 2
+    gradients = image_gradients({"a": 3 * generated.sum(), "b": generated.sum(), "c": 0 * generated.sum()}, generated)
+    shares = gradient_shares(gradients)
     assert {k: float(v) for k, v in shares.items()} == pytest.approx({"share_a": 0.75, "share_b": 0.25, "share_c": 0})
-    made.backward(pulled["a"] + pulled["b"])  # what lies behind the picture is still there
-    assert picture.grad is not None
-    assert picture.grad.tolist() == [[8, 8], [8, 8]]
+    generated.backward(gradients["a"] + gradients["b"])  # the graph behind the image is still there
+    assert image.grad is not None
+    assert image.grad.tolist() == [[8, 8], [8, 8]]
     assert [float(share) for share in gradient_shares({"a": torch.zeros(2), "b": torch.zeros(2)}).values()] == [0, 0]
 
 
@@ -55,21 +55,21 @@ def test_a_plateau_is_told_once_and_only_at_chance() -> None:
     told: list[str] = []
     plateau = Plateau(5, told.append, "look at the offsets")
     for loss in (2.0, 1.97, 2.01, 2.3):
-        plateau.see(loss, 2.0)
+        plateau.update(loss, 2.0)
     assert not told, "too early to say"
     for _ in range(10):
-        plateau.see(1.99, 2.0)
+        plateau.update(1.99, 2.0)
     assert len(told) == 1
     assert "at chance for 5 steps" in told[0]
     assert told[0].endswith("look at the offsets")
 
     learning = Plateau(5, told.append, "")
     for step in range(20):
-        learning.see(2.0 - 0.02 * step, 2.0)
+        learning.update(2.0 - 0.02 * step, 2.0)
     assert len(told) == 1
     off = Plateau(0, told.append, "")
     for _ in range(20):
-        off.see(2.0, 2.0)
+        off.update(2.0, 2.0)
     assert len(told) == 1
 
 

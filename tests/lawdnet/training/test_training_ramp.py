@@ -6,7 +6,7 @@ from lawdnet.training.ramp import MEMORY, SyncBound, SyncRamp
 def factors(ramp: SyncRamp, true: float, made: float, steps: int) -> list[float]:
     found = []
     for _ in range(steps):
-        ramp.see(true, made)
+        ramp.update(true, made)
         found.append(ramp.factor)
     return found
 
@@ -50,7 +50,7 @@ def test_it_goes_on_where_it_stopped() -> None:
 def test_the_bound_holds_the_share_and_not_more() -> None:
     bound = SyncBound(0.25)
     assert bound.factor(100.0) == 1, "nothing is known yet"
-    bound.see(4.0, 9.0)  # norms 2 and 3
+    bound.update(4.0, 9.0)  # norms 2 and 3
     for weight in (0.0, 0.1, 0.5):
         assert bound.factor(weight) == 1, "0.5 · 2 is a quarter of 1 + 3"
     for weight in (0.6, 1.0, 50.0):
@@ -60,20 +60,20 @@ def test_the_bound_holds_the_share_and_not_more() -> None:
 
 def test_a_share_of_one_and_a_lack_of_others_bind_nothing() -> None:
     free, alone = SyncBound(1.0), SyncBound(0.25)
-    free.see(4.0, 9.0)
-    alone.see(4.0, 0.0)
+    free.update(4.0, 9.0)
+    alone.update(4.0, 0.0)
     assert free.factor(1e6) == alone.factor(1e6) == 1
 
 
 def test_the_bound_follows_a_mean_and_passes_over_what_is_not_finite() -> None:
     bound = SyncBound(0.5)
     for _ in range(50):
-        bound.see(1.0, 1.0)
-    bound.see(101.0, 1.0)
+        bound.update(1.0, 1.0)
+    bound.update(101.0, 1.0)
     assert bound.factor(1.0) == pytest.approx(11**-0.5), "a tenth of one step"
     before = bound.state_dict()
     for sync, rest in ((float("inf"), 1.0), (1.0, float("nan"))):
-        bound.see(sync, rest)
+        bound.update(sync, rest)
     assert bound.state_dict() == before
     again = SyncBound(0.5)
     again.load_state_dict(before)

@@ -17,7 +17,7 @@ from tests.support.tiny_training import apart, assert_same, batch_of, make_step,
 
 
 def halves(batch: TrainBatch) -> list[TrainBatch]:
-    """Two batches of half the size; each kind of wrong sound is halved by itself."""
+    """Two batches of half the size; each kind of wrong audio is halved by itself."""
     size = len(batch.source_BN3HW) // 2
 
     def half(value: torch.Tensor | None, which: int) -> torch.Tensor | None:
@@ -28,10 +28,10 @@ def halves(batch: TrainBatch) -> list[TrainBatch]:
     return [TrainBatch(**{f.name: half(getattr(batch, f.name), which) for f in fields(batch)}) for which in (0, 1)]
 
 
-@pytest.mark.parametrize("name", ["syncnet", "frame_64", "clip_256"])
+@pytest.mark.parametrize("name", ["syncnet", "frame_32", "clip_96"])
 def test_two_half_batches_make_the_step_of_a_whole_one(name: str) -> None:
-    """Also for the sync network, whose faces must see the sounds of both halves."""
-    config = tiny("sync_ramp=0", "clip_256.weights.sync=100")  # loud enough to be held back
+    """Also for the sync network, whose faces must see the audio of both halves."""
+    config = tiny("sync_ramp=0", "clip_96.weights.sync=100")  # loud enough to be shared back
     stage = config.stage(name)
     whole, split = make_step(config, stage), make_step(config, stage)
     start = weights(whole)
@@ -55,37 +55,37 @@ def test_halves_by_themselves_are_another_contrast() -> None:
     assert abs(float(alone["total"]) - float(whole["total"])) > 0.1
 
 
-def test_judging_a_batch_gives_the_losses_and_learns_nothing() -> None:
+def test_evaluating_a_batch_gives_the_losses_and_learns_nothing() -> None:
     config = tiny()
     stage = config.stage("syncnet")
     step = make_step(config, stage)
     assert isinstance(step, SyncStep)
     before, batch = weights(step), batch_of(stage, size=4)
-    judged = step.judge(batch)
+    evaluated = step.evaluate(batch)
     assert_same(before, weights(step), 0)
     trained = step(batch)
-    assert judged.keys() == trained.keys()
-    for key, value in judged.items():
+    assert evaluated.keys() == trained.keys()
+    for key, value in evaluated.items():
         torch.testing.assert_close(value, trained[key])
 
 
-def test_a_wrong_sound_that_is_the_right_one_counts_neither_way() -> None:
+def test_wrong_audio_that_equals_the_right_one_counts_neither_way() -> None:
     config = tiny()
     stage = config.stage("syncnet")
     step, batch = make_step(config, stage), batch_of(stage, size=4)
     assert isinstance(step, SyncStep)
     assert batch.sync_audio_BC9 is not None
     assert batch.other_audio_BC9 is not None
-    whole = float(step.judge(batch)["accuracy"])
+    whole = float(step.evaluate(batch)["accuracy"])
     batch.other_audio_BC9[0] = batch.sync_audio_BC9[0]  # two silences
     score_BA = step.syncnet(batch.source_BN3HW[..., 16:48, 4:36].flatten(1, 2), batch.other_audio_BC9, pairwise=True)
     own_B = step.syncnet(batch.source_BN3HW[..., 16:48, 4:36].flatten(1, 2), batch.sync_audio_BC9)[:, 0, 0, 0]
     rest = (own_B > score_BA.diagonal())[1:].float().mean()
-    assert float(step.judge(batch)["accuracy"]) == pytest.approx(float(rest))
+    assert float(step.evaluate(batch)["accuracy"]) == pytest.approx(float(rest))
     assert whole in (0, 0.25, 0.5, 0.75, 1)
 
 
-@pytest.mark.parametrize("name", ["frame_64", "clip_256"])
+@pytest.mark.parametrize("name", ["frame_32", "clip_96"])
 def test_shares_of_the_gradient_add_up_and_follow_the_weights(name: str) -> None:
     config = tiny("share_every=2", "sync_ramp=0", "ema_decay=0")
     stage = config.stage(name)
@@ -104,8 +104,8 @@ def test_shares_of_the_gradient_add_up_and_follow_the_weights(name: str) -> None
 
 def test_a_loud_sync_loss_is_held_to_its_share_and_a_quiet_one_is_left_alone() -> None:
     def taken(share: float, weight: float) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-        config = tiny("share_every=1", "sync_ramp=0", f"sync_share={share}", f"clip_256.weights.sync={weight}")
-        stage = config.stage("clip_256")
+        config = tiny("share_every=1", "sync_ramp=0", f"sync_share={share}", f"clip_96.weights.sync={weight}")
+        stage = config.stage("clip_96")
         step = make_step(config, stage)
         rows = [step(batch_of(stage, 0)) for _ in range(6)]
         return [{k: float(v) for k, v in row.items()} for row in rows], weights(step)
@@ -119,9 +119,9 @@ def test_a_loud_sync_loss_is_held_to_its_share_and_a_quiet_one_is_left_alone() -
     assert_same(bound_weights, free_weights, 0)
 
 
-def test_the_pulls_of_the_losses_are_the_gradient_of_their_sum() -> None:
+def test_the_image_gradients_of_the_losses_give_the_gradient_of_their_sum() -> None:
     config = tiny("sync_ramp=0", "sync_share=1", "grad_clip=0")
-    stage = config.stage("clip_256")
+    stage = config.stage("clip_96")
     step, batch = make_step(config, stage), batch_of(stage)
     assert isinstance(step, GanStep)
     generator = step.networks["generator"]
@@ -130,15 +130,15 @@ def test_the_pulls_of_the_losses_are_the_gradient_of_their_sum() -> None:
     weighted = {name: getattr(stage.weights, name) for name in ("pixel", "mouth", "gan", "clip_gan", "sync")}
     assert metrics["total"].item() == pytest.approx(sum(w * metrics[n].item() for n, w in weighted.items()))
     parameters = list(generator.parameters())
-    pulled = torch.autograd.grad(found, parameters, retain_graph=True)
-    losses = step._picture_losses(made, batch.source_BN3HW.flatten(0, 1)) | {"sync": step._sync_loss(made, batch)}
+    gradients = torch.autograd.grad(found, parameters, retain_graph=True)
+    losses = step._image_losses(made, batch.source_BN3HW.flatten(0, 1)) | {"sync": step._sync_loss(made, batch)}
     plain = torch.autograd.grad(sum(w * losses[n] for n, w in weighted.items()), parameters)
-    for ours, theirs in zip(pulled, plain, strict=True):
+    for ours, theirs in zip(gradients, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
 def test_measuring_shares_changes_no_weight() -> None:
-    stage = tiny().stage("frame_64")
+    stage = tiny().stage("frame_32")
     with_shares, without = (make_step(tiny(f"share_every={n}"), stage) for n in (1, 0))
     for step in (with_shares, without):
         step(batch_of(stage))
@@ -158,9 +158,9 @@ def test_the_running_mean_is_the_formula() -> None:
     assert not ema.network.weight.requires_grad
 
 
-def test_pictures_to_look_at_come_from_the_running_mean() -> None:
+def test_previews_come_from_the_running_mean() -> None:
     config = tiny()
-    stage = config.stage("frame_64")
+    stage = config.stage("frame_32")
     step = make_step(config, stage)
     assert isinstance(step, GanStep)
     batch = batch_of(stage)
@@ -169,15 +169,15 @@ def test_pictures_to_look_at_come_from_the_running_mean() -> None:
         for parameter in step.networks["generator"].parameters():
             parameter.add_(0.1)
     assert torch.equal(step.preview(batch), before)
-    assert step.judged is not step.networks["generator"]
+    assert step.evaluated is not step.networks["generator"]
     bare = make_step(tiny("ema_decay=0"), stage)
     assert isinstance(bare, GanStep)
-    assert bare.judged is bare.networks["generator"]
+    assert bare.evaluated is bare.networks["generator"]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_the_same_thing(precision: str) -> None:
-    stage = tiny().stage("frame_64")
+    stage = tiny().stage("frame_32")
     exact, half = make_step(tiny("precision=fp32"), stage), make_step(tiny(f"precision={precision}"), stage)
     batch = batch_of(stage)
     for _ in range(3):
@@ -187,9 +187,9 @@ def test_half_precision_learns_the_same_thing(precision: str) -> None:
     assert all(p.dtype == torch.float32 for p in half.networks["generator"].parameters())
 
 
-@pytest.mark.parametrize("name", ["frame_64", "clip_256"])
+@pytest.mark.parametrize("name", ["frame_32", "clip_96"])
 def test_an_overflow_under_a_large_scale_only_lowers_the_scale(name: str) -> None:
-    """Neither is it a fault where the sync loss's share of the gradient is watched."""
+    """Nor is it a fault when the sync loss's share of the gradient is measured."""
     config = tiny("precision=fp16", "stages.weights.gan=0", "stages.weights.clip_gan=0", "sync_ramp=0")
     stage = config.stage(name)
     step = make_step(config, stage)
@@ -205,8 +205,8 @@ def test_an_overflow_under_a_large_scale_only_lowers_the_scale(name: str) -> Non
 
 
 def test_an_overflow_that_no_scale_explains_is_a_fault() -> None:
-    config = tiny("precision=fp16", "frame_64.weights.gan=0")
-    stage = config.stage("frame_64")
+    config = tiny("precision=fp16", "frame_32.weights.gan=0")
+    stage = config.stage("frame_32")
     step = make_step(config, stage)
     assert isinstance(step, GanStep)
     scaler = step.precision.scaler
@@ -217,7 +217,7 @@ def test_an_overflow_that_no_scale_explains_is_a_fault() -> None:
 
 
 def test_the_layout_of_memory_changes_no_result() -> None:
-    stage = tiny().stage("frame_64")
+    stage = tiny().stage("frame_32")
     rows, last = (make_step(tiny(f"channels_last={flag}"), stage) for flag in ("false", "true"))
     weight = last.networks["generator"].state_dict()["source_encoder.0.weight"]
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -229,7 +229,7 @@ def test_the_layout_of_memory_changes_no_result() -> None:
 
 def test_a_compiled_generator_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lawdnet.training.steps.compile_in_place", lambda network: compile_in_place(network, "eager"))
-    stage = tiny().stage("frame_64")
+    stage = tiny().stage("frame_32")
     plain, compiled = make_step(tiny("compile=false"), stage), make_step(tiny("compile=true"), stage)
     assert compiled.networks["generator"].warp._compiled_call_impl is not None
     start = weights(plain)
@@ -257,7 +257,7 @@ def test_auto_is_single_precision_without_a_gpu() -> None:
 
 def test_the_sync_loss_waits_for_its_ramp() -> None:
     config = tiny("sync_ramp=2", "sync_below=4")
-    stage = config.stage("clip_256")
+    stage = config.stage("clip_96")
     waiting, never = make_step(config, stage), make_step(tiny("sync_ramp=2", "sync_below=0"), stage)
     rows = [[step(batch_of(stage, index)) for index in range(13)] for step in (waiting, never)]
     weight = stage.weights.sync

@@ -1,4 +1,4 @@
-"""Ranges of ticks: what a seek finds must be what decoding from the start would have shown."""
+"""Ranges of ticks: a seek must give the same frames as decoding from the start."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ def test_a_variable_rate_and_a_late_start(media: Any) -> None:
     assert_ranges(path, [(5, 20), (60, 90)])
 
 
-def test_a_seek_does_not_decode_what_lies_before(media: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seek_does_not_decode_earlier_frames(media: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = media.write("clip.mp4", times=[Fraction(i, 25) for i in range(250)], setup=long_groups)
     monkeypatch.setattr(reading, "_decode_all", lambda *_: pytest.fail("decoded from the start"))
-    assert [media.read(picture) for _, picture in decode(path, start=200, stop=203)] == [200, 201, 202]
+    assert [media.read(frame) for _, frame in decode(path, start=200, stop=203)] == [200, 201, 202]
 
 
-def test_stamps_that_lead_nowhere_fall_back_to_the_start(media: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_useless_time_stamps_fall_back_to_the_start(media: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = media.write("clip.mp4", times=[Fraction(i, 25) for i in range(50)])
     monkeypatch.setattr(reading, "_index", lambda *_: ([7, 8, 9], [0, 1, 2]))
-    assert [media.read(picture) for _, picture in decode(path, start=1, stop=3)] == [1, 2]
+    assert [media.read(frame) for _, frame in decode(path, start=1, stop=3)] == [1, 2]
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared media beside the repository")
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared media next to the repository")
 def test_real_recordings_seek() -> None:
     assert_ranges(SHARED / "silent_portrait_25fps.mp4", [(100, 110), (301, 320), (540, None)])
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared media beside the repository")
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared media next to the repository")
 def test_real_recordings() -> None:
     info = probe(SHARED / "silent_portrait_25fps.mp4")
     assert (info.num_frames, info.num_source_frames, info.height, info.width) == (550, 550, 768, 576)

@@ -1,4 +1,4 @@
-"""lawdnet.video and load_audio on files that lie: no wait, no gigabytes, no division by zero."""
+"""lawdnet.video and load_audio on malicious files: they must not block, take gigabytes or divide by zero."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.media import Media
 
 @pytest.mark.parametrize("read", [probe, lambda path: list(decode(path)), load_audio], ids=["probe", "decode", "audio"])
 @pytest.mark.timeout(10)
-def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path: Path, read: object) -> None:
+def test_anything_but_a_file_is_refused_before_it_is_opened(tmp_path: Path, read: object) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "endless.mp4").symlink_to("/dev/zero")
@@ -31,8 +31,8 @@ def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path: Path, read: ob
         assert caught.value.reason is RejectReason.UNREADABLE
 
 
-def test_a_picture_of_a_gigabyte_is_not_decoded(tmp_path: Path) -> None:
-    """In a process of its own, whose memory is known."""
+def test_a_frame_of_a_gigabyte_is_not_decoded(tmp_path: Path) -> None:
+    """Runs in its own process to measure the memory."""
     giant(tmp_path, tmp_path / "giant.mov")
     assert (tmp_path / "giant.mov").stat().st_size < 100_000
     code = f"""
@@ -53,7 +53,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert int(kilobytes) < 50_000
 
 
-def test_pictures_that_all_have_one_time_are_no_division_by_zero(media: Media) -> None:
+def test_frames_that_all_have_one_time_are_no_division_by_zero(media: Media) -> None:
     path = media.write("clip.mp4", times=[0, Fraction(1, 25)], codec="mjpeg", pix_fmt="yuvj420p", setup=_clock_of_25)
     data = bytearray(path.read_bytes())
     at = data.index(b"stts") + 16
@@ -68,7 +68,7 @@ def _clock_of_25(stream: object) -> None:
 
 
 def test_silence_that_only_time_stamps_claim_takes_no_memory(media: Media) -> None:
-    """Ten hours between two packets: 2.3 GB of zeros."""
+    """Ten hours between two packets would be 2.3 GB of zeros."""
     path = media.write("late.mkv", audio=np.full((1, 2048), 0.5, np.float32), audio_gap=36_000.0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(Rejected, match=r"hardly any audio before 36000 s") as caught:
@@ -79,13 +79,13 @@ def test_silence_that_only_time_stamps_claim_takes_no_memory(media: Media) -> No
 
 def test_half_an_hour_of_muted_microphone_is_silent(media: Media) -> None:
     path = media.write("muted.mkv", audio=np.full((1, 2048), 0.5, np.float32), audio_gap=1800.0)
-    wave = load_audio(path)
-    assert len(wave) == 1800 * 16_000 + 2048
-    assert not wave[1024:-1024].any()
-    np.testing.assert_allclose(wave[-1024:], 0.5, atol=1e-4)
+    audio = load_audio(path)
+    assert len(audio) == 1800 * 16_000 + 2048
+    assert not audio[1024:-1024].any()
+    np.testing.assert_allclose(audio[-1024:], 0.5, atol=1e-4)
 
 
-def test_sound_that_ends_before_the_pictures_begin_is_named(media: Media) -> None:
+def test_audio_that_ends_before_the_frames_begin_is_named(media: Media) -> None:
     times = [5 + Fraction(index, 25) for index in range(30)]
     path = media.write(times=times, audio=np.full((1, 16_000), 0.5, np.float32))
     with pytest.raises(Rejected, match="no samples during the video") as caught:
@@ -95,10 +95,10 @@ def test_sound_that_ends_before_the_pictures_begin_is_named(media: Media) -> Non
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
 @pytest.mark.parametrize("rate", [16_000, 44_100])
-def test_sound_that_is_no_number_becomes_sound(media: Media, value: float, rate: int) -> None:
-    sound = np.full((1, rate), 0.5, np.float32)
-    sound[:, rate // 4 : rate // 2] = value
-    wave = load_audio(media.write("odd.mkv", audio=sound, audio_codec="pcm_f32le", audio_rate=rate))
-    assert np.isfinite(wave).all()
-    assert np.abs(wave).max() <= 1
-    np.testing.assert_allclose(wave[9_000:15_900], 0.5, atol=0.01)
+def test_nan_and_infinite_audio_becomes_finite(media: Media, value: float, rate: int) -> None:
+    audio = np.full((1, rate), 0.5, np.float32)
+    audio[:, rate // 4 : rate // 2] = value
+    audio = load_audio(media.write("odd.mkv", audio=audio, audio_codec="pcm_f32le", audio_rate=rate))
+    assert np.isfinite(audio).all()
+    assert np.abs(audio).max() <= 1
+    np.testing.assert_allclose(audio[9_000:15_900], 0.5, atol=0.01)

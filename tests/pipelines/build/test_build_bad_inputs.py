@@ -22,7 +22,7 @@ from lawdnet.tasks.task import Progress
 from lawdnet.types import FPS
 from lawdnet.video import decode, write_video
 from pipelines.build.build import build
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)
 GOOD_NAMES = ["good.mp4", "with space.mp4", "quo'te\"s.mp4", "说话的人.mp4", "-dash.mp4", "%d.mp4", "deep/er/also.MP4"]

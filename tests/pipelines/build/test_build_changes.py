@@ -26,8 +26,8 @@ from lawdnet.types import FPS, Rejected, RejectReason, no_beat
 from lawdnet.video import decode
 from pipelines.build.build import build
 from pipelines.build.task import VideoItem
-from pipelines.executor import map_in_process
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
+from tests.support.in_process import map_in_process
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)
 

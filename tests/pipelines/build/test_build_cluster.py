@@ -16,7 +16,7 @@ import pytest
 from lawdnet.data.manifest import Dataset
 from pipelines.build.build import build
 from tests.pipelines.build.test_build_resume import CONFIG, content
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -22,8 +22,8 @@ from lawdnet.storage import write_json
 from lawdnet.types import FPS
 from lawdnet.video import decode, write_video
 from pipelines.build.build import build
-from pipelines.executor import map_in_process
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
+from tests.support.in_process import map_in_process
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)
 

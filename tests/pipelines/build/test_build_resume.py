@@ -24,9 +24,9 @@ from lawdnet.tasks.inputs import list_inputs
 from lawdnet.tasks.task import DiskFull, TaskRunner
 from pipelines.build.build import build
 from pipelines.build.task import BuildJob, VideoItem, VideoTask
-from pipelines.executor import map_in_process
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
 from tests.support.fragile import fragile
+from tests.support.in_process import map_in_process
 
 CONFIG = BuildConfig(crop_width=80)
 NAMES = [f"{letter}.mp4" for letter in "abcdef"]
@@ -117,7 +117,7 @@ def test_a_full_disk_stops_the_build(
 
 
 def read_rows(root: Path) -> list[dict[str, Any]]:
-    return [record.columns() for record in read_records(root).values()]
+    return [record.row().columns() for record in read_records(root).values()]
 
 
 def test_a_full_disk_while_an_outcome_is_written(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,11 @@ from lawdnet.models.generator import Generator as GeneratorNetwork
 from lawdnet.models.generator import GeneratorConfig
 from lawdnet.synthetic import make_speech
 from pipelines.build.build import build
-from pipelines.executor import map_in_process
 from pipelines.render.pairs import RECORDS, all_pairs
 from pipelines.render.render import render
 from tests.lawdnet.tasks.test_records import BEFORE
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
+from tests.support.in_process import map_in_process
 from tests.support.tiny_checkpoints import checkpoint
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)
@@ -93,7 +93,7 @@ def test_renders(drawn: Path, tmp_path: Path) -> None:
     copy(drawn, tmp_path / "videos" / "a.mp4")
     (tmp_path / "videos" / "text.mp4").write_text("no video")
     (tmp_path / "speeches").mkdir()
-    write_wav(tmp_path / "speeches" / "bye.wav", make_speech(0.4, 1).wave_S)
+    write_wav(tmp_path / "speeches" / "bye.wav", make_speech(0.4, 1).audio_S)
     torch.manual_seed(0)
     generator = GeneratorNetwork(GeneratorConfig(audio_dim=320, base_channels=4, warp_grid=8))
     meta = {"mouth_px": 32, "crop_width": 80, "features": {"mel": {"dim": 320}}}

@@ -19,7 +19,7 @@ from lawdnet.tasks.task import TaskRunner
 from lawdnet.types import RejectReason
 from pipelines.build.build import build
 from pipelines.build.task import BuildJob, VideoItem, VideoTask
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
 from tests.support.malformed import CORPUS
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0, landmarks="openface")
@@ -78,7 +78,7 @@ def test_every_input_is_a_row_with_a_reason(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with limited(SECONDS):
         ((_, record),) = runner([item_of(tmp_path / name)])
-    check(record.columns(), expected)
+    check(record.row().columns(), expected)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < MEGABYTES << 10
 
 

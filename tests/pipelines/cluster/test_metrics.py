@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from lawdnet.data.segments import Tally
 from lawdnet.training.checkpoint_store import CheckpointStore, metrics_of
 from lawdnet.training.loggers import METRICS as METRICS_FILE
 from lawdnet.training.loggers import read_jsonl
+from lawdnet.training.speed import StepTime
 from pipelines.build.build import build
 from pipelines.cluster import metrics
 from pipelines.render.pairs import PairRecord
 from pipelines.train.train import train
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
+from tests.support.fragile import telling
 from tests.support.runs import grey, here, tiny
 
 Labels = frozenset[tuple[str, str]]
@@ -118,7 +120,7 @@ def test_a_pair(told: list[Any]) -> None:
 
 
 def test_rows_of_a_run(told: list[Any]) -> None:
-    where = {"run": "r", "stage": "frame_64"}
+    where = {"run": "r", "stage": "frame_32"}
     for row in (
         {"kind": "step", "epoch": 0, "step": 10, "total": 2.0},
         {"kind": "epoch", "epoch": 3, "workers": 2, "skipped": 1.0, "seconds": 8.0},
@@ -139,29 +141,15 @@ def test_rows_of_a_run(told: list[Any]) -> None:
     ]
 
 
-def test_the_clock_tells_waiting_from_working(told: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-
-    def work(seconds: float) -> None:
-        now[0] += seconds
-
-    def stream() -> Iterator[int]:
-        for batch in range(3):
-            work(1.0)
-            yield batch
-
-    clock = metrics.StepClock({})
-    for batch in clock.batches(stream()):
-        work(10.0)
-        if batch == 1:
-            clock.pause()
-            work(100.0)  # a validation
-    waits, steps = (
-        [value for name, value, _ in told if name == f"lawdnet_train_{what}_seconds_total"]
-        for what in ("data_wait", "step")
-    )
-    assert (waits, steps) == ([1.0] * 3, [10.0] * 3)
+def test_a_step_is_four_counters(told: list[Any]) -> None:
+    where = {"run": "r", "stage": "frame_32", "rank": "0"}
+    metrics.stepped(StepTime(waited=1.0, computed=10.0, samples=4), labels=where)
+    assert told == [
+        ("lawdnet_train_steps_total", 1.0, where),
+        ("lawdnet_train_samples_total", 4, where),
+        ("lawdnet_train_step_seconds_total", 10.0, where),
+        ("lawdnet_train_data_wait_seconds_total", 1.0, where),
+    ]
 
 
 def exported() -> str:
@@ -195,14 +183,14 @@ def eventually(is_there: Callable[[str], bool]) -> str:
 def test_a_build_arrives(drawn: Path, tmp_path: Path, ray_session: None) -> None:
     copy(drawn, tmp_path / "source/good.mp4")
     (tmp_path / "source/bad.mp4").write_bytes(b"no video")
-    before = {labels for _, labels in parsed(exported())}
-    dataset = build(tmp_path / "source", tmp_path / "dataset", BuildConfig(crop_width=80))
+    dataset = build(tmp_path / "source", tmp_path / "dataset", BuildConfig(crop_width=80), execute=telling)
+    workers = {("WorkerId", path.name) for path in (tmp_path / "dataset" / "workers").iterdir()}
 
     def new(text: str) -> dict[tuple[str, ...], float]:
         """Of this build's workers, together, as (name, label values …)."""
         sums: dict[tuple[str, ...], float] = {}
         for (name, labels), value in parsed(text).items():
-            if name.startswith("lawdnet_build") and labels not in before:
+            if name.startswith("lawdnet_build") and labels & workers:
                 key = (name, *(text for label, text in sorted(labels) if label != "WorkerId"))
                 sums[key] = sums.get(key, 0.0) + value
         return sums
@@ -219,14 +207,14 @@ def test_a_build_arrives(drawn: Path, tmp_path: Path, ray_session: None) -> None
         spent = sum(row[f"seconds_{stage}"] for row in rows)
         assert found["lawdnet_build_seconds_total", stage] == pytest.approx(spent, abs=0.002), "rounded to 1 ms a row"
 
-    work = re.compile(r'ray_data_output_rows\{.*dataset="build_\w+",operator="FlatMap\(VideoTask\)_1"')
+    work = re.compile(r'ray_data_output_rows\{.*dataset="build_\w+",operator="FlatMap\(TellingVideoTask\)_1"')
     assert work.search(eventually(lambda text: bool(work.search(text)))), "as Ray's dashboard shows it"
 
 
 def test_a_training_arrives(tmp_path: Path, ray_session: None) -> None:
-    run, where = tmp_path / tmp_path.name, {("run", tmp_path.name), ("stage", "frame_64")}
+    run, where = tmp_path / tmp_path.name, {("run", tmp_path.name), ("stage", "frame_32")}
     began = time.perf_counter()
-    train(grey(tmp_path / "grey"), run, tiny(["frame_64"], "stages.weights.sync=0"), here(validate_every=1))
+    train(grey(tmp_path / "grey"), run, tiny(["frame_32"], "stages.weights.sync=0"), here(validate_every=1))
     wall = time.perf_counter() - began
 
     def ours(text: str) -> dict[tuple[str, ...], float]:
@@ -242,7 +230,7 @@ def test_a_training_arrives(tmp_path: Path, ray_session: None) -> None:
     assert (found["epoch",], found["workers",]) == (1, 1)
     assert 0 < found["step_seconds_total",] < wall
     assert 0 < found["data_wait_seconds_total",] < wall - found["step_seconds_total",]
-    last = [row for row in read_jsonl(run / "frame_64" / METRICS_FILE) if row["kind"] == "step"][-1]
+    last = [row for row in read_jsonl(run / "frame_32" / METRICS_FILE) if row["kind"] == "step"][-1]
     assert found["loss", "total"] == pytest.approx(last["total"])
-    judged = metrics_of(CheckpointStore(run / "frame_64").complete()[-1])
+    judged = metrics_of(CheckpointStore(run / "frame_32").complete()[-1])
     assert found["validation", "psnr"] == pytest.approx(judged["psnr"])

@@ -17,7 +17,7 @@ from ray.data import ExecutionResources
 from lawdnet.training.virtual_ranks import Workers
 from pipelines.cluster import resources
 from pipelines.train.elastic import scaling
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
 from tests.support.ray_heads import ENVIRONMENT, Head, ray_head
 from tests.support.runs import TINY, grey
 
@@ -122,7 +122,7 @@ def test_training_and_a_build_get_on_side_by_side(three_cpus: Head, drawn: Path,
     built, run = tmp_path / "built", tmp_path / "run"
     build_line = ["jobs.build_dataset", str(tmp_path / "source"), "--out", str(built), "--crop-width", "80"]
     settings = [word for setting in [*TINY, "stages.epochs_constant=2"] for word in ("--set", setting)]
-    train_line = ["jobs.train", str(dataset.root), "--out", str(run), "--preset", "small", "--stages", "frame_64",
+    train_line = ["jobs.train", str(dataset.root), "--out", str(run), "--preset", "small", "--stages", "frame_32",
                   "--workers", "1", "--validate-every", "0", *settings]  # fmt: skip
 
     def start(line: list[str]) -> subprocess.Popen[str]:
@@ -149,7 +149,7 @@ def test_training_and_a_build_get_on_side_by_side(three_cpus: Head, drawn: Path,
         meanwhile = done()
         assert build.poll() is None, "the build left nothing to be shared"
         assert before < meanwhile < VIDEOS
-        assert (run / "frame_64" / "epoch_0002").is_dir()
+        assert (run / "frame_32" / "epoch_0002").is_dir()
         assert build.wait(400) == 0, (tmp_path / "jobs.build_dataset.log").read_text()
         assert done() == VIDEOS
     finally:

@@ -29,11 +29,11 @@ from lawdnet.tasks import lock
 from lawdnet.tasks.attempts import MAX_ATTEMPTS
 from lawdnet.tasks.task import Progress
 from lawdnet.video import decode, write_video
-from pipelines.executor import map_in_process
 from pipelines.render.pairs import RECORDS, PairRecord, RenderPair, all_pairs
 from pipelines.render.render import LEDGER, render
 from pipelines.render.task import RenderTask
 from tests.support.fragile import fragile
+from tests.support.in_process import map_in_process
 from tests.support.tiny_checkpoints import checkpoint
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -58,7 +58,7 @@ def network(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     generator = Generator(GeneratorConfig(audio_dim=320, base_channels=4, warp_grid=8))
     meta = {"mouth_px": 32, "crop_width": 80, "features": {"mel": {"dim": 320}}}
-    checkpoint(folder / "clip_256" / "epoch_0012", generator=generator, meta=meta)
+    checkpoint(folder / "clip_96" / "epoch_0012", generator=generator, meta=meta)
     return folder
 
 
@@ -73,7 +73,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(head.with_suffix(".csv"), root / "videos" / "broken.csv")
     for seed, name in enumerate(("hello", "bye")):
         (root / "speeches").mkdir(exist_ok=True)
-        write_wav(root / "speeches" / f"{name}.wav", make_speech(0.8, seed).wave_S)
+        write_wav(root / "speeches" / f"{name}.wav", make_speech(0.8, seed).audio_S)
     write_video(root / "speeches" / "mute.mp4", [np.zeros((32, 32, 3), np.uint8)] * 5)
     network(root / "run", 0)
     return root
@@ -154,7 +154,7 @@ def test_what_changed_is_rendered_again(given: Path, tmp_path: Path, monkeypatch
     assert sorted(new) == sorted(rows)
     assert in_process(mine, out) == (rows, [])
 
-    write_wav(mine / "speeches" / "hello.wav", make_speech(0.4, 7).wave_S)
+    write_wav(mine / "speeches" / "hello.wav", make_speech(0.4, 7).audio_S)
     changed, new = in_process(mine, out)
     assert sorted(new) == ["ann--hello.mp4", "bob--hello.mp4", "broken--hello.mp4"]
     assert changed["ann--hello.mp4"]["frames"] == 10 == len(pictures(out / "ann--hello.mp4"))

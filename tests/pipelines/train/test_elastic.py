@@ -1,23 +1,27 @@
-"""The number of workers and what is learnt: lanes, weights, and workers that come and go."""
+"""The number of workers and what is learnt: virtual ranks, weights, and workers that come and go."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from lawdnet.data.manifest import Dataset
-from lawdnet.data.sampling import SampleSpec, steps_per_epoch
+from lawdnet.data.sampling import SampleSpec, batches_per_epoch
+from lawdnet.training.position import Position
 from lawdnet.training.stages import Stage
-from lawdnet.training.virtual_ranks import Workers, count_lanes, in_a_row, take_seat
+from lawdnet.training.virtual_ranks import Workers, count_virtual_ranks, group_by_step, micro_batches_per_rank, share_of
 from pipelines.train.dataloader import rank_batches
 from pipelines.train.elastic import find_shared_collectives, scaling
 from pipelines.train.train import train
 from tests.support.runs import assert_same, grey, here, rows, tiny, weights
 
 SPEC = SampleSpec(mouth_px=32, num_frames=1, batch_size=2, samples_per_segment=3, audio="mel", sync=None)
-STAGE = Stage(name="frame_64", mouth_px=32, batch_size=2, samples_per_segment=2, epochs_constant=1, epochs_decay=0)
+STAGE = Stage(name="frame_32", mouth_px=32, batch_size=2, samples_per_segment=2, epochs_constant=1, epochs_decay=0)
 
 
 @pytest.fixture(scope="module")
@@ -38,66 +42,119 @@ def test_no_numbers_of_workers(text: str) -> None:
         Workers.parse(text)
 
 
-def test_lanes_are_shared_out_and_stay_as_many() -> None:
-    for lanes in range(1, 9):
-        for world in range(1, lanes + 3):
-            seats = [take_seat(rank, world, lanes) for rank in range(world)]
-            working = [seat for seat in seats if seat.share]
-            assert sorted(lane for seat in working for lane in seat.lanes) == list(range(lanes))
-            assert len({len(seat.lanes) for seat in seats}) == 1
-            assert sum(seat.share for seat in seats) == pytest.approx(1)
-    assert [take_seat(rank, 3, 4).share for rank in range(3)] == [0.5, 0.5, 0]
-    assert count_lanes(STAGE, Workers(1, 4)) == 4
+def test_virtual_ranks_are_shared_out_and_their_number_stays() -> None:
+    for count in range(1, 9):
+        for world in range(1, count + 3):
+            shares = [share_of(rank, world, count) for rank in range(world)]
+            working = [share for share in shares if share.weight]
+            assert sorted(rank for share in working for rank in share.ranks) == list(range(count))
+            assert len({len(share.ranks) for share in shares}) == 1
+            assert sum(share.weight for share in shares) == pytest.approx(1)
+    assert [share_of(rank, 3, 4).weight for rank in range(3)] == [0.5, 0.5, 0]
+    assert count_virtual_ranks(STAGE, Workers(1, 4)) == 4
     assert Workers(2, 8).at_most(3) == Workers(2, 3)
     fixed = Stage(**{**vars(STAGE), "global_batch": 6, "accumulate": 5})
-    assert (count_lanes(fixed, Workers(1, 4)), in_a_row(fixed)) == (3, 1)
+    assert (count_virtual_ranks(fixed, Workers(1, 4)), micro_batches_per_rank(fixed)) == (3, 1)
     asked = scaling(Workers(1, 4), gpu=False)
     assert (asked.num_workers, asked.elasticity_enabled) == ((1, 4), True)
     assert scaling(Workers(2, 2), gpu=True).num_workers == 2
 
 
 def test_every_number_of_workers_draws_the_same(dataset: Dataset) -> None:
-    """Three lanes on one, two and three workers: the same batches in the same steps, every segment as often."""
+    """Three virtual ranks on one, two and three workers: the same batches in the same steps, every segment as often."""
     segments = dataset.segments("train")
-    drawn: list[dict[tuple[int, int], list[list[str]]]] = []
+    found: list[dict[tuple[int, int], list[list[str]]]] = []
     for world in (1, 2, 3):
         steps: dict[tuple[int, int], list[list[str]]] = {}
         for rank in range(world):
-            stream = rank_batches(segments, SPEC, seed=3, rank=rank, world=world, stored_width=80, epochs=2, lanes=3,
-                                  here=True)  # fmt: skip
-            for batch in stream if take_seat(rank, world, 3).share else ():
+            stream = rank_batches(
+                segments,
+                SPEC,
+                seed=3,
+                rank=rank,
+                world=world,
+                stored_width=80,
+                epochs=2,
+                virtual_ranks=3,
+                in_process=True,
+            )
+            for batch in chain.from_iterable(stream) if share_of(rank, world, 3).weight else ():
                 steps.setdefault((int(batch["epoch"]), int(batch["step"])), []).append(batch["segment_ids"].tolist())
-        drawn.append({place: sorted(batches) for place, batches in steps.items()})
-    assert drawn[0] == drawn[1] == drawn[2]
-    count = steps_per_epoch(len(segments), 3, SPEC)
-    assert sorted(drawn[0]) == [(epoch, step) for epoch in range(2) for step in range(count)]
-    assert all(len(batches) == 3 for batches in drawn[0].values())
-    seen = {name for (epoch, _), batches in drawn[0].items() if epoch == 1 for ids in batches for name in ids}
+        found.append({position: sorted(batches) for position, batches in steps.items()})
+    assert found[0] == found[1] == found[2]
+    count = batches_per_epoch(len(segments), 3, SPEC)
+    assert sorted(found[0]) == [(epoch, step) for epoch in range(2) for step in range(count)]
+    assert all(len(batches) == 3 for batches in found[0].values())
+    seen = {name for (epoch, _), batches in found[0].items() if epoch == 1 for ids in batches for name in ids}
     assert seen == {ref.segment_id for ref in segments}
 
 
-def test_a_place_in_an_epoch_is_one_for_every_number_of_workers(dataset: Dataset) -> None:
+def test_a_position_in_an_epoch_is_one_for_every_number_of_workers(dataset: Dataset) -> None:
     segments = dataset.segments("train")
     for world in (1, 2, 3):
-        stream = rank_batches(segments, SPEC, seed=3, rank=0, world=world, stored_width=80, epochs=2, epoch=1, step=2,
-                              lanes=3, here=True)  # fmt: skip
-        first = next(iter(stream))
+        stream = rank_batches(
+            segments,
+            SPEC,
+            seed=3,
+            rank=0,
+            world=world,
+            stored_width=80,
+            epochs=2,
+            start=Position(1, 2),
+            virtual_ranks=3,
+            in_process=True,
+        )
+        first = next(stream)[0]
         assert (int(first["epoch"]), int(first["step"])) == (1, 2)
+
+
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (1, 3), (2, 3)])
+def test_batches_are_gathered_into_steps_from_any_position(ranks: int, accumulate: int) -> None:
+    """Five batches of each virtual rank in an epoch: the last of two steps is short if each takes three."""
+    count, epochs = 5, 2
+
+    def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
+        for epoch in range(epochs):
+            for index in range(first if epoch == 0 else 0, count):
+                yield from [
+                    {"epoch": np.array(epoch), "index": np.array(index), "rank": np.array(r)} for r in range(ranks)
+                ]
+
+    def grouped(start: Position) -> list[list[tuple[int, ...]]]:
+        steps = group_by_step(
+            batches(start.step * accumulate),
+            start=start,
+            epochs=epochs,
+            batches_per_rank=count,
+            accumulate=accumulate,
+            ranks=ranks,
+        )
+        return [[(int(b["epoch"]), int(b["step"]), int(b["rank"])) for b in step] for step in steps]
+
+    whole = grouped(Position())
+    for number, step in enumerate(whole):
+        epoch, index = divmod(number, len(whole) // epochs)
+        size = min(accumulate, count - index * accumulate)
+        assert step == [(epoch, index, rank) for _ in range(size) for rank in range(ranks)]
+    assert grouped(Position(0, 1)) == whole[1:]
+    shifted = group_by_step(batches(1), start=Position(), epochs=1, batches_per_rank=count, accumulate=1, ranks=ranks)
+    with pytest.raises(AssertionError, match="lost its position"):
+        next(shifted)
 
 
 def test_alone_a_worker_hands_round_nothing() -> None:
     rows_22 = torch.arange(4.0).view(2, 2)
-    (found,) = find_shared_collectives(torch.device("cpu"), take_seat(0, 1, 2)).gather(rows_22)
+    (found,) = find_shared_collectives(torch.device("cpu"), share_of(0, 1, 2)).gather(rows_22)
     assert torch.equal(found, rows_22)
 
 
 def test_two_workers_learn_what_one_learns(dataset: Dataset, tmp_path: Path, ray_session: None) -> None:
-    """The same global batch: three lanes, which leave the second worker spare, and four, two for each."""
-    settings = ["syncnet.global_batch=6", "frame_64.global_batch=8", "syncnet.lr=1e-4"]
-    config = tiny(["syncnet", "frame_64"], *settings)
+    """The same global batch: three virtual ranks, which leave the second worker spare, and four, two for each."""
+    settings = ["syncnet.global_batch=6", "frame_32.global_batch=8", "syncnet.lr=1e-4"]
+    config = tiny(["syncnet", "frame_32"], *settings)
     train(dataset, tmp_path / "one", config, here())
     train(dataset, tmp_path / "two", config, here(workers=Workers(2, 2), validate_every=1))
-    for stage in ("syncnet", "frame_64"):
+    for stage in ("syncnet", "frame_32"):
         assert [row["workers"] for row in rows(tmp_path / "two", stage, "epoch")] == [2]
         one, two = (weights(tmp_path / name, stage)["networks"] for name in ("one", "two"))
         assert_same(one, two, 1e-4)

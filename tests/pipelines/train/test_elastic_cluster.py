@@ -21,7 +21,7 @@ from tests.support.runs import assert_same, grey, here, rows, tiny, weights
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[3]
-SETTINGS = ["frame_64.epochs_constant=4", "frame_64.samples_per_segment=200", "frame_64.global_batch=4"]
+SETTINGS = ["frame_32.epochs_constant=4", "frame_32.samples_per_segment=200", "frame_32.global_batch=4"]
 
 DRIVER = """
 import sys, threading, time
@@ -41,9 +41,9 @@ from lawdnet.training.loggers import read_jsonl
 from tests.support.runs import tiny
 elastic.RESIZE_SECONDS = 5.0
 dataset, run = Path(sys.argv[1]), Path(sys.argv[2])
-metrics = run / "frame_64" / "metrics.jsonl"
+metrics = run / "frame_32" / "metrics.jsonl"
 running = RunOptions(workers=Workers(1, 2), save_every_steps=20, validate_every=0)
-thread = threading.Thread(target=train, args=(Dataset(dataset), run, tiny(["frame_64"], *sys.argv[3:]), running))
+thread = threading.Thread(target=train, args=(Dataset(dataset), run, tiny(["frame_32"], *sys.argv[3:]), running))
 thread.start()
 
 def wait(workers, seconds=240):
@@ -80,20 +80,24 @@ def test_workers_go_and_come(tmp_path: Path, ray_folder: str, capsys: pytest.Cap
     """2 → 1 → 2 workers: every change is told, no step is lost, and the weights are those of a run on one."""
     dataset = grey(tmp_path / "dataset")
     environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10", "RAY_TMPDIR": ray_folder,
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+        "RAY_TMPDIR": ray_folder,
+    }
     command = [sys.executable, "-c", DRIVER, str(dataset.root), str(tmp_path / "elastic"), *SETTINGS]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=850, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     run = tmp_path / "elastic"
-    worlds = [row["world"] for row in rows(run, "frame_64", "resume")]
+    worlds = [row["world"] for row in rows(run, "frame_32", "resume")]
     assert worlds[-1] == 2
     assert 1 in worlds
-    assert all(row["repeated_steps"] <= 41 for row in rows(run, "frame_64", "resume")), json.dumps(worlds)
+    assert all(row["repeated_steps"] <= 41 for row in rows(run, "frame_32", "resume")), json.dumps(worlds)
 
-    train(dataset, tmp_path / "fixed", tiny(["frame_64"], *SETTINGS), here())
-    assert_same(weights(tmp_path / "fixed", "frame_64")["networks"], weights(run, "frame_64")["networks"], 2e-2)
+    train(dataset, tmp_path / "fixed", tiny(["frame_32"], *SETTINGS), here())
+    assert_same(weights(tmp_path / "fixed", "frame_32")["networks"], weights(run, "frame_32")["networks"], 2e-2)
     elastic, fixed = (curve(tmp_path / name) for name in ("elastic", "fixed"))
     assert elastic.keys() == fixed.keys()
     for epoch, loss in fixed.items():
@@ -107,7 +111,7 @@ def pauses(run: Path) -> list[str]:
     found: list[str] = []
     changes: list[dict[str, Any]] = []
     last = 0.0
-    for row in read_jsonl(run / "frame_64" / METRICS):
+    for row in read_jsonl(run / "frame_32" / METRICS):
         if row["kind"] == "resume":
             changes.append(row)
         elif row["kind"] == "step":
@@ -121,6 +125,6 @@ def curve(run: Path) -> dict[int, float]:
 
     The mean in an epoch's own row is no measure here: after an interruption it is over the rest of the epoch alone.
     """
-    losses = {(row["epoch"], row["step"]): row["total"] for row in rows(run, "frame_64", "step")}
+    losses = {(row["epoch"], row["step"]): row["total"] for row in rows(run, "frame_32", "step")}
     epochs = sorted({epoch for epoch, _ in losses})
     return {epoch: fmean(loss for (e, _), loss in losses.items() if e == epoch) for epoch in epochs}

@@ -1,4 +1,4 @@
-"""Stages on Ray Train: the chain, its refusals, and going on where a run stopped."""
+"""Stages on Ray Train: the chain, its refusals, and resuming."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def test_refusals_come_before_anything_is_written(dataset: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for stages, settings, message in (
-        (["frame_128"], [], "frame_128 needs frame_64, which .* has not trained"),
-        (["clip_256"], ["clip_256.init_from=null"], r"clip_256 needs syncnet.*--set clip_256.weights.sync=0"),
-        (["frame_64"], ["perceptual_weights=missing.pth"], "missing.pth: no such file"),
-        (["frame_64"], ["audio_feature=hubert"], "no feature 'hubert'; it holds mel"),
+        (["frame_64"], [], "frame_64 needs frame_32, which .* has not trained"),
+        (["clip_96"], ["clip_96.init_from=null"], r"clip_96 needs syncnet.*--set clip_96.weights.sync=0"),
+        (["frame_32"], ["perceptual_weights=missing.pth"], "missing.pth: no such file"),
+        (["frame_32"], ["audio_feature=hubert"], "no feature 'hubert'; the dataset has mel"),
     ):
         with pytest.raises(ValueError, match=message):
             train(dataset, run, tiny(stages, *settings))
@@ -39,18 +39,18 @@ def test_refusals_come_before_anything_is_written(dataset: Dataset, tmp_path: Pa
 
 def test_a_chain_of_all_kinds_of_stages(dataset: Dataset, tmp_path: Path) -> None:
     run, seen = tmp_path / "run", []
-    names = ["syncnet", "frame_64", "clip_256"]
-    config = tiny(names, "clip_256.init_from=frame_64")
+    names = ["syncnet", "frame_32", "clip_96"]
+    config = tiny(names, "clip_96.init_from=frame_32")
     train(dataset, run, config, here(), on_epoch=lambda stage, row: seen.append((stage.name, row["epoch"])))
     assert seen == [(name, 1) for name in names]
     last = find_checkpoint(run)
     meta = read_meta(last)
-    assert (meta["stage"], meta["parent"]) == ("clip_256", "frame_64/epoch_0001")
+    assert (meta["stage"], meta["parent"]) == ("clip_96", "frame_32/epoch_0001")
     assert meta["dataset_hash"] == dataset.hash
-    assert (run / "frame_64" / "samples" / "epoch_0001.png").exists()
+    assert (run / "frame_32" / "samples" / "epoch_0001.png").exists()
     networks = read_state(last)["networks"]
     assert networks.keys() == {"generator", "image_discriminator", "clip_discriminator"}
-    parent = read_state(run / "frame_64" / "epoch_0001")["networks"]["generator"]
+    parent = read_state(run / "frame_32" / "epoch_0001")["networks"]["generator"]
     assert any(not torch.equal(networks["generator"][key], value) for key, value in parent.items())
 
     before = last.stat().st_mtime_ns
@@ -58,9 +58,9 @@ def test_a_chain_of_all_kinds_of_stages(dataset: Dataset, tmp_path: Path) -> Non
     assert find_checkpoint(run).stat().st_mtime_ns == before
 
     with pytest.raises(ValueError, match=r"other settings \(seed\)"):
-        train(dataset, run, tiny(names, "clip_256.init_from=frame_64", "seed=1"), here())
-    with pytest.raises(ValueError, match=r"other settings \(frame_64\)"):
-        train(dataset, run, tiny(["frame_64"], "frame_64.batch_size=1"), here())
+        train(dataset, run, tiny(names, "clip_96.init_from=frame_32", "seed=1"), here())
+    with pytest.raises(ValueError, match=r"other settings \(frame_32\)"):
+        train(dataset, run, tiny(["frame_32"], "frame_32.batch_size=1"), here())
 
 
 def kill_workers(ready: Callable[[], bool]) -> tuple[threading.Thread, threading.Event]:
@@ -82,11 +82,11 @@ def kill_workers(ready: Callable[[], bool]) -> tuple[threading.Thread, threading
     return thread, killed
 
 
-def test_a_killed_worker_goes_on_and_ends_as_undisturbed(dataset: Dataset, tmp_path: Path, ray_session: None) -> None:
+def test_a_killed_worker_resumes_and_ends_as_undisturbed(dataset: Dataset, tmp_path: Path, ray_session: None) -> None:
     """kill -9 in the second epoch, after a checkpoint within it: at most that many steps are done again, and told."""
-    config = tiny(["frame_64"], "frame_64.epochs_constant=2", "frame_64.samples_per_segment=24")
+    config = tiny(["frame_32"], "frame_32.epochs_constant=2", "frame_32.samples_per_segment=24")
     train(dataset, tmp_path / "calm", config)
-    folder = tmp_path / "rough" / "frame_64"
+    folder = tmp_path / "rough" / "frame_32"
     thread, killed = kill_workers(lambda: any(folder.glob("epoch_0001_step_*/meta.json")))
     train(dataset, tmp_path / "rough", config, RunOptions(save_every_steps=5))
     thread.join()
@@ -97,7 +97,7 @@ def test_a_killed_worker_goes_on_and_ends_as_undisturbed(dataset: Dataset, tmp_p
     assert resumed["epoch"] == 1
     assert resumed["step"] % 5 == 0
     assert resumed["step"] > 0
-    # the step that was under way counts, and five more where the kill came while a checkpoint was written
+    # the step under way counts, and five more if the kill came while a checkpoint was written
     assert resumed["repeated_steps"] <= 11
     calm, rough = (read_state(find_checkpoint(tmp_path / name))["networks"]["generator"] for name in ("calm", "rough"))
     for key, value in calm.items():

@@ -21,6 +21,7 @@ from lawdnet.report import run_report
 from lawdnet.storage import write_json
 from lawdnet.tasks.lock import held
 from lawdnet.training.checkpoint_store import METRICS, CheckpointStore
+from lawdnet.training.position import Position
 from lawdnet.training.preflight import GateError
 from lawdnet.training.steps import GanStep
 from pipelines.train.train import RunOptions, Workers, train
@@ -46,21 +47,21 @@ def other(tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("kind", ["run", "old file"])
 def test_another_generator_is_a_start(dataset: Dataset, kind: str, tmp_path: Path) -> None:
-    train(dataset, tmp_path / "first", tiny(["frame_64"]), here())
-    parent = tmp_path / "first" / "frame_64" / "epoch_0001"
+    train(dataset, tmp_path / "first", tiny(["frame_32"]), here())
+    parent = tmp_path / "first" / "frame_32" / "epoch_0001"
     start = tmp_path / "first"
     if kind == "old file":
         start = parent = tmp_path / "old.pth"
-        torch.save(to_legacy(tmp_path / "first" / "frame_64" / "epoch_0001"), start)
-    config = tiny(["frame_64"], "frame_64.lr=1e-30", "seed=1")
+        torch.save(to_legacy(tmp_path / "first" / "frame_32" / "epoch_0001"), start)
+    config = tiny(["frame_32"], "frame_32.lr=1e-30", "seed=1")
     train(dataset, tmp_path / "second", config, here(init=str(start)))
-    first, second = (load_generator(tmp_path / name / "frame_64" / "epoch_0001")[0] for name in ("first", "second"))
+    first, second = (load_generator(tmp_path / name / "frame_32" / "epoch_0001")[0] for name in ("first", "second"))
     assert_same(dict(first.state_dict()), dict(second.state_dict()))
-    meta = json.loads((tmp_path / "second" / "frame_64" / "epoch_0001" / "meta.json").read_text())
+    meta = json.loads((tmp_path / "second" / "frame_32" / "epoch_0001" / "meta.json").read_text())
     assert meta["parent"] == str(parent)
     assert len(meta["parent_hash"]) == 64
     with pytest.raises(ValueError, match=r"cannot start from .*: its generator has base_channels 4, not 8"):
-        train(dataset, tmp_path / "third", tiny(["frame_64"], "base_channels=8"), here(init=str(start)))
+        train(dataset, tmp_path / "third", tiny(["frame_32"], "base_channels=8"), here(init=str(start)))
 
 
 def with_deepspeech(root: Path) -> Dataset:
@@ -68,8 +69,8 @@ def with_deepspeech(root: Path) -> Dataset:
     opened = grey(root)
 
     def add(table: pa.Table) -> pa.Table:
-        sound = to_rows(np.zeros((table["num_frames"][0].as_py(), 29), np.float32))
-        return with_columns(table, {FEATURES + "deepspeech": sound})
+        audio = to_rows(np.zeros((table["num_frames"][0].as_py(), 29), np.float32))
+        return with_columns(table, {FEATURES + "deepspeech": audio})
 
     for path in (root / SEGMENTS).iterdir():
         rewrite_segments(path, path.with_suffix(".new"), add)
@@ -88,15 +89,15 @@ def test_a_published_file_is_trained_further(tmp_path: Path) -> None:
     torch.save({"epoch": 9, "state_dict": {"net_g": state}, "optimizer": {}}, old)
     dataset, asked = with_deepspeech(tmp_path / "dataset"), ["audio_feature=deepspeech", "warp_grid=60"]
     with pytest.raises(ValueError, match=r"its generator has warp_layout lawdnet2024, not correct; --set the same"):
-        train(dataset, tmp_path / "run", tiny(["frame_64"], *asked), here(init=str(old)))
-    still = tiny(["frame_64"], *asked, "warp_layout=lawdnet2024", "frame_64.lr=1e-30")
+        train(dataset, tmp_path / "run", tiny(["frame_32"], *asked), here(init=str(old)))
+    still = tiny(["frame_32"], *asked, "warp_layout=lawdnet2024", "frame_32.lr=1e-30")
     train(dataset, tmp_path / "run", still, here(init=str(old)))
-    ours, meta = load_generator(tmp_path / "run" / "frame_64" / "epoch_0001")
+    ours, meta = load_generator(tmp_path / "run" / "frame_32" / "epoch_0001")
     assert_same(dict(ours.state_dict()), dict(theirs.state_dict()))
     assert (ours.config, meta["parent"]) == (config, str(old))
-    further = tiny(["frame_64"], *asked, "warp_layout=lawdnet2024", "frame_64.lr=1e-2", "ema_decay=0")
+    further = tiny(["frame_32"], *asked, "warp_layout=lawdnet2024", "frame_32.lr=1e-2", "ema_decay=0")
     train(dataset, tmp_path / "further", further, here(init=str(old)))
-    moved = load_generator(tmp_path / "further" / "frame_64" / "epoch_0001")[0]
+    moved = load_generator(tmp_path / "further" / "frame_32" / "epoch_0001")[0]
     pairs = zip(moved.parameters(), theirs.parameters(), strict=True)
     changes = [float((new - before).detach().abs().max()) for new, before in pairs]
     assert 1e-3 < max(changes) < 0.3
@@ -106,45 +107,48 @@ def test_a_published_file_is_trained_further(tmp_path: Path) -> None:
     ("values", "settings", "message"),
     [
         ({"crop_width": 96}, [], r"crops 80 px wide, the dataset's have 96; build the dataset with --crop-width 80"),
-        ({"extractors": {"mel": {"dim": 80, "model_sha256": None}}}, [], "its mel has 320 numbers a frame.* 80"),
+        ({"extractors": {"mel": {"dim": 80, "model_sha256": None}}}, [], "its mel has 320 numbers per frame.* 80"),
         ({"extractors": {"mel": {"dim": 320, "model_sha256": "x"}}}, [], "its mel has None as the hash of its network"),
-        ({"extractors": {"hubert": {"dim": 320}, "mel": {"dim": 320}}}, ["audio_feature=hubert"],
-         "it hears mel, this run hubert; --set audio_feature=mel"),
+        (
+            {"extractors": {"hubert": {"dim": 320}, "mel": {"dim": 320}}},
+            ["audio_feature=hubert"],
+            "it was trained with the feature mel, this run uses hubert; --set audio_feature=mel",
+        ),
         ({}, ["base_channels=8"], "its generator has base_channels 4, not 8"),
     ],
-)  # fmt: skip
+)
 def test_a_parent_that_does_not_fit_is_refused(
     dataset: Dataset, other: Any, values: dict[str, Any], settings: list[str], message: str, tmp_path: Path
 ) -> None:
-    train(dataset, tmp_path / "first", tiny(["frame_64"]), here())
+    train(dataset, tmp_path / "first", tiny(["frame_32"]), here())
     changed = other(**values)
-    with pytest.raises(ValueError, match=f"frame_64 cannot start from .*: .*{message}"):
-        train(changed, tmp_path / "second", tiny(["frame_64"], *settings), here(init=str(tmp_path / "first")))
+    with pytest.raises(ValueError, match=f"frame_32 cannot start from .*: .*{message}"):
+        train(changed, tmp_path / "second", tiny(["frame_32"], *settings), here(init=str(tmp_path / "first")))
     assert not (tmp_path / "second").exists()
-    # the same where the parent lies in the run, whose run.json somebody has lost
+    # the same for a parent in the run, whose run.json is lost
     (tmp_path / "first" / "run.json").unlink()
-    with pytest.raises(ValueError, match=f"frame_128 cannot start from .*: .*{message}"):
-        train(changed, tmp_path / "first", tiny(["frame_128"], *settings), here())
+    with pytest.raises(ValueError, match=f"frame_64 cannot start from .*: .*{message}"):
+        train(changed, tmp_path / "first", tiny(["frame_64"], *settings), here())
 
 
 def test_an_unfinished_parent_is_refused(dataset: Dataset, tmp_path: Path) -> None:
-    train(dataset, tmp_path, tiny(["frame_64"]), here())
-    meta = tmp_path / "frame_64" / "epoch_0001" / "meta.json"
+    train(dataset, tmp_path, tiny(["frame_32"]), here())
+    meta = tmp_path / "frame_32" / "epoch_0001" / "meta.json"
     write_json(meta, {**json.loads(meta.read_text()), "epochs": 3})
-    with pytest.raises(ValueError, match=r"frame_128 needs frame_64, of which .* has only 1 of 3 epochs"):
-        train(dataset, tmp_path, tiny(["frame_128"]), here())
+    with pytest.raises(ValueError, match=r"frame_64 needs frame_32, of which .* has only 1 of 3 epochs"):
+        train(dataset, tmp_path, tiny(["frame_64"]), here())
 
 
 def test_a_gate_holds_the_next_stage_back(dataset: Dataset, tmp_path: Path) -> None:
-    config = tiny(["syncnet", "frame_64"])
+    config = tiny(["syncnet", "frame_32"])
     running = here(gates=("accuracy>=0.95",), validate_every=1)
-    with pytest.raises(GateError, match=r"frame_64 waits: syncnet has not passed accuracy>=0.95: it is 0"):
+    with pytest.raises(GateError, match=r"frame_32 waits: syncnet has not passed accuracy>=0.95: it is 0"):
         train(dataset, tmp_path, config, running)
-    assert not (tmp_path / "frame_64").exists()
+    assert not (tmp_path / "frame_32").exists()
     figures = tmp_path / "syncnet" / "epoch_0001" / METRICS
     write_json(figures, json.loads(figures.read_text()) | {"accuracy": 0.96})
     train(dataset, tmp_path, config, running)
-    assert CheckpointStore(tmp_path / "frame_64").place() == (1, 0)
+    assert CheckpointStore(tmp_path / "frame_32").position() == Position(1, 0)
     assert json.loads((tmp_path / "run.json").read_text())["gates"] == ["accuracy>=0.95"]
 
 
@@ -154,23 +158,23 @@ def test_validation_of_a_sync_network_says_where_it_finds_the_sound(dataset: Dat
     assert sum(count for name, count in row.items() if name.startswith("offset_at_")) == row["segments"] == 2
     page = tmp_path / "report.html"
     run_report(tmp_path, page)
-    assert "Where it finds the sound" in page.read_text(encoding="utf8")
+    assert "Offsets of held-out segments" in page.read_text(encoding="utf8")
 
 
 def test_a_run_has_one_driver_at_a_time(dataset: Dataset, tmp_path: Path) -> None:
     with held(tmp_path / ".driver"), pytest.raises(ValueError, match=f"{tmp_path}: process .* is working on it"):
-        train(dataset, tmp_path, tiny(["frame_64"]), here())
-    train(dataset, tmp_path, tiny(["frame_64"]), here())
+        train(dataset, tmp_path, tiny(["frame_32"]), here())
+    train(dataset, tmp_path, tiny(["frame_32"]), here())
     assert not (tmp_path / ".driver").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gates": ("psnr>=20",)}, "a generator that ignores the sound can pass this"),
-        ({"gates": ("mouth>=0.8",)}, "unknown measure 'mouth'"),
+        ({"gates": ("psnr>=20",)}, "a generator that ignores the audio can pass this"),
+        ({"gates": ("mouth>=0.8",)}, "unknown metric 'mouth'"),
         ({"gates": ("accuracy>=0.9",), "validate_every": 0}, "gates need validation"),
-        ({"best": "beauty"}, "unknown measure 'beauty'"),
+        ({"best": "beauty"}, "unknown metric 'beauty'"),
         ({"loggers": ("paper",)}, "unknown 'paper'"),
         ({"keep_last": 0}, "keep_last: must be at least 1"),
         ({"save_every_steps": -1}, "save_every_steps: must be 0"),
@@ -183,26 +187,25 @@ def test_what_cannot_be_meant(options: dict[str, Any], message: str) -> None:
 
 def test_too_many_workers_for_the_machine(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--workers 999: this machine has"):
-        train(dataset, tmp_path, tiny(["frame_64"]), RunOptions(workers=Workers(999, 999)))
+        train(dataset, tmp_path, tiny(["frame_32"]), RunOptions(workers=Workers(999, 999)))
 
 
 def test_a_loss_that_stays_bad_stops_the_run(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Skipped steps name their segments; the last good checkpoint is named, and stays as it was."""
-    config = tiny(["frame_64"], "frame_64.epochs_constant=2", "max_skipped=1")
-    train(dataset, tmp_path, tiny(["frame_64"], "max_skipped=1"), here())
-    before = weights(tmp_path, "frame_64")
+    config = tiny(["frame_32"], "frame_32.epochs_constant=2", "max_skipped=1")
+    train(dataset, tmp_path, tiny(["frame_32"], "max_skipped=1"), here())
+    before = weights(tmp_path, "frame_32")
     losses = GanStep._generator_losses
-    monkeypatch.setattr(GanStep, "_generator_losses",
-                        lambda self, *a: tuple_with_nan(losses(self, *a)))  # fmt: skip
-    with pytest.raises(RuntimeError, match=r"frame_64 stopped: .*not finite: total.*last good checkpoint is .*0001"):
+    monkeypatch.setattr(GanStep, "_generator_losses", lambda self, *a: tuple_with_nan(losses(self, *a)))
+    with pytest.raises(RuntimeError, match=r"frame_32 stopped: .*not finite: total.*last good checkpoint is .*0001"):
         train(dataset, tmp_path, config, here())
-    assert_same(before, weights(tmp_path, "frame_64"), 0)
-    alarms = [row["text"] for row in rows(tmp_path, "frame_64", "alarm")]
+    assert_same(before, weights(tmp_path, "frame_32"), 0)
+    alarms = [row["text"] for row in rows(tmp_path, "frame_32", "alarm")]
     assert len(alarms) == 2
     assert all("Its segments: " in text and "-000" in text for text in alarms)
     monkeypatch.undo()
     train(dataset, tmp_path, config, here())
-    assert CheckpointStore(tmp_path / "frame_64").place() == (2, 0)
+    assert CheckpointStore(tmp_path / "frame_32").position() == Position(2, 0)
 
 
 def tuple_with_nan(found: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> tuple[torch.Tensor, Any]:

@@ -5,10 +5,11 @@ import pytest
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
-from lawdnet.data.sampling import SampleSpec, draw_batches, plan_epoch, steps_per_epoch
+from lawdnet.data.sampling import SampleSpec, batches_per_epoch, draw_batches, plan_epoch
+from lawdnet.training.position import Position
 from pipelines.build.build import build
 from pipelines.train.dataloader import rank_batches
-from tests.pipelines.conftest import copy
+from tests.support.drawn_clip import copy
 
 SPEC = SampleSpec(mouth_px=32, num_frames=5, batch_size=2, samples_per_segment=3, audio="mel", sync="mel")
 
@@ -30,16 +31,18 @@ def test_the_stream_is_the_plan(dataset: Dataset, rank: int, world: int, ray_ses
     for epoch in range(2):
         for work in plan_epoch(segments, SPEC, seed=3, epoch=epoch, rank=rank, world=world):
             for wanted in draw_batches(work, SPEC, seed=3, stored_width=80):
-                batch = next(stream)
+                (batch,) = next(stream)
+                wanted["step"] = wanted.pop("index")  # one batch a step
                 assert batch.keys() == wanted.keys()
                 for name, values in wanted.items():
                     np.testing.assert_array_equal(batch[name], values)
                 count += 1
     assert next(stream, None) is None
-    assert count == 2 * steps_per_epoch(len(segments), world, SPEC)
+    assert count == 2 * batches_per_epoch(len(segments), world, SPEC)
 
 
 def test_the_stream_starts_in_the_middle(dataset: Dataset, ray_session: None) -> None:
     segments = dataset.segments("train")
-    first = next(rank_batches(segments, SPEC, seed=3, rank=0, world=1, stored_width=80, epochs=2, epoch=1, step=2))
+    stream = rank_batches(segments, SPEC, seed=3, rank=0, world=1, stored_width=80, epochs=2, start=Position(1, 2))
+    (first,) = next(stream)
     assert (int(first["epoch"]), int(first["step"])) == (1, 2)

@@ -1,4 +1,4 @@
-"""One short drawn clip, made once, from which the tests make good and bad inputs."""
+"""One short drawn clip under many names: what builds are tested on."""
 
 from __future__ import annotations
 
@@ -6,19 +6,7 @@ import shutil
 import struct
 from pathlib import Path
 
-import pytest
-
-from lawdnet.synthetic import write_talking_head
-
 SECONDS = 3.0
-
-
-@pytest.fixture(scope="session")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good video of 75 frames with its CSV."""
-    path = tmp_path_factory.mktemp("drawn") / "good.mp4"
-    write_talking_head(path, identity=1, motion=2, speech=3, seconds=SECONDS, size=(160, 128))
-    return path
 
 
 def copy(drawn: Path, to: Path, *, csv: bool = True) -> Path:
