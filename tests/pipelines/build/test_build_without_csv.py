@@ -15,7 +15,8 @@ from lawdnet.data.schema import read_segment, table_to_segment
 from lawdnet.types import UInt8
 from lawdnet.video import VideoWriter
 from pipelines.build.build import build
-from pipelines.executor import map_in_process
+from tests.support.drawn_clip import copy
+from tests.support.in_process import map_in_process
 
 WEIGHTS = Path(__file__).resolve().parents[3].parent / "shared" / "weights"
 needs_network = pytest.mark.skipif(
