@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.pipelines.conftest import copy
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
