@@ -124,6 +124,11 @@ class SyncScorer:
         """The stored feature that the network needs; None if it needs the waveform."""
         return self._encoder.feature
 
+    @property
+    def encoder(self) -> SyncEncoder:
+        """The network itself."""
+        return self._encoder
+
     @torch.inference_mode()
     def __call__(
         self,
