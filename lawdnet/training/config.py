@@ -54,6 +54,11 @@ class TrainConfig:
     """Largest norm of a network's gradient, in multiples of its running mean; 0: no clipping."""
     ema_decay: float = 0.999
     """Decay of the running mean of the generator's weights, which validation and inference use; 0: no mean."""
+    sync_windows: int = 8
+    """Windows of each segment in a batch of the sync network, which contrasts them with each other."""
+    mix_segments: int = 64
+    """Segments whose samples are mixed into the same batches. A discriminator that sees few people at a time learns to
+    know them. Each task that draws samples holds the JPEGs of so many: 6 MB a segment at a crop width of 320 px."""
     references: str = "random"
     """`random` as published, or `diverse`: sharp frames in which pose and mouth differ most."""
     sync_ramp: int = 1000
@@ -83,6 +88,8 @@ class TrainConfig:
             "disc_max_channels",
             "key_points",
             "sample_every",
+            "mix_segments",
+            "sync_windows",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1")
@@ -129,6 +136,8 @@ class TrainConfig:
             sync=self.sync_feature if uses_sync else None,
             contrast=stage.kind == "syncnet",
             references=self.references,
+            windows=self.sync_windows if stage.kind == "syncnet" else 1,
+            mix_segments=self.mix_segments,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,6 +146,7 @@ class TrainConfig:
 
 
 _SMALL_NETWORKS: dict[str, Any] = {
+    "mix_segments": 24,
     "base_channels": 16,
     "sync_channels": 16,
     "disc_channels": 8,
