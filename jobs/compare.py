@@ -51,15 +51,12 @@ def compare(
     from lawdnet.video import probe
 
     found = _Found()
-    true, made = (
-        found.attempt(f"landmarks of {path.name}", partial(_face, path, landmarks, weights_dir))
-        for path in (real, generated)
-    )
+    true = found.face(real, landmarks, weights_dir)
     quality = measure(real, generated, true).to_dict()
     found.figures.update({name: quality.pop(name) for name in ("psnr", "ssim", "mouth_psnr", "mouth_ssim")})
     if true:
         found.mouths(real, generated, true)
-        found.faces(real, generated, true, made, weights_dir=weights_dir, device=device)
+        found.faces(real, generated, true, landmarks, weights_dir=weights_dir, device=device)
     rates = {"fps_real": probe(real).fps, "fps_generated": probe(generated).fps}
     content: dict[str, Any] = {"real": str(real), "generated": str(generated), **quality, **rates}
     if sync and true:
@@ -92,6 +89,13 @@ class _Found:
             self.missing[name] = error.detail
             return None
 
+    def face(self, path: Path, landmarks: str, weights_dir: Path | None) -> Landmarks | None:
+        """Return the landmarks of a video, or None, with the reason in `missing`."""
+        found: Landmarks | None = self.attempt(
+            f"landmarks of {path.name}", partial(_face, path, landmarks, weights_dir)
+        )
+        return found
+
     def mouths(self, real: Path, generated: Path, true: Landmarks) -> None:
         """Measure the opening of drawn mouths in the pixels."""
         from lawdnet.evaluation.mouth import MEASURABLE
@@ -108,7 +112,7 @@ class _Found:
         real: Path,
         generated: Path,
         true: Landmarks,
-        made: Landmarks | None,
+        landmarks: str,
         *,
         weights_dir: Path | None,
         device: str,
@@ -116,7 +120,7 @@ class _Found:
         """Measure how the mouth moves, and how the face looks."""
         from lawdnet.evaluation.appearance import Appearance
         from lawdnet.evaluation.landmarks import MeshLandmarker, find_bundle
-        from lawdnet.evaluation.pairs import compare_faces, compare_landmarks
+        from lawdnet.evaluation.pairs import compare_faces
         from lawdnet.models.device import pick_device
 
         landmarker, reason = None, ""
@@ -129,11 +133,18 @@ class _Found:
         self.figures.update(compare_faces(real, generated, true, landmarker, appearance))
         self.unavailable.update(appearance.missing)
         self.protocol["appearance"] = appearance.protocol()
-        if landmarker is None and made is not None and made.source == true.source:
-            self.figures.update(compare_landmarks(generated, true, made))
-            self.protocol["landmarks"] = {"text": true.source}
-        elif landmarker is None:
+        if landmarker is None:
+            self._from_source(generated, true, self.face(generated, landmarks, weights_dir), reason)
+
+    def _from_source(self, generated: Path, true: Landmarks, made: Landmarks | None, reason: str) -> None:
+        """Measure how the mouth moves without the network, if one source has the landmarks of both videos."""
+        from lawdnet.evaluation.pairs import compare_landmarks
+
+        if made is None or made.source != true.source:
             self.missing["lmd"] = f"the landmarks of both videos must come from one source ({reason})"
+            return
+        self.figures.update(compare_landmarks(generated, true, made))
+        self.protocol["landmarks"] = {"text": true.source}
 
 
 def _face(path: Path, landmarks: str, weights_dir: Path | None) -> Landmarks | None:

@@ -115,7 +115,7 @@ Gates = Annotated[
         "--gate",
         metavar="RULE",
         help="Start the next stage only if the last one reached this on held-out videos, such as "
-        "'mouth_correlation>=0.8'; may be repeated.",
+        "'opening_correlation>=0.5'; may be repeated.",
         show_default=False,
     ),
 ]
