@@ -126,8 +126,15 @@ PUBLISHED = (
 )  # fmt: skip
 """LawDNet 2024's own numbers and names, kept for parity: its `clip_256` runs at 288 px."""
 
-FULL = (*PUBLISHED[:-1], replace(PUBLISHED[-1], name="clip_288"))
-"""The published sizes under names that tell them."""
+FULL = (
+    replace(PUBLISHED[0], global_batch=256, warmup_steps=500),
+    replace(PUBLISHED[1], warmup_steps=500),
+    replace(PUBLISHED[2], warmup_steps=200, lr=7e-5),
+    replace(PUBLISHED[3], warmup_steps=200, lr=5e-5),
+    replace(PUBLISHED[4], warmup_steps=200, lr=2e-5, name="clip_288"),
+)
+"""The published sizes under names that tell them, with a warm-up and a rate that falls from stage to stage: at the first
+stage's rate, fresh optimisers wreck a finished generator (docs/training.md). Not tested on a GPU."""
 
 # Without VGG19 weights, absolute errors replace the perceptual loss, most of all in the hidden region.
 _SMALL = Weights(pixel=3.0, mouth=10.0, perceptual=0.0, gan=0.1)
