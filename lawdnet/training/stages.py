@@ -133,8 +133,8 @@ FULL = (
     replace(PUBLISHED[3], warmup_steps=200, lr=5e-5),
     replace(PUBLISHED[4], warmup_steps=200, lr=2e-5, name="clip_288"),
 )
-"""The published sizes under names that tell them, with a warm-up and a rate that falls from stage to stage: at the first
-stage's rate, fresh optimisers wreck a finished generator (docs/training.md). Not tested on a GPU."""
+"""The published sizes under names that tell them, with a warm-up and a rate that falls from stage to stage: at the rate
+of the first stage, fresh optimisers wreck a finished generator (docs/training.md). Not tested on a GPU."""
 
 # Without VGG19 weights, absolute errors replace the perceptual loss, most of all in the hidden region.
 _SMALL = Weights(pixel=3.0, mouth=10.0, perceptual=0.0, gan=0.1)

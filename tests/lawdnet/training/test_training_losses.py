@@ -5,7 +5,7 @@ import torch
 
 from lawdnet.training.alarms import NonFiniteLoss, Plateau, check_finite
 from lawdnet.training.losses import contrast, contrast_chance, equal_audio, gradient_shares, image_gradients, rivals
-from lawdnet.training.stages import FULL, micro_batches, scaled_lr
+from lawdnet.training.stages import FULL, PUBLISHED, micro_batches, scaled_lr
 
 
 def audio(count: int) -> torch.Tensor:
@@ -114,6 +114,6 @@ def test_workers_come_and_go_and_the_global_batch_stays() -> None:
 
 
 def test_without_a_global_batch_every_worker_adds_its_own() -> None:
-    stage = FULL[0]
+    stage = PUBLISHED[0]
     assert (micro_batches(stage, 1), micro_batches(stage, 8)) == (stage.accumulate, stage.accumulate)
     assert scaled_lr(stage, 8, 3) == stage.lr
