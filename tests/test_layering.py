@@ -13,11 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("lawdnet", "pipelines", "jobs")
-HEAVY = {"tensorflow", "face_alignment", "ai_edge_litert", "huggingface_hub", "transformers", "wandb"} | {
-    "lpips",
-    "pytorch_fid",
-    "dlib",
-}
+HEAVY = {"tensorflow", "face_alignment", "ai_edge_litert", "huggingface_hub", "transformers", "wandb"}
+HEAVY |= {"lpips", "pytorch_fid", "dlib"}
 
 
 def sources() -> list[Path]:
@@ -187,3 +184,9 @@ def test_the_library_does_not_print() -> None:
         if module(path).split(".")[0] != "jobs":
             found += [f"{module(path)}:{call.lineno} prints: use logging" for call in calls]
     assert not found, "\n" + "\n".join(found)
+
+
+def test_a_build_does_without_torch() -> None:
+    """It would cost every worker a second and 200 MB."""
+    code = "import sys, pipelines.build.build, pipelines.build.task; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

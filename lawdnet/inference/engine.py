@@ -22,13 +22,14 @@ from lawdnet.audio.base import AudioExtractor, extractor_options, frame_features
 from lawdnet.face.align import paste_face, scale_matrix
 from lawdnet.face.geometry import stage_size
 from lawdnet.face.mask import keep_mask, paste_alpha
-from lawdnet.inference.stream import ahead, back_and_forth, ping_pong
+from lawdnet.inference.stream import back_and_forth, ping_pong
 from lawdnet.inference.template import Template, network_crop, prepare
 from lawdnet.landmarks.base import LandmarkSource
 from lawdnet.models.device import images_to_tensor, pick_device
 from lawdnet.models.generator import Generator
 from lawdnet.models.legacy import load_legacy_generator
 from lawdnet.models.saved import find_checkpoint, load_generator
+from lawdnet.tasks.background import ahead
 from lawdnet.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Beat, Float32, Rejected, UInt8, no_beat
 from lawdnet.video import VideoWriter
 

@@ -1,13 +1,10 @@
-"""Frames of a template for as long as they are needed, in bounded memory, and work done ahead in a thread."""
+"""Frames of a template for as long as they are needed, in bounded memory."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 from lawdnet.types import UInt8
 from lawdnet.video import decode
@@ -16,8 +13,6 @@ BLOCK = 48
 """Most frames in memory when a video runs backwards."""
 BLOCK_BYTES = 512 << 20
 """Fewer frames are in memory if they would take more than this."""
-
-T = TypeVar("T")
 
 
 def ping_pong(length: int) -> Iterator[int]:
@@ -43,16 +38,3 @@ def back_and_forth(path: Path, length: int) -> Iterator[tuple[int, UInt8]]:
             start = max(1, stop - block)
             frames = [frame for _, frame in decode(path, start=start, stop=stop)]
             yield from zip(range(stop - 1, start - 1, -1), reversed(frames), strict=True)
-
-
-def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """Yield the same items, made in another thread up to `depth` ahead of their use; closing it ends the thread."""
-
-    def make() -> list[T]:
-        return list(islice(items, 1))
-
-    with ThreadPoolExecutor(1) as thread:
-        making = deque(thread.submit(make) for _ in range(depth))
-        while made := making.popleft().result():
-            making.append(thread.submit(make))
-            yield made[0]

@@ -142,7 +142,7 @@ def prepare_landmarks(name: str, have_csv: Collection[bool], make: Callable[[str
         Whether a video without a CSV can have landmarks.
 
     Raises:
-        ValueError: no video can have landmarks.
+        ValueError: the source that was named cannot be made. For `auto`, that is a warning.
     """
     if name != "auto":
         return make(name).reads_frames
@@ -151,8 +151,6 @@ def prepare_landmarks(name: str, have_csv: Collection[bool], make: Callable[[str
     try:
         make(DETECTOR)
     except ValueError as error:
-        if not any(have_csv):
-            raise
         log.warning("videos without a CSV will be rejected: %s", error)
         return False
     return True

@@ -23,6 +23,8 @@ SIDE = 256
 POINTS = 478
 MARGIN = 1.5
 """A square's side is this many times the longer side of the face's box (`scale_x`, `square_long`)."""
+MIN_SIDE = 1.0
+"""Smallest side of a square, in px of the image."""
 EYES = (33, 263)
 """Outer corners of the eyes, whose line turns the square (`rotation_vector_…_keypoint_index`)."""
 EYES_DETECTED = slice(2, 4)
@@ -31,6 +33,8 @@ MOVED = 0.1
 """If the square around the mesh differs from the one that the network saw by more than this part of its side, the
 network looks again."""
 MAX_LOOKS = 3
+IS_FACE = 0.5
+"""Score below which another look is in vain."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ def around(points_Nx2: Float32, eyes_2x2: Float32) -> Square:
     low, high = points_Nx2.min(0), points_Nx2.max(0)
     x, y = ((low + high) / 2).tolist()
     right, down = (eyes_2x2[1] - eyes_2x2[0]).tolist()
-    return Square(x, y, MARGIN * float((high - low).max()), math.atan2(down, right))
+    side = max(MIN_SIDE, MARGIN * float((high - low).max()))
+    return Square(x, y, side, math.atan2(down, right))
 
 
 def around_detection(detection: Detection) -> Square:
@@ -71,7 +76,7 @@ def find_mesh(network: Network, image_HW3: UInt8, square: Square) -> Mesh:
     """
     for _ in range(MAX_LOOKS):
         mesh = _look(network, image_HW3, square)
-        if mesh.score < 0.5 or not _is_off(square, mesh.square):
+        if mesh.score < IS_FACE or not _is_off(square, mesh.square):
             break
         square = mesh.square
     return mesh

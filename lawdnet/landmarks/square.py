@@ -30,7 +30,10 @@ class Square:
         return np.array([[cos, -sin], [sin, cos]], np.float32)
 
     def cut(self, image_HW3: UInt8, size: int) -> UInt8:
-        """Return the square at size × size px, black outside the image; pixels are averaged where it shrinks."""
+        """Return the square at size × size px, black outside the image.
+
+        An image that shrinks to half or less is averaged first, so that no pixel is skipped.
+        """
         shrink = int(self.side // size)
         if shrink > 1:
             image_HW3, seen = self._shrunk(image_HW3, shrink)

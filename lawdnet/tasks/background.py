@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from itertools import islice
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -32,37 +34,14 @@ def repeated(action: Callable[[], None], seconds: float | None = None) -> Iterat
         action()
 
 
-def ahead(items: Iterator[T], number: int) -> Iterator[T]:
-    """The same items, of which a thread makes up to `number` before they are asked for.
+def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
+    """Yield the same items, made in another thread up to `depth` ahead of their use; closing it ends the thread."""
 
-    An error of the thread is raised where its item would have been.
-    """
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(number)
-    stop = threading.Event()
+    def make() -> list[T]:
+        return list(islice(items, 1))
 
-    def put(entry: tuple[str, Any]) -> None:
-        while not stop.is_set():
-            try:
-                ready.put(entry, timeout=PERIOD_SECONDS)
-            except queue.Full:
-                continue
-            return
-
-    def make() -> None:
-        try:
-            for item in items:
-                put(("item", item))
-                if stop.is_set():
-                    return
-            put(("end", None))
-        except BaseException as error:
-            put(("error", error))
-
-    threading.Thread(target=make, daemon=True).start()
-    try:
-        while (entry := ready.get())[0] == "item":
-            yield entry[1]
-    finally:
-        stop.set()
-    if entry[0] == "error":
-        raise entry[1]
+    with ThreadPoolExecutor(1) as thread:
+        making = deque(thread.submit(make) for _ in range(depth))
+        while made := making.popleft().result():
+            making.append(thread.submit(make))
+            yield made[0]

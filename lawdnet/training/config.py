@@ -42,7 +42,7 @@ class TrainConfig:
     warp_layout: str = "correct"
     """`lawdnet2024` for published weights, which were trained with a scrambled field."""
     perceptual_weights: str = ""
-    """Path of torchvision's VGG19 weights; empty: no perceptual loss."""
+    """Path or URI of torchvision's VGG19 weights, which every stage with a perceptual loss needs."""
     pixel_loss: str = "l2"
     precision: str = "auto"
     """fp32, bf16, fp16 with a gradient scaler, or auto: bf16 on a GPU that has it."""
@@ -67,7 +67,8 @@ class TrainConfig:
     max_skipped: int = 3
     """Steps of an epoch that may be skipped because a loss is not finite, before the run stops."""
     plateau_steps: int = 500
-    """Steps at chance after which an alarm is raised for the sync network; 0: never."""
+    """Steps after which there is an alarm if the sync network stays at chance, or the sync loss waits for its ramp; 0:
+    never."""
     sample_every: int = 1
     """Epochs between two sheets in `samples/`."""
 

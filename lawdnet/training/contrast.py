@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lawdnet.models.syncnet import SyncNet
-from lawdnet.training.alarms import Alarm, Plateau
+from lawdnet.training.alarms import CHECK_OFFSETS, Alarm, Plateau
 from lawdnet.training.collectives import Collectives
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.losses import contrast, contrast_chance, equal_audio
@@ -24,7 +24,7 @@ from lawdnet.types import TrainBatch
 
 ADVICE = (
     "the network finds no relation between audio and mouth. Most likely the dataset's audio and video are out of sync: "
-    "look at the histogram of offsets of `lawdnet inspect DATASET`, and keep what is in sync with `lawdnet select`"
+    f"{CHECK_OFFSETS}"
 )
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from lawdnet import storage
 from lawdnet.audio.base import AudioExtractor, extractor_options, frame_features, make_extractor
-from lawdnet.audio.io import load_audio
+from lawdnet.audio.io import load_video_audio
 from lawdnet.data.config import BuildConfig, digest
 from lawdnet.data.manifest import SEGMENTS
 from lawdnet.data.records import SegmentRow, VideoRecord, video_records
@@ -212,7 +212,7 @@ class VideoTask(Task[VideoItem, VideoRecord]):
         missing = {name: self.extractors[name] for name in lacking(record, self.marks)}
         with tally.timed("sound"):
             num_frames = probe(path).num_frames  # the record counts what was decoded, which may be one less
-            audio_S = load_audio(path, num_frames=num_frames)
+            audio_S = load_video_audio(path, num_frames=num_frames).samples
             features = {
                 name: frame_features(made, audio_S, num_frames, beat=tally.beat) for name, made in missing.items()
             }

@@ -18,9 +18,9 @@ from ray.util.metrics import Counter, Gauge
 from lawdnet.data.records import VideoRecord
 from lawdnet.data.segments import Tally
 from lawdnet.training.gates import VALIDATION_METRICS
-from lawdnet.training.speed import StepTime
 
 if TYPE_CHECKING:
+    from lawdnet.training.speed import StepTime  # brings torch, which builds do not need
     from pipelines.render.pairs import PairRecord
 
 log = logging.getLogger(__name__)

@@ -66,8 +66,9 @@ def train(
     """Train every stage that is not finished yet, each from its parent; returns the run.
 
     Raises:
-        ValueError: a parent stage is missing or does not fit, the dataset lacks a feature or a training split, the run
-            belongs to other settings or to older code, or another driver is training it.
+        ValueError: a parent stage is missing or does not fit, the dataset lacks a feature or a training split or has
+            crops that are too narrow, a loss lacks its weights, the run belongs to other settings or to older code, or
+            another driver is training it.
         GateError: a stage has not passed the gates that the next one waits for.
     """
     run = locate(run)
@@ -83,6 +84,7 @@ def train(
     config = preflight.with_perceptual(config)
     _read_run(run)
     todo = [stage for stage in config.stages if preflight.epochs_done(run / stage.name) < stage.epochs]
+    preflight.check_recipe(config, todo, dataset.crop_width)
     preflight.check_chain(run, config, todo, lineage(dataset), options.init)
     if options.validate_every and dataset.segments("val") and any(stage.kind == "gan" for stage in todo):
         check_landmarks(options)

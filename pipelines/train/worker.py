@@ -183,6 +183,7 @@ class Worker:
             audio_dim=features[config.audio_feature]["dim"],
             collectives=collectives,
             syncnet=load_syncnet(syncnet) if syncnet else None,
+            alarm=self.alarms.append,
         )
 
     def _restore(self) -> Position:
@@ -298,8 +299,8 @@ class Worker:
         self.recorder.logger.images(rows, epoch, COLUMNS)
 
     def _collect_alarms(self, position: Position) -> None:
-        """Log the alarms of all ranks since the last call; all ranks call it together."""
-        texts = [text for part in gather(self.alarms) for text in part]
+        """Log the alarms of all ranks since the last call, the same one once; all ranks call it together."""
+        texts = dict.fromkeys(text for part in gather(self.alarms) for text in part)
         self.alarms.clear()
         for text in texts:
             self._note({"kind": "alarm", **asdict(position), "text": text})

@@ -118,7 +118,7 @@ def test_three_jobs_at_once(head: Head, corpus: Path, empty: Path, tmp_path: Pat
     assert json.loads((dataset / "dataset.json").read_text(encoding="utf8"))["counts"]["segments"] == 2
 
     code, out, err = end(lost)
-    assert (code, out) == (1, "")
+    assert (code, out) == (1, ""), err
     assert err.splitlines()[-1].endswith(f"error: {missing}: no such file or folder")
     assert "Traceback" not in err
 

@@ -27,6 +27,7 @@ from lawdnet.weights import (
     published,
     weights_folders,
 )
+from tests.support.s3_server import S3Server
 
 CONTENT = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -255,3 +256,15 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(b"no archive")
     with pytest.raises(FetchError, match=r"a\.tar\.gz: damaged"):
         extract(tmp_path / "a.tar.gz", "x", tmp_path / "x")
+
+
+def test_a_bucket_comes_first_even_offline(folders: list[Path], s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = s3.root / "weights"
+    (bucket / "net.pth").write_bytes(CONTENT)
+    monkeypatch.setenv(weights.WEIGHTS_ENV, str(bucket))
+    assert fetch(entry(Url("http://127.0.0.1:9/net.pth"))) == folders[2] / "net.pth"
+    assert (folders[2] / "net.pth").read_bytes() == CONTENT
+    with pytest.raises(
+        FetchError, match=r"^s3://test-\d+/weights did not give it \(no such file\), LAWDNET_OFFLINE is set"
+    ):
+        fetch(replace(entry(Url("http://127.0.0.1:9/other.pth")), file="other.pth"))

@@ -1,6 +1,4 @@
 import itertools
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +6,7 @@ import numpy as np
 import pytest
 
 from lawdnet.inference import stream
-from lawdnet.inference.stream import ahead, back_and_forth, ping_pong
+from lawdnet.inference.stream import back_and_forth, ping_pong
 from lawdnet.types import UInt8
 
 
@@ -49,43 +47,3 @@ def test_back_and_forth_holds_fewer_large_frames(monkeypatch: pytest.MonkeyPatch
     shown = list(itertools.islice(back_and_forth(Path("any"), 40), 100))
     assert [tick for tick, _ in shown] == list(itertools.islice(ping_pong(40), 100))
     assert video.longest == 7
-
-
-def test_ahead_keeps_the_order_and_works_in_one_other_thread() -> None:
-    threads = set()
-
-    def items() -> Iterator[int]:
-        for number in range(20):
-            threads.add(threading.get_ident())
-            yield number
-
-    assert list(ahead(items(), 3)) == list(range(20))
-    assert len(threads) == 1
-    assert threading.get_ident() not in threads
-
-
-def test_ahead_is_at_most_so_far_ahead() -> None:
-    made = []
-
-    def items() -> Iterator[int]:
-        for number in itertools.count():
-            made.append(number)
-            yield number
-
-    taken = ahead(items(), 3)
-    next(taken)
-    time.sleep(0.1)
-    assert len(made) == 4
-    taken.close()
-    assert len(made) <= 5
-
-
-def test_ahead_raises_what_the_items_raise_in_its_place() -> None:
-    def items() -> Iterator[int]:
-        yield 1
-        raise ValueError("broken")
-
-    taken = ahead(items(), 4)
-    assert next(taken) == 1
-    with pytest.raises(ValueError, match="broken"):
-        next(taken)

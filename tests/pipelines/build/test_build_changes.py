@@ -160,7 +160,7 @@ def test_a_video_that_cannot_be_completed_counts_for_nothing(
 
     averaged = BuildConfig(crop_width=80, val_fraction=0.0, options={"mel": {"hops": "mean"}})
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.build.task.load_audio", refuse)
+        patch.setattr("pipelines.build.task.load_video_audio", refuse)
         dataset = builds(averaged)
     for row in rows(dataset).values():
         assert (row["segments"], row["frames_used"], row["video_id"]) == (0, 0, "")

@@ -313,7 +313,7 @@ def test_what_is_missing_is_said_at_once(
     given: Path, tmp_path: Path, options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAWDNET_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr("lawdnet.weights.CACHE", tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ValueError, match=message):
         job(given, tmp_path / "out", execute=nothing, **options)
     assert not (tmp_path / "out").exists()
