@@ -15,6 +15,7 @@ from typing import Any
 from lawdnet.audio.base import AudioExtractor
 from lawdnet.data.config import FORMAT_VERSION, BuildConfig, digest
 from lawdnet.data.finalize import finalize
+from lawdnet.data.group_by import check_paths
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset
 from lawdnet.data.records import STATE, VideoRecord, read_records, video_records
 from lawdnet.data.rules import parse_rule
@@ -98,6 +99,7 @@ def _plan(
     config = job.config
     if config.landmarks != "auto":
         source_of(config, config.landmarks, job.weights_dir)  # says at once what is missing
+    check_paths([file.path for file in inputs], config.group_by)
     job = dataclasses.replace(job, sync_mark=_check_sync(job.sync, config, marks))
     records = read_records(root)
     _check_rules(config, bool(job.sync_mark) or any(record.sync for record in records.values()))
