@@ -42,7 +42,7 @@ VARIANTS: dict[str, tuple[str, float, dict[str, str]]] = {
 
 
 def encode_again(source: Path, to: Path) -> None:
-    """Write the first seconds of a video again, as the ending of `to` says; also its CSV."""
+    """Write a video again, as the ending of `to` says; also its CSV."""
     codec, scale, options = next(found for ending, found in VARIANTS.items() if to.name.endswith(ending))
     with av.open(str(source)) as original, av.open(str(to), "w") as copy:
         video, audio = original.streams.video[0], original.streams.audio[0]

@@ -69,8 +69,13 @@ def build(
     from pipelines.build.build import build as build_dataset
 
     with console.parsing_options():
-        given = {"landmarks": landmarks, "face": face, "features": split(features), "crop_width": crop_width}
-        given |= {"group_by": group_by}
+        given = {
+            "landmarks": landmarks,
+            "face": face,
+            "features": split(features),
+            "crop_width": crop_width,
+            "group_by": group_by,
+        }
         rules = {"where": tuple(where)} if where else {}
         config = build_config(settings, **given, **rules)
         videos = locate(source)

@@ -121,6 +121,7 @@ def test_groups_of_folders_and_of_copies_are_joined() -> None:
         "5": record("c/x.mp4", TWO),
         "6": record("c/bad.mp4", TWO, status="rejected"),
     }
+    records["6"].group = "of an earlier build"
     assert groups(records, group_by="folder") == {**dict.fromkeys("1234", "a"), "5": "c", "6": ""}
     assert groups(records, group_by="folder", near_duplicates="keep") == dict(zip("123456", "aabbc", strict=False)) | {
         "6": ""

@@ -287,3 +287,14 @@ def test_a_duplicate_is_told_the_side_that_its_group_has_now(tmp_path: Path) -> 
     merge([tmp_path / name for name in "abc"], tmp_path / "d")
     [twin] = [row for row in Dataset(tmp_path / "d").video_rows() if row.reason == "duplicate"]
     assert twin.detail == f"the same bytes as 2.mp4, which is in train; it was in val of {tmp_path / 'c'}"
+
+
+def test_the_side_is_that_of_a_video_that_is_taken(tmp_path: Path) -> None:
+    """Rules dropped the video in the first dataset, so it comes from the second, and from its side."""
+    make_dataset(tmp_path / "a", {"1.mp4": "1"}, split="train")
+    make_dataset(tmp_path / "b", {"2.mp4": "1"}, split="val")
+    rows = Dataset(tmp_path / "a").video_rows()
+    write_videos(tmp_path / "a", [replace(row, status="rejected", reason="threshold").columns() for row in rows])
+    merged = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    assert sides(Dataset(tmp_path / "c")) == {"2.mp4": ("", "val")}
+    assert [text.partition(":")[2] for text in merged.changed_sides] == [" train there, val here"]
