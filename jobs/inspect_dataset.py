@@ -90,7 +90,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "hours": round(frames / FPS / 3600, 4),
         "crop_width": dataset.crop_width,
         "splits": splits,
-        "groups": asdict(groups),
+        "groups": {"all": groups.total, **asdict(groups)},
         "landmarks": dict(Counter(row["landmarks"] for row in rows if row["status"] == "accepted")),
         "extractors": {name: entry["dim"] for name, entry in dataset.info["extractors"].items()},
         "funnel": dataset.info.get("funnel", []),
@@ -172,7 +172,7 @@ def _group_row(groups: Mapping[str, int]) -> list[tuple[str, str]]:
     if not groups["named"]:
         return []
     alone = f"; {console.count(groups['alone'], 'video')} in no group" if groups["alone"] else ""
-    return [("groups", f"{groups['train'] + groups['val']} (train {groups['train']}, val {groups['val']}{alone})")]
+    return [("groups", f"{groups['all']} (train {groups['train']}, val {groups['val']}{alone})")]
 
 
 def _score_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:

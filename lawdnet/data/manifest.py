@@ -221,6 +221,11 @@ class Groups:
     alone: int
     """Number of videos that are in no group."""
 
+    @property
+    def total(self) -> int:
+        """Number of groups in both splits."""
+        return self.train + self.val
+
     @classmethod
     def of(cls, rows: Iterable[VideoRow]) -> Groups:
         """Count the groups of videos.parquet."""

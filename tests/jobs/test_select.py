@@ -135,15 +135,15 @@ def test_inspect_shows_the_groups(base: str, tmp_path: Path) -> None:
     pq.write_table(older, Path(base) / "videos.parquet")
     assert runner.invoke(app, inspected).stdout == plain.stdout, "a dataset of an earlier version"
     about = json.loads(runner.invoke(app, ["inspect", base, "--json"]).stdout)
-    assert about["groups"] == {"train": 1, "val": 1, "named": 0, "alone": 2}
+    assert about["groups"] == {"all": 2, "train": 1, "val": 1, "named": 0, "alone": 2}
     names = pa.array(["ann" if path == "anna.mp4" else "" for path in rows["path"].to_pylist()])
     pq.write_table(older.append_column("group", names), Path(base) / "videos.parquet")
     assert "groups     2 (train 1, val 1; 1 video in no group)" in runner.invoke(app, inspected).stdout
     text = " ".join(Path(page).read_text(encoding="utf8").split())
     assert "<b>2</b>groups (1 train, 1 val; 1 video in no group)" in text
     about = json.loads(runner.invoke(app, ["inspect", base, "--json"]).stdout)
-    assert about["groups"] == {"train": 1, "val": 1, "named": 1, "alone": 1}
+    assert about["groups"] == {"all": 2, "train": 1, "val": 1, "named": 1, "alone": 1}
     out = str(tmp_path / "good")
     assert runner.invoke(app, ["select", base, "--out", out, "--where", "yaw<=1000"]).exit_code == 0
     about = json.loads(runner.invoke(app, ["inspect", out, "--json"]).stdout)
-    assert about["groups"] == {"train": 1, "val": 1, "named": 1, "alone": 1}, "a selection keeps them"
+    assert about["groups"] == {"all": 2, "train": 1, "val": 1, "named": 1, "alone": 1}, "a selection keeps them"
