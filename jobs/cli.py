@@ -26,6 +26,7 @@ from jobs.select_dataset import select
 from jobs.submit import Cluster, Command
 from jobs.synth import synth
 from jobs.train import train
+from jobs.weights import weights
 
 app = typer.Typer(
     name="lawdnet",
@@ -51,6 +52,7 @@ for function in (
     evaluate,
     compare,
     export,
+    weights,
     doctor,
 ):
     app.command(cls=Command)(command(function))

@@ -52,7 +52,7 @@ def doctor(as_json: options.Json = False) -> None:
 
     The exit code is 1 only if something required is missing. Example: `lawdnet doctor`
     """
-    checks = [*_python(), *_packages(), *_codecs(), *_machine(), *_gpus(), *_extras(), _ray_address()]
+    checks = [*_python(), *_packages(), *_codecs(), *_machine(), *_gpus(), *_extras(), *_weights(), _ray_address()]
     width = max(len(check.name) for check in checks)
     lines = [f"{_mark(check)} {check.name:<{width}}  {check.detail}" for check in checks]
     broken = [check.name for check in checks if check.is_required and not check.is_ok]
@@ -149,6 +149,17 @@ def _gpus() -> Iterator[Check]:
         properties = torch.cuda.get_device_properties(index)
         detail = f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, CUDA {torch.version.cuda}"
         yield Check(f"GPU {index}", True, detail)
+
+
+def _weights() -> Iterator[Check]:
+    """Check the published weights that are here; those of the landmarks are listed even if they are not."""
+    from jobs.weights import describe
+    from lawdnet.weights import TABLE
+
+    for row in map(describe, TABLE):
+        if row["path"] or row["problem"] != "not here" or row["name"] == TABLE[0].name:
+            missing = f"{row['problem']}; fetched at first use, or by: lawdnet weights {row['name']}"
+            yield Check(f"weights {row['name']}", bool(row["path"]), row["path"] or missing)
 
 
 def _ray_address() -> Check:

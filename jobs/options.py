@@ -41,8 +41,8 @@ Checkpoint = Annotated[
 Landmarks = Annotated[
     str,
     typer.Option(
-        help="Where face landmarks come from: openface (the .csv beside each video), face-alignment, mediapipe, or "
-        "auto (the .csv where there is one, otherwise the first network that is installed)."
+        help="Where face landmarks come from: openface (the .csv beside each video), mediapipe, face-alignment, or "
+        "auto (the .csv where there is one, otherwise mediapipe)."
     ),
 ]
 Face = Annotated[str, typer.Option(help="Which face to use if there are several: largest, or a number from 0.")]
@@ -124,7 +124,7 @@ Gates = Annotated[
         "--gate",
         metavar="RULE",
         help="Start the next stage only if the last one reached this on held-out videos, such as "
-        "'mouth_correlation>=0.8'; may be repeated.",
+        "'opening_correlation>=0.5'; may be repeated.",
         show_default=False,
     ),
 ]

@@ -38,8 +38,8 @@ def report(
 
 
 def _line(stage: dict[str, Any]) -> str:
-    """Return a stage's state and its best metrics, without those that a mouth which ignores the audio could reach."""
-    from lawdnet.training.gates import VALIDATION_METRICS
+    """Return a stage's state and its best metrics, of those that may choose a checkpoint."""
+    from lawdnet.training.options import DEFAULT_BEST
 
     of = f"{stage['epochs']} of " if stage["of"] else ""
     parts = [stage["state"], of + console.count(stage["of"] or stage["epochs"], "epoch")]
@@ -48,7 +48,7 @@ def _line(stage: dict[str, Any]) -> str:
     parts += [
         f"best {name} {best['value']:.4g} (epoch {best['epoch']})"
         for name, best in stage["best"].items()
-        if VALIDATION_METRICS[name].needs_audio
+        if name in DEFAULT_BEST
     ]
     parts += [console.count(len(stage["alarms"]), "alarm")] if stage["alarms"] else []
     return ", ".join(parts)

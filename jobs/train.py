@@ -31,7 +31,7 @@ def train(
     gate: options.Gates = [],  # noqa: B006 typer copies it
     best: Annotated[
         str,
-        typer.Option(metavar="METRIC", help="Metric that chooses the best checkpoint; mouth_correlation if empty."),
+        typer.Option(metavar="METRIC", help="Metric that chooses the best checkpoint; opening_correlation if empty."),
     ] = "",
     validate_every: Annotated[
         int, typer.Option(min=0, help="Epochs between two validations on held-out videos; 0: never.")
@@ -116,7 +116,7 @@ def check_gpu(gpu: bool) -> None:
         raise ValueError(f"--gpu: no CUDA GPU on this machine; leave --gpu out, or {where}")
 
 
-SHOWN = ("mouth_correlation", "sync_confidence", "accuracy", "psnr")
+SHOWN = ("opening_correlation", "mouth_correlation", "sync_confidence", "accuracy", "psnr")
 """Validation metrics shown in the summary, if they were measured."""
 
 

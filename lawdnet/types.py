@@ -188,3 +188,6 @@ class TrainBatch:
     other_audio_BC9: Tensor | None = None
     """Negatives for the sync network, 2·B times nine rows: B from elsewhere in the same segments, then B where those
     segments are quietest."""
+    audio_origin_A2: Tensor | None = None
+    """For the sync network, a number of the segment and the first row of all A = 3·B audio windows: B right ones, then
+    the negatives."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from itertools import count
@@ -18,6 +21,12 @@ from tests.support.s3_server import SOCKET, S3Server
 # a local cluster asks for a token where some earlier Ray has left one in the user's home
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.pop("RAY_ADDRESS", None)
+
+# no test fetches weights, or depends on those that this user has
+os.environ["LAWDNET_OFFLINE"] = "1"
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="lawdnet-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+os.environ.pop("LAWDNET_WEIGHTS", None)
 
 # tiny networks gain nothing from threads, and lose much where another process wants the cores
 torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from lawdnet.audio.base import (
 from lawdnet.audio.deepspeech import DeepSpeech
 from lawdnet.audio.deepspeech2 import DeepSpeech2
 from lawdnet.audio.hubert import Hubert
-from lawdnet.audio.io import load_audio, write_wav
+from lawdnet.audio.io import VideoAudio, load_audio, load_video_audio, write_wav
 from lawdnet.audio.mel import Mel
 
 EXTRACTORS.update({extractor.name: extractor for extractor in (Mel, DeepSpeech, DeepSpeech2, Hubert)})
@@ -27,10 +27,12 @@ __all__ = [
     "DeepSpeech2",
     "Hubert",
     "Mel",
+    "VideoAudio",
     "extractor_options",
     "fit_to_video",
     "frame_features",
     "load_audio",
+    "load_video_audio",
     "make_extractor",
     "windows",
     "write_wav",

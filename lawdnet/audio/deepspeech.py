@@ -64,7 +64,7 @@ class DeepSpeech:
         self, *, file: str = FILE, batch: int = 4, weights_dir: Path | None = None, device: str = "auto"
     ) -> None:
         need_package("tensorflow", self.name)
-        self.path = find_weights(file, weights_dir, hint=PUBLISHED)
+        self.path = find_weights(file, weights_dir)
         self.model_sha256: str | None = files_sha256([self.path])
         self.device = device
         self.chunking = Chunking(rows=1000, context=125, batch=batch)

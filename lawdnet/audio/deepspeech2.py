@@ -60,7 +60,7 @@ class DeepSpeech2:
     ) -> None:
         if file == FILE and any((folder / RENAMED).exists() for folder in weights_folders(weights_dir)):
             file = RENAMED
-        self.path = find_weights(file, weights_dir, hint=PUBLISHED)
+        self.path = find_weights(file, weights_dir)
         self.model_sha256: str | None = files_sha256([self.path])
         self.device = device
         self.chunking = Chunking(rows=1500, context=200, batch=batch)

@@ -6,6 +6,7 @@ import itertools
 import logging
 import wave
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,13 +21,26 @@ from lawdnet.video import first_frame_time
 from lawdnet.video.container import demux, open_media
 
 AUDIO_TOLERANCE_FRAMES = 5
-"""Video frames (0.2 s) of audio that may be missing at either end; they are filled with silence."""
+"""Video frames (0.2 s) that may lack audio at either end and still count as having it; they are silent."""
 MAX_JITTER = Fraction(1, FPS)
 """Seconds by which a time stamp may differ from the number of samples so far; beyond it, the stamp is believed."""
 MAX_HOLE_SECONDS = 3600
 """Longest total silence between time stamps of a file without video (a muted microphone sends nothing)."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoAudio:
+    """The audio of a video, on the clock of its T frames."""
+
+    samples: Float32
+    """Exactly T · rate / 25 samples, silent where there is no audio."""
+    frames: range
+    """The frames that have audio: those whose samples all lie between its first and its last sample. An end that lacks
+    at most `AUDIO_TOLERANCE_FRAMES` counts as complete."""
+    missing: str
+    """What is missing beyond the tolerance, as `begins 1.20 s after the first frame`; empty if nothing is."""
 
 
 def load_audio(path: Path, *, num_frames: int | None = None, rate: int = SAMPLE_RATE) -> Float32:
@@ -39,14 +53,38 @@ def load_audio(path: Path, *, num_frames: int | None = None, rate: int = SAMPLE_
         path: an audio or video file.
         num_frames: frames of the video on the 25 fps clock. If given, sample 0 is at the file's first frame (or
             the first sample, if there is no video), and the result has exactly num_frames · rate / 25 samples: up to
-            `AUDIO_TOLERANCE_FRAMES` missing at either end become silence, a surplus is dropped.
+            `AUDIO_TOLERANCE_FRAMES` missing at either end become silence, a surplus is dropped. `load_video_audio`
+            takes a video of which only a part has audio.
         rate: samples per second, a multiple of 25; use 48 000 for audio that people will hear.
 
     Raises:
         Rejected: EMPTY_FILE, NOT_A_VIDEO, DAMAGED, NO_AUDIO or, with num_frames, AUDIO_TOO_SHORT.
     """
-    origin = first_frame_time(path) if num_frames is not None else None
-    limit = None if num_frames is None else num_frames * rate // FPS
+    if num_frames is None:
+        chunks = _read(path, None, None, rate)
+        return _join(chunks, _end(chunks))
+    audio = load_video_audio(path, num_frames=num_frames, rate=rate)
+    if audio.missing:
+        detail = f"the audio {audio.missing} (allowed: {AUDIO_TOLERANCE_FRAMES / FPS:.2f} s)"
+        raise Rejected(RejectReason.AUDIO_TOO_SHORT, detail)
+    return audio.samples
+
+
+def load_video_audio(path: Path, *, num_frames: int, rate: int = SAMPLE_RATE) -> VideoAudio:
+    """Read a video's audio like `load_audio`, but accept audio that begins late or ends early.
+
+    Raises:
+        Rejected: EMPTY_FILE, NOT_A_VIDEO, DAMAGED or NO_AUDIO.
+    """
+    length = num_frames * rate // FPS
+    chunks = _read(path, first_frame_time(path), length, rate)
+    begin, end = min(start for start, _ in chunks), _end(chunks)
+    frames, missing = _cover(begin, end, num_frames, rate // FPS)
+    return VideoAudio(samples=_join(chunks, length), frames=frames, missing=missing)
+
+
+def _read(path: Path, origin: Fraction | None, limit: int | None, rate: int) -> list[tuple[int, Float32]]:
+    """Return (position, samples) of the audio at `rate`, up to about `limit` samples after the origin (in s)."""
     chunks: list[tuple[int, Float32]] = []
     count = 0
     with open_media(path) as container:
@@ -61,10 +99,7 @@ def load_audio(path: Path, *, num_frames: int | None = None, rate: int = SAMPLE_
     if not chunks:
         where = "" if limit is None else " during the video"
         raise Rejected(RejectReason.NO_AUDIO, f"the audio stream has no samples{where}")
-    end = max(start + len(samples) for start, samples in chunks)
-    if limit is not None:
-        _check_cover(min(start for start, _ in chunks) / rate, (limit - end) / rate)
-    return _join(chunks, end if limit is None else limit)
+    return chunks
 
 
 def write_wav(path: Path, samples: Float32) -> None:
@@ -87,14 +122,22 @@ def _join(chunks: list[tuple[int, Float32]], length: int) -> Float32:
     return np.clip(joined, -1, 1, out=joined)
 
 
-def _check_cover(late: float, early: float) -> None:
-    """Raise Rejected if too many seconds are missing at the beginning or at the end."""
-    allowed = AUDIO_TOLERANCE_FRAMES / FPS
-    for missing, where in ((late, "begins {} s after the first frame"), (early, "ends {} s early")):
-        if missing > allowed:
-            text = where.format(f"{missing:.2f}")
-            detail = f"the audio {text} (allowed: {allowed:.2f} s)"
-            raise Rejected(RejectReason.AUDIO_TOO_SHORT, detail)
+def _end(chunks: list[tuple[int, Float32]]) -> int:
+    return max(start + len(samples) for start, samples in chunks)
+
+
+def _cover(begin: int, end: int, num_frames: int, samples_per_frame: int) -> tuple[range, str]:
+    """Return the frames that have audio, and what is missing, for audio from sample `begin` to sample `end`."""
+    allowed = AUDIO_TOLERANCE_FRAMES * samples_per_frame
+    first, stop = 0, num_frames
+    missing: list[str] = []
+    if begin > allowed:
+        first = -(-begin // samples_per_frame)
+        missing.append(f"begins {begin / samples_per_frame / FPS:.2f} s after the first frame")
+    if (early := num_frames * samples_per_frame - end) > allowed:
+        stop = end // samples_per_frame
+        missing.append(f"ends {early / samples_per_frame / FPS:.2f} s early")
+    return range(first, stop), " and ".join(missing)
 
 
 def _resampled(container: InputContainer, origin: Fraction | None, rate: int) -> Iterator[tuple[int, Float32]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lawdnet.audio.io import load_audio
+from lawdnet.audio.io import load_video_audio
 from lawdnet.data.manifest import Dataset
 from lawdnet.data.rules import Rule, apply_rules
 from lawdnet.data.schema import VideoRow, read_segment
@@ -144,7 +144,7 @@ def _audio(
     """Return the source's audio up to the end of the last of its segments; None, and a note, if there is none."""
     try:
         with local_copy(_source_file(folder, source)) as path:
-            return load_audio(path, num_frames=max(row.stop_frame for row in rows))
+            return load_video_audio(path, num_frames=max(row.stop_frame for row in rows)).samples
     except (Rejected, OSError, ValueError) as error:
         name = source.path if source else rows[0].video_id
         why = error.detail if isinstance(error, Rejected) else getattr(error, "strerror", None) or str(error)

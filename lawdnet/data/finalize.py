@@ -15,8 +15,8 @@ from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset, index_sche
 from lawdnet.data.records import VideoRecord, read_records, video_records
 from lawdnet.data.rules import SCORES, FunnelStep, apply_rules, parse_rule
 from lawdnet.data.schema import SCORE, rewrite_segments, with_columns
-from lawdnet.data.segments import split_videos
 from lawdnet.data.speakers import keep_speakers
+from lawdnet.data.split import split_videos
 from lawdnet.storage import Location, atomic, is_remote, local_copy, remove_temporaries, write_json
 from lawdnet.tasks.records import Refusal
 from lawdnet.types import RejectReason

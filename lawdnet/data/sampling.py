@@ -24,8 +24,6 @@ from lawdnet.face.geometry import stage_size
 from lawdnet.storage import locate
 from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES, Float32, Int32, UInt8
 
-GROUP_SEGMENTS = 8
-"""Segments whose samples are mixed into the same batches; each is read from storage once per epoch."""
 IMAGE_CACHE_BYTES = 128 << 20
 """Limit on the decoded frames that a group keeps: its samples show each stored frame several times."""
 REFERENCES = ("random", "diverse")
@@ -51,6 +49,10 @@ class SampleSpec:
     references."""
     references: str = "random"
     """`random` or `diverse`; see `lawdnet.data.references`."""
+    windows: int = 1
+    """Samples that follow each other from the same segment: a sync network tells apart the moments of one recording."""
+    mix_segments: int = 64
+    """Segments of a group: their samples are mixed into the same batches. Each is read from storage once per epoch."""
 
     @property
     def columns(self) -> list[str]:
@@ -126,8 +128,8 @@ def rank_segments(segments: Sequence[SegmentRef], *, seed: int, epoch: int, rank
 def batches_per_epoch(num_segments: int, world: int, spec: SampleSpec) -> int:
     """Number of batches of every rank in an epoch."""
     share = -(-num_segments // world)
-    full, rest = divmod(share, GROUP_SEGMENTS)
-    return full * batches_per_group(GROUP_SEGMENTS, spec) + (batches_per_group(rest, spec) if rest else 0)
+    full, rest = divmod(share, spec.mix_segments)
+    return full * batches_per_group(spec.mix_segments, spec) + (batches_per_group(rest, spec) if rest else 0)
 
 
 def plan_epoch(
@@ -143,8 +145,8 @@ def plan_epoch(
     """Yield the groups of one rank in one epoch, from batch `start` on."""
     mine = rank_segments(segments, seed=seed, epoch=epoch, rank=rank, world=world)
     index = 0
-    for begin in range(0, len(mine), GROUP_SEGMENTS):
-        group = tuple(mine[begin : begin + GROUP_SEGMENTS])
+    for begin in range(0, len(mine), spec.mix_segments):
+        group = tuple(mine[begin : begin + spec.mix_segments])
         size = batches_per_group(len(group), spec)
         if index + size > start:
             skip = max(0, start - index)
@@ -241,7 +243,8 @@ def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec) -> dict[str, np
 
     Returns:
         source N×H×W×3 and reference N×K×H×W×3 uint8, and audio N×C×5; with a sync feature also sync_audio C×9, for
-        contrast other_audio and quiet_audio C×9, and no reference.
+        contrast other_audio and quiet_audio C×9, `origin` 3×2 (a number of the segment and the first row of sync_audio,
+        other_audio and quiet_audio), and no reference.
     """
     frames = list(chosen.frames)
     sample: dict[str, np.ndarray] = {
@@ -255,6 +258,8 @@ def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec) -> dict[str, np
         if spec.contrast:
             sample["other_audio"] = _rows(loaded.sync_TC, chosen.other_start)
             sample["quiet_audio"] = _rows(loaded.sync_TC, chosen.quiet_start)
+            starts = (chosen.clip_start, chosen.other_start, chosen.quiet_start)
+            sample["origin"] = np.array([(_number(loaded.ref), start) for start in starts])
     return sample
 
 
@@ -263,8 +268,12 @@ def _rows(values_TC: Float32, start: int) -> Float32:
     return np.ascontiguousarray(values_TC[start : start + CLIP_FRAMES].T)
 
 
+def _number(ref: SegmentRef) -> int:
+    return zlib.crc32(ref.segment_id.encode())
+
+
 def draw_batches(work: Work, spec: SampleSpec, *, seed: int, stored_width: int) -> Iterator[dict[str, np.ndarray]]:
-    """Draw the batches of one group: sample j comes from segment j mod the group's size, so each batch is mixed.
+    """Draw the batches of one group, in rounds: each takes `windows` samples of every segment, in an order of its own.
 
     Yields:
         The arrays of `make_sample`, stacked along a new first axis B, with `segment_ids` (B), `epoch`, and the batch's
@@ -272,12 +281,19 @@ def draw_batches(work: Work, spec: SampleSpec, *, seed: int, stored_width: int) 
     """
     size = len(work.segments)
     loaded = [_load(ref, spec, stored_width, IMAGE_CACHE_BYTES // size) for ref in work.segments]
+
+    @lru_cache(maxsize=2)  # a batch may span two rounds
+    def order(turn: int) -> list[int]:
+        rng = np.random.default_rng([seed, work.epoch, _number(work.segments[0]), turn])
+        return [int(place) for place in rng.permutation(size)]
+
     for index in range(work.skip, batches_per_group(size, spec)):
         samples, ids = [], []
         for slot in range(index * spec.batch_size, (index + 1) * spec.batch_size):
-            segment = loaded[slot % size]
-            key = zlib.crc32(segment.ref.segment_id.encode())
-            rng = np.random.default_rng([seed, work.epoch, key, slot // size])
+            row, window = divmod(slot, spec.windows)
+            turn, place = divmod(row, size)
+            segment = loaded[order(turn)[place]]
+            rng = np.random.default_rng([seed, work.epoch, _number(segment.ref), turn * spec.windows + window])
             chosen = draw(rng, segment.ref.num_frames, spec, segment.faces)
             samples.append(make_sample(segment, chosen, spec))
             ids.append(segment.ref.segment_id)

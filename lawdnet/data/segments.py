@@ -6,7 +6,6 @@ takes frame px to crop px.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import time
@@ -20,7 +19,7 @@ import cv2
 import numpy as np
 
 from lawdnet.audio.base import AudioExtractor, frame_features
-from lawdnet.audio.io import load_audio
+from lawdnet.audio.io import VideoAudio, load_video_audio
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.near_duplicates import MotionHasher, encode
 from lawdnet.data.quality import ImageScores, image_scores, segment_scores
@@ -51,35 +50,6 @@ def video_id(path: Path, sha256: str) -> str:
     """Return a name that a person recognises and that two different videos never share."""
     stem = re.sub(r"[^\w-]+", "_", path.stem).strip("_-")[:48] or "video"
     return f"{stem}-{sha256[:10]}"
-
-
-def split_draw(name: str) -> float:
-    """Return a number in [0, 1) that depends on this name alone, whatever other videos there are.
-
-    Args:
-        name: the name of a group, or the SHA-256 of a video that stands alone.
-    """
-    return int(hashlib.sha256(f"split {name}".encode()).hexdigest()[:8], 16) / 2**32
-
-
-def split_videos(names: Mapping[str, str], val_fraction: float) -> dict[str, str]:
-    """Return the split of every video: key → `train` or `val`. Videos of one name are on one side.
-
-    Where chance would hold out none or all of two or more names, the one with the smallest draw changes sides. A
-    single one is for training.
-
-    Args:
-        names: key of a video → what its side is drawn from; see `split_draw`.
-        val_fraction: share of the names to hold out; 0 holds out none.
-    """
-    draws = {name: split_draw(name) for name in names.values()}
-    if len(draws) == 1:
-        return dict.fromkeys(names, "train")
-    sides = {name: "val" if draw < val_fraction else "train" for name, draw in draws.items()}
-    if val_fraction and len(set(sides.values())) == 1:
-        smallest = min(draws, key=lambda name: draws[name])
-        sides[smallest] = "train" if sides[smallest] == "val" else "val"
-    return {key: sides[name] for key, name in names.items()}
 
 
 def encode_jpeg(image_HW3: UInt8, quality: int) -> bytes:
@@ -118,6 +88,8 @@ class Tally:
     frames: int = 0
     used: int = 0
     segments: int = 0
+    no_audio: int = 0
+    """Frames without audio, whether or not they have a face; the next two count frames with audio."""
     no_face: int = 0
     outside: int = 0
     longest: int = 0
@@ -139,15 +111,23 @@ class Tally:
     def describe(self) -> str:
         """Return one line for the `detail` column."""
         parts = [f"{self.used} of {self.frames} frames used"]
-        causes = {"without a face": self.no_face, "with the face partly outside": self.outside}
+        causes = {
+            "without audio": self.no_audio,
+            "without a face": self.no_face,
+            "with the face partly outside": self.outside,
+        }
         parts += [f"{count} {cause}" for cause, count in causes.items() if count]
         return "; ".join(parts)
 
     def short_reason(self, min_frames: int) -> RejectReason:
         """Return the reason to give if there are too few usable frames in a run."""
-        if self.frames < min_frames or not (self.no_face or self.outside):
-            return RejectReason.TOO_SHORT
-        return RejectReason.NO_FACE if self.no_face >= self.outside else RejectReason.FACE_LEAVES_PICTURE
+        causes = {
+            RejectReason.NO_FACE: self.no_face,
+            RejectReason.FACE_LEAVES_PICTURE: self.outside,
+            RejectReason.AUDIO_TOO_SHORT: self.no_audio,
+        }
+        commonest = max(causes, key=lambda reason: causes[reason])
+        return commonest if self.frames >= min_frames and causes[commonest] else RejectReason.TOO_SHORT
 
 
 @dataclass(frozen=True)
@@ -222,10 +202,11 @@ class _TrackSpan:
         self._set(track, ends)
         return _TrackSpan(number, rest, *self.size, self.config, begins)
 
-    def see(self, tick: int, frame_HW3: UInt8) -> Iterator[_Piece]:
+    def see(self, tick: int, frame_HW3: UInt8, has_audio: bool) -> Iterator[_Piece]:
         """Take the frame of a tick within the track; yield the pieces that it completes."""
         offset = tick - self.start
-        if self.usable_N[offset]:
+        is_usable = has_audio and self.usable_N[offset]
+        if is_usable:
             self.first = self.first if self.frames_jpeg else tick
             crop_HW3 = crop_face(frame_HW3, self.matrix_N33[offset], self.config.crop_width)
             self.motion.see(tick, crop_HW3)
@@ -233,7 +214,7 @@ class _TrackSpan:
             self.scores.append(image_scores(crop_HW3, self.points_N68x2[offset], self.matrix_N33[offset]))
             if len(self.frames_jpeg) >= self.config.max_frames + self.config.min_frames:
                 yield self._take(self.config.max_frames)
-        if not self.usable_N[offset] or tick + 1 == self.stop:
+        if not is_usable or tick + 1 == self.stop:
             yield from self.end()
 
     def end(self) -> Iterator[_Piece]:
@@ -286,17 +267,18 @@ def video_segments(
     with tally.timed("faces"):
         tracks = find_tracks(video, source, face=config.face, max_gap=config.max_gap, beat=tally.beat)
     with tally.timed("sound"):
-        waveform = load_audio(video.path, num_frames=video.num_frames)
+        audio = load_video_audio(video.path, num_frames=video.num_frames)
+        _check_audio(audio, config)
         features = {
-            extractor: frame_features(made, waveform, video.num_frames, beat=tally.beat)
+            extractor: frame_features(made, audio.samples, video.num_frames, beat=tally.beat)
             for extractor, made in extractors.items()
         }
     spans = [_TrackSpan(number, track, video.height, video.width, config) for number, track in enumerate(tracks)]
-    for index, piece in enumerate(_crop(video.path, spans, config, tally)):
+    for index, piece in enumerate(_crop(video.path, spans, audio.frames, config, tally)):
         stop = piece.start + len(piece.frames_jpeg)
-        audio = waveform[piece.start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
+        samples = audio.samples[piece.start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
         with tally.timed("score"):
-            measured = segment_scores(piece.scores, piece.matrix_T33, piece.detected_T, audio, config.crop_width)
+            measured = segment_scores(piece.scores, piece.matrix_T33, piece.detected_T, samples, config.crop_width)
             segment = Segment(
                 segment_id=f"{name}-{index:04d}",
                 video_id=name,
@@ -311,14 +293,21 @@ def video_segments(
                 scores=measured,
             )
             if scorer:
-                segment = replace(segment, scores=measured | dict(scorer(segment, audio)))
+                segment = replace(segment, scores=measured | dict(scorer(segment, samples)))
         tally.segments += 1
         tally.used += segment.num_frames
         yield segment
-    _check_result(video, spans, config, tally)
+    _check_result(video, spans, audio.frames, config, tally)
 
 
-def _check_result(video: Video, spans: list[_TrackSpan], config: BuildConfig, tally: Tally) -> None:
+def _check_audio(audio: VideoAudio, config: BuildConfig) -> None:
+    """Raise Rejected if the part of the video that has audio is shorter than a segment."""
+    if audio.missing and len(audio.frames) < config.min_frames:
+        detail = f"the audio {audio.missing}; {len(audio.frames)} frames have audio, {config.min_frames} are needed"
+        raise Rejected(RejectReason.AUDIO_TOO_SHORT, detail)
+
+
+def _check_result(video: Video, spans: list[_TrackSpan], heard: range, config: BuildConfig, tally: Tally) -> None:
     """Check a video after all of it was seen, and complete the tally.
 
     Raises:
@@ -327,26 +316,39 @@ def _check_result(video: Video, spans: list[_TrackSpan], config: BuildConfig, ta
     if abs(tally.frames - video.num_frames) > 1:
         detail = f"the header says {video.num_frames} frames, {tally.frames} were decoded"
         raise Rejected(RejectReason.DAMAGED, detail)
-    _count(spans, tally)
+    _count(spans, heard, video.num_frames, tally)
     tally.perceptual_hash = encode(span.motion for span in spans)
     if not tally.segments:
         need = f"at most {tally.longest} consecutive usable frames, {config.min_frames} are needed"
         raise Rejected(tally.short_reason(config.min_frames), f"{need}; {tally.describe()}")
 
 
-def _count(spans: list[_TrackSpan], tally: Tally) -> None:
-    """Count the frames by what was wrong with them: a tick is usable if any span could use it."""
+def _count(spans: list[_TrackSpan], heard: range, num_frames: int, tally: Tally) -> None:
+    """Count the frames by what was wrong with them: a tick is usable if any span could use it.
+
+    Args:
+        heard: the ticks of the video's `num_frames` that have audio.
+    """
     valid_T, usable_T = np.zeros(tally.frames, bool), np.zeros(tally.frames, bool)
+    heard_T = np.ones(tally.frames, bool)
+    heard_T[: heard.start] = heard_T[heard.stop : num_frames] = False
     for span in spans:
         ticks = slice(span.start, min(span.stop, tally.frames))
         valid_T[ticks] |= span.valid_N[: len(valid_T[ticks])]
         usable_T[ticks] |= span.usable_N[: len(valid_T[ticks])]
-        tally.longest = max([tally.longest, *(stop - start for start, stop in runs(span.usable_N))])
-    tally.no_face, tally.outside = int((~valid_T).sum()), int((valid_T & ~usable_T).sum())
+        usable_N = span.usable_N[: len(valid_T[ticks])] & heard_T[ticks]
+        tally.longest = max([tally.longest, *(stop - start for start, stop in runs(usable_N))])
+    tally.no_audio = int((~heard_T).sum())
+    tally.no_face = int((heard_T & ~valid_T).sum())
+    tally.outside = int((heard_T & valid_T & ~usable_T).sum())
 
 
-def _crop(path: Path, spans: list[_TrackSpan], config: BuildConfig, tally: Tally) -> Iterator[_Piece]:
-    """Decode, crop and encode: each span sees the ticks of its track; a cut splits a span of `spans` in two."""
+def _crop(path: Path, spans: list[_TrackSpan], heard: range, config: BuildConfig, tally: Tally) -> Iterator[_Piece]:
+    """Decode, crop and encode: each span sees the ticks of its track; a cut splits a span of `spans` in two.
+
+    Args:
+        heard: the ticks that have audio.
+    """
     waiting = deque(spans)
     active: list[_TrackSpan] = []
     frames = (frame for _, frame in decode(path))
@@ -362,7 +364,7 @@ def _crop(path: Path, spans: list[_TrackSpan], config: BuildConfig, tally: Tally
                 waiting = deque(sorted(waiting, key=lambda span: span.start))
         while waiting and waiting[0].start <= tick:
             active.append(waiting.popleft())
-        pieces = [piece for span in active for piece in span.see(tick, frame_HW3)]
+        pieces = [piece for span in active for piece in span.see(tick, frame_HW3, tick in heard)]
         active = [span for span in active if tick + 1 < span.stop]
         tally.seconds["crop"] += time.perf_counter() - began
         yield from pieces

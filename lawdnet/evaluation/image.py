@@ -1,6 +1,6 @@
-"""Similarity of two images, or of two sets of landmarks.
+"""Similarity of two images.
 
-Shape letters: T frames, H W image height and width, C channels.
+Shape letters: H W image height and width, C channels.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from lawdnet.face.points import MOUTH, OUTER_EYE_CORNERS
 from lawdnet.types import Float32, UInt8
 
 MAX_PSNR = 100.0
@@ -49,28 +48,6 @@ def ssim(first_HWC: UInt8, second_HWC: UInt8) -> float:
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity /= (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
     return float(similarity.mean(dtype=np.float64))
-
-
-def lmd(real_T68x2: Float32, generated_T68x2: Float32) -> float:
-    """Return the mean landmark distance of the mouth, in units of the real face's outer eye distance.
-
-    Chen et al. 2018 measure it in px, which depend on the size of the image. Frames with a NaN on either side do not
-    count.
-
-    Returns:
-        0 for equal mouths; NaN if no frame has both.
-
-    Raises:
-        ValueError: the shapes differ or are not T×68×2.
-    """
-    if real_T68x2.shape != generated_T68x2.shape or real_T68x2.shape[1:] != (68, 2):
-        shapes = f"{real_T68x2.shape} and {generated_T68x2.shape}"
-        raise ValueError(f"landmarks of shapes {shapes}: expected equal shapes T×68×2")
-    left, right = OUTER_EYE_CORNERS
-    eyes_T = np.linalg.norm(real_T68x2[:, left] - real_T68x2[:, right], axis=-1)
-    distance_T = np.linalg.norm(real_T68x2[:, MOUTH] - generated_T68x2[:, MOUTH], axis=-1).mean(1) / eyes_T
-    known = np.isfinite(distance_T)
-    return float(distance_T[known].mean()) if known.any() else float("nan")
 
 
 def _blur(values: Float32) -> Float32:

@@ -17,7 +17,11 @@ OnSegment = Callable[[int, int], None]
 """Called with the number of segments done and the total."""
 
 WINDOW_CLIPS = 5
-"""Number of clips of a segment that are measured: 1.8 s, long enough for a sync network to try every offset."""
+"""Number of clips of a segment that a validation in training measures: 1.8 s, long enough for a sync network to try
+every offset."""
+LONG_CLIPS = 12
+"""Number of clips that an evaluation measures where a segment has them: 4.3 s, so that there is a choice between spans
+of 50 frames."""
 
 
 def plan(
@@ -59,13 +63,30 @@ def merge(parts: Iterable[Mapping[str, float]]) -> Sums:
     return dict(total)
 
 
-def choose(ref: SegmentRef, seed: int) -> tuple[int, list[list[int]]]:
-    """Return the first frame of the window, and five frames of other clips for each of its clips (LawDNet 2024)."""
+def choose(ref: SegmentRef, seed: int, clips_wanted: int = WINDOW_CLIPS) -> tuple[int, list[list[int]]]:
+    """Return the first frame of the window, and five frames of other clips for each of its clips (LawDNet 2024).
+
+    The window is shorter than wanted if the segment is.
+    """
     rng = np.random.default_rng([seed, zlib.crc32(ref.segment_id.encode())])
     clips = ref.num_frames // CLIP_FRAMES
-    first = int(rng.integers(clips - WINDOW_CLIPS + 1))
+    wanted = min(clips, clips_wanted)
+    first = int(rng.integers(clips - wanted + 1))
     references = []
-    for clip in range(first, first + WINDOW_CLIPS):
+    for clip in range(first, first + wanted):
         others = rng.choice(np.delete(np.arange(clips), clip), NUM_REFERENCES, replace=False)
         references.append([int(c) * CLIP_FRAMES + int(rng.integers(CLIP_FRAMES)) for c in others])
     return first * CLIP_FRAMES, references
+
+
+def foreign_segments(refs: Sequence[SegmentRef]) -> dict[str, SegmentRef]:
+    """Return for each segment the next one of another video, which has foreign audio; segments without one are missing.
+
+    Args:
+        refs: the segments of all workers, so that their number does not matter.
+    """
+    return {
+        ref.segment_id: other
+        for index, ref in enumerate(refs)
+        if (other := next((r for r in [*refs[index:], *refs[:index]] if r.video_id != ref.video_id), None))
+    }

@@ -71,7 +71,7 @@ class MouthMotion:
 
 
 @dataclass(frozen=True)
-class _Pair:
+class FramePair:
     """The frames of both videos at one tick; None for a video that has ended."""
 
     tick: int
@@ -90,11 +90,11 @@ def compare(real: Path, generated: Path, landmarks: Landmarks | None = None) -> 
         Rejected: a video cannot be read.
         ValueError: their sizes differ.
     """
-    matrix_T33 = _matrices(landmarks) if landmarks else np.empty((0, 3, 3), np.float32)
+    matrix_T33 = crop_matrices(landmarks, CROP_WIDTH) if landmarks else np.empty((0, 3, 3), np.float32)
     whole: list[tuple[float, float]] = []
     mouth: list[tuple[float, float]] = []
     counts = [0, 0]
-    for pair in _side_by_side(real, generated):
+    for pair in side_by_side(real, generated):
         counts[0] += pair.real_HW3 is not None
         counts[1] += pair.generated_HW3 is not None
         if pair.real_HW3 is None or pair.generated_HW3 is None:
@@ -127,10 +127,10 @@ def mouth_motion(real: Path, generated: Path, landmarks: Landmarks) -> MouthMoti
         Rejected: a video cannot be read.
         ValueError: their sizes differ.
     """
-    matrix_T33 = _matrices(landmarks)
+    matrix_T33 = crop_matrices(landmarks, CROP_WIDTH)
     gap_T = lip_gap(landmarks.points_T68x2)
     rows = []
-    for pair in _side_by_side(real, generated):
+    for pair in side_by_side(real, generated):
         if pair.real_HW3 is None or pair.generated_HW3 is None:
             break
         if pair.tick >= len(matrix_T33) or not np.isfinite(matrix_T33[pair.tick]).all():
@@ -156,10 +156,16 @@ def correlate(first_T: Float32, second_T: Float32) -> float:
     return float(first @ second / size) if size > 0 else 0.0
 
 
-def _side_by_side(real: Path, generated: Path) -> Iterator[_Pair]:
+def side_by_side(real: Path, generated: Path) -> Iterator[FramePair]:
+    """Yield the frames of both videos at every tick, the generated one cut to the size of the real one.
+
+    Raises:
+        Rejected: a video cannot be read.
+        ValueError: their sizes differ by more than a repeated last row or column.
+    """
     for tick, (ours, theirs) in enumerate(zip_longest(decode(real), decode(generated))):
         if ours is None or theirs is None:
-            yield _Pair(tick, ours and ours[1], theirs and theirs[1])
+            yield FramePair(tick, ours and ours[1], theirs and theirs[1])
             continue
         real_HW3, generated_HW3 = ours[1], theirs[1]
         growth = np.subtract(generated_HW3.shape[:2], real_HW3.shape[:2])
@@ -167,13 +173,13 @@ def _side_by_side(real: Path, generated: Path) -> Iterator[_Pair]:
             sizes = " and ".join(f"{h}×{w}" for h, w, _ in (real_HW3.shape, generated_HW3.shape))
             raise ValueError(f"{generated}: cannot be compared with {real}: the frames are {sizes} px")
         height, width = real_HW3.shape[:2]
-        yield _Pair(tick, real_HW3, generated_HW3[:height, :width])
+        yield FramePair(tick, real_HW3, generated_HW3[:height, :width])
 
 
-def _matrices(landmarks: Landmarks) -> Float32:
-    """Return frame px → crop px of every tick, NaN without a face; short gaps are filled."""
+def crop_matrices(landmarks: Landmarks, width: int) -> Float32:
+    """Return frame px → px of a crop of this width, 3×3 for every tick; NaN without a face. Short gaps are filled."""
     filled = fill_gaps(landmarks)
-    matrix_T33 = fit_all(filled.points_T68x2, CROP_WIDTH)
+    matrix_T33 = fit_all(filled.points_T68x2, width)
     matrix_T33[~filled.valid_T] = np.nan
     return matrix_T33
 

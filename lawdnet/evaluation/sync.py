@@ -124,6 +124,11 @@ class SyncScorer:
         """The stored feature that the network needs; None if it needs the waveform."""
         return self._encoder.feature
 
+    @property
+    def encoder(self) -> SyncEncoder:
+        """The network itself."""
+        return self._encoder
+
     @torch.inference_mode()
     def __call__(
         self,
@@ -214,10 +219,10 @@ class _SyncNetEncoder:
         return torch.cat([self._face(part.permute(0, 4, 3, 1, 2).flatten(1, 2)) for part in windows.split(BATCH)])
 
     def _face(self, mouths_B15SS: Tensor) -> Tensor:
-        face = self.network.face_encoder(mouths_B15SS.to(self.device).float() / 255)
+        faces_B15SS = mouths_B15SS.to(self.device).float() / 255
         if self.network.config.head == "cosine":
-            return F.normalize(self.network.face_vector(face.flatten(1)), dim=1)
-        return self._half_merge(face, is_audio=False)
+            return self.network.embed_faces(faces_B15SS)
+        return self._half_merge(self.network.encode_faces(faces_B15SS), is_audio=False)
 
     def encode_audio(self, features: Mapping[str, Float32], waveform: Float32 | None, frames: int) -> Tensor:
         """Return P×D unit vectors, or P×C×h×w for the published head."""
@@ -229,10 +234,10 @@ class _SyncNetEncoder:
             expected = f"expected ({frames}, {self.network.config.audio_dim})"
             raise ValueError(f"{self.name}: {self.feature!r} has shape {rows_TC.shape}, {expected}")
         windows_PC9 = torch.tensor(rows_TC).unfold(0, CLIP_FRAMES, 1)
-        audio = self.network.audio_encoder(windows_PC9.to(self.device))
+        windows_PC9 = windows_PC9.to(self.device)
         if self.network.config.head == "cosine":
-            return F.normalize(self.network.audio_vector(audio.flatten(1)), dim=1)
-        return self._half_merge(audio.mean(2)[:, :, None, None], is_audio=True)
+            return self.network.embed_audio(windows_PC9)
+        return self._half_merge(self.network.encode_audio(windows_PC9).mean(2)[:, :, None, None], is_audio=True)
 
     def _half_merge(self, feature_BChw: Tensor, *, is_audio: bool) -> Tensor:
         """Return one side's part of the merge's first convolution, which is the sum of both parts."""

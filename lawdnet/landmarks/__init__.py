@@ -8,7 +8,6 @@ from lawdnet.landmarks.base import (
     LandmarkSource,
     has_csv,
     make_source,
-    resolve_auto,
     source_for,
     source_options,
 )
@@ -26,7 +25,6 @@ __all__ = [
     "OpenFace",
     "has_csv",
     "make_source",
-    "resolve_auto",
     "source_for",
     "source_options",
 ]

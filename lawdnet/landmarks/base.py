@@ -6,7 +6,8 @@ To add one: write a class with `name`, `model_sha256` and `faces` in its own fil
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Any, Protocol
 
 from lawdnet.types import Face, Rejected, RejectReason, UInt8, Video
 
+log = logging.getLogger(__name__)
+
 ROWS_TOLERANCE = 1
 """How many landmark rows may be missing or surplus at the end; OpenFace often loses the last frame."""
-NETWORKS = ("face-alignment", "mediapipe")
-"""Sources that detect faces in frames, in the order in which `auto` prefers them."""
+DETECTOR = "mediapipe"
+"""The source that `auto` means for a video without a CSV."""
 MIN_FACE_PX = 4
 """Smallest extent of a face's points, in px."""
 BATCH = 16
@@ -94,44 +97,63 @@ def has_csv(video_path: Path) -> bool:
 
 
 def source_for(path: Path, name: str = "auto", weights_dir: Path | None = None) -> LandmarkSource:
-    """Create the source for one video.
+    """Create the source for one video; see `choose_source`.
 
     Args:
         path: the video.
-        name: a name in `SOURCES`, or `auto`; see `resolve_auto`.
+        name: a name in `SOURCES`, or `auto`.
         weights_dir: the folder searched first by a source that has weights.
-
-    Raises:
-        ValueError: as `make_source`.
-        Rejected: as `resolve_auto`.
     """
-    if name == "auto":
-        name = resolve_auto(path, weights_dir)
+    return choose_source(path, name, lambda chosen: make_with_weights(chosen, weights_dir))
+
+
+def make_with_weights(name: str, weights_dir: Path | None) -> LandmarkSource:
+    """Create a source with the folder that is searched first for its weights, if it has any; see `make_source`."""
     options = {"weights_dir": weights_dir} if "weights_dir" in source_options(name) else {}
     return make_source(name, **options)
 
 
-def resolve_auto(path: Path, weights_dir: Path | None = None) -> str:
-    """Return the source that `auto` means for one video: its CSV, or else the first detector that can be used here.
+def choose_source(path: Path, name: str, make: Callable[[str], LandmarkSource]) -> LandmarkSource:
+    """Return `make` of the source for one video; `auto` means the CSV next to it, or else `DETECTOR`.
 
     Raises:
-        Rejected: NO_LANDMARKS; the message says what was tried.
+        ValueError: the source that was named cannot be made.
+        Rejected: NO_LANDMARKS for `auto`, if there is no CSV and the detector cannot be made.
     """
-    if name := "openface" if has_csv(path) else ready_network(weights_dir):
-        return name
-    detail = f"no {csv_of(path).name} next to it, and neither {' nor '.join(NETWORKS)} can be used"
-    raise Rejected(RejectReason.NO_LANDMARKS, f"{detail} (--landmarks {NETWORKS[0]} says what is missing)")
+    if name != "auto":
+        return make(name)
+    if has_csv(path):
+        return make("openface")
+    try:
+        return make(DETECTOR)
+    except ValueError as error:
+        raise Rejected(RejectReason.NO_LANDMARKS, f"no {csv_of(path).name} next to it, and {error}") from error
 
 
-def ready_network(weights_dir: Path | None = None) -> str | None:
-    """Return the first detector whose package and weights are installed, or None."""
-    for name in NETWORKS:
-        try:
-            make_source(name, weights_dir=weights_dir)
-        except ValueError:
-            continue
-        return name
-    return None
+def prepare_landmarks(name: str, have_csv: Collection[bool], make: Callable[[str], LandmarkSource]) -> bool:
+    """Check, and fetch, what the landmarks of many videos need, before workers do.
+
+    Args:
+        name: a name in `SOURCES`, or `auto`.
+        have_csv: for each video, whether there is a CSV next to it.
+        make: creates a source.
+
+    Returns:
+        Whether a video without a CSV can have landmarks.
+
+    Raises:
+        ValueError: the source that was named cannot be made. For `auto`, that is a warning.
+    """
+    if name != "auto":
+        return make(name).reads_frames
+    if all(have_csv):
+        return False
+    try:
+        make(DETECTOR)
+    except ValueError as error:
+        log.warning("videos without a CSV will be rejected: %s", error)
+        return False
+    return True
 
 
 def in_batches(video: Video, frames: Frames, find: Callable[[list[UInt8]], list[list[Face]]]) -> Iterator[list[Face]]:

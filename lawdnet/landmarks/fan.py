@@ -21,19 +21,14 @@ from lawdnet.landmarks.base import Frames, in_batches
 from lawdnet.models.device import images_to_tensor, pick_device
 from lawdnet.storage import files_sha256
 from lawdnet.types import Face, Float32, UInt8, Video
-from lawdnet.weights import find_weights, need_package
+from lawdnet.weights import find_local, find_weights, need_package
 
 if TYPE_CHECKING:
     import torch
 
-PUBLISHED = "https://www.adrianbulat.com/downloads/python-fan/"
-BLAZEFACE = "https://github.com/hollance/BlazeFace-PyTorch/raw/master/"
-FAN = ("2DFAN4-11f355bf06.pth.tar", PUBLISHED)
-DETECTORS = {
-    "sfd": [("s3fd-619a316812.pth", PUBLISHED)],
-    "blazeface": [("blazefaceback.pth", BLAZEFACE), ("anchorsback.npy", BLAZEFACE)],
-}
-"""Files of each detector, and where they are published."""
+FAN_FILE = "2DFAN4-11f355bf06.pth.tar"
+DETECTORS = {"sfd": ["s3fd-619a316812.pth"], "blazeface": ["blazefaceback.pth", "anchorsback.npy"]}
+"""Files of each detector; `lawdnet.weights` knows where they are published."""
 BLAZEFACE_PX = 256
 """Side of the square that the back-camera network takes: a whole frame with small faces."""
 CROP_PX, HEATMAP_PX = 256, 64
@@ -48,7 +43,7 @@ class FaceAlignment:
     """Detects faces in frames, on the GPU if there is one. The networks load at the first frame.
 
     Args:
-        weights_dir: searched for the weights before the usual folders and torch's hub cache; nothing is downloaded.
+        weights_dir: searched for the weights before the usual folders and torch's hub cache.
         detector: `sfd` (accurate, slow on CPUs) or `blazeface` (fast, misses small faces).
         detect_px: frames are scaled down so that their longer side has this many px for the detector; 0 leaves them as
             they are. BlazeFace always gets 256 px.
@@ -59,7 +54,7 @@ class FaceAlignment:
         device: `auto`, `cpu`, `cuda` or `mps`.
 
     Raises:
-        ValueError: the package is not installed, weights are missing, or an option has an invalid value.
+        ValueError: the package is not installed, weights cannot be had, or an option has an invalid value.
     """
 
     name = "face-alignment"
@@ -84,8 +79,8 @@ class FaceAlignment:
         need_package("face_alignment", "landmarks")
         self.detector, self.detect_px, self.device = detector, detect_px, device
         self.min_score, self.min_px, self.flip, self.batch = min_score, min_px, flip, batch
-        self._fan_file = _weights(*FAN, weights_dir)
-        self._detector_files = [_weights(name, url, weights_dir) for name, url in DETECTORS[detector]]
+        self._fan_file = _weights(FAN_FILE, weights_dir)
+        self._detector_files = [_weights(name, weights_dir) for name in DETECTORS[detector]]
 
     @property
     def model_sha256(self) -> str | None:
@@ -165,17 +160,17 @@ class FaceAlignment:
         return flip(heat_B68HW, is_label=True)
 
 
-def _weights(name: str, url: str, weights_dir: Path | None) -> Path:
-    """Find a weights file in the usual folders, or where the package itself would have downloaded it."""
+def _weights(name: str, weights_dir: Path | None) -> Path:
+    """Find a weights file in the usual folders or where the package itself downloads it, or fetch it."""
     import torch
 
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if cached.is_file() and find_local(name, weights_dir) is None:
+        return cached
     try:
-        return find_weights(name, weights_dir, hint=f"nor in {cached.parent}; it is published at {url}{name}")
-    except ValueError:
-        if cached.is_file():
-            return cached
-        raise
+        return find_weights(name, weights_dir)
+    except ValueError as error:
+        raise ValueError(f"{error} (nor is it in {cached.parent})") from error
 
 
 def shrink(images: Sequence[UInt8], longest: int, square: bool) -> tuple[UInt8, float]:

@@ -1,20 +1,26 @@
-"""Faces from MediaPipe's Face Landmarker: the 68 iBUG points from its mesh of 478 points."""
+"""Faces from the networks of MediaPipe's Face Landmarker, tracked from frame to frame: the 68 iBUG points of its mesh.
+
+The networks run in LiteRT, without the package mediapipe. Points are not smoothed over time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 
+from lawdnet.face.track import Box, iou
+from lawdnet.landmarks import blazeface
 from lawdnet.landmarks.base import Frames, in_batches
+from lawdnet.landmarks.mesh import Mesh, around_detection, find_mesh
+from lawdnet.landmarks.square import Square
+from lawdnet.landmarks.tflite import Network, check_bundle, load
 from lawdnet.storage import files_sha256
 from lawdnet.types import Face, Float32, UInt8, Video
-from lawdnet.weights import find_weights, need_package
+from lawdnet.weights import find_weights
 
-PUBLISHED = "https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/"
 MESH_POINTS = [
     # jaw, from the left of the image to the chin
     *[(127,), (234,), (93,), (132, 58), (58, 172), (136,), (150,), (176,), (152,)],
@@ -31,28 +37,25 @@ MESH_POINTS = [
 ]
 """For each iBUG point, the mesh points whose mean it is. Based on github.com/PeizhiYan/Mediapipe_2_Dlib_Landmarks, but
 symmetric, with the bridge of the nose where the alignment template has it, and an evenly spaced lower lip."""
-REFINE_SCALE = 2
-"""Side of the square for the second detection, in face sizes …"""
-MIN_SIDE = 16
-"""… but at least this many px."""
 FIRST = np.array([points[0] for points in MESH_POINTS])
 SECOND = np.array([points[-1] for points in MESH_POINTS])
+DETECT_EVERY = 10
+"""Frames after which faces that have appeared are searched, although no known face was lost."""
+SAME_FACE_IOU = 0.5
+"""Two meshes in one frame whose boxes overlap more than this are the same face."""
 
 
 class MediaPipe:
-    """Detects faces in frames, on the CPU. The network is loaded for each video.
-
-    Each frame is processed by itself (running mode IMAGE). In mode VIDEO the search starts from the faces of the last
-    frame, so the result would depend on where decoding began, and drift after a cut.
+    """Detects faces in frames and follows them, on one CPU core. The networks load at the first frame.
 
     Args:
-        weights_dir: searched for the model before the usual folders; nothing is downloaded.
-        model: file name of the model bundle, or a path.
+        weights_dir: searched for the bundle before the usual folders.
+        model: file name of the bundle, or a path.
         num_faces: most faces in one frame.
         min_score: smallest confidence of the detector and of the mesh, 0 … 1.
 
     Raises:
-        ValueError: the package is not installed, or the model is not found.
+        ValueError: the bundle is neither found nor fetched, or it is damaged.
     """
 
     name = "mediapipe"
@@ -66,8 +69,8 @@ class MediaPipe:
         num_faces: int = 4,
         min_score: float = 0.5,
     ) -> None:
-        need_package("mediapipe", "mediapipe")
-        self._model = find_weights(model, weights_dir, hint=f"it is published at {PUBLISHED}face_landmarker.task")
+        self._model = find_weights(model, weights_dir)
+        check_bundle(self._model)
         self.num_faces, self.min_score = num_faces, min_score
 
     @property
@@ -77,56 +80,71 @@ class MediaPipe:
 
     def faces(self, video: Video, frames: Frames) -> Iterator[list[Face]]:
         """Yield the faces of every tick; see `LandmarkSource.faces`."""
-        with self._open() as landmarker:  # closed here, because at interpreter exit it fails
-            yield from in_batches(video, frames, lambda images: [find_faces(landmarker, image) for image in images])
+        tracker = Tracker(*self._networks, num_faces=self.num_faces, min_score=self.min_score)
+        yield from in_batches(video, frames, lambda images: [tracker.find(image) for image in images])
 
-    def _open(self) -> Any:
-        from mediapipe.tasks import python
-        from mediapipe.tasks.python import vision
-
-        options = vision.FaceLandmarkerOptions(
-            base_options=python.BaseOptions(model_asset_path=str(self._model)),
-            running_mode=vision.RunningMode.IMAGE,
-            num_faces=self.num_faces,
-            min_face_detection_confidence=self.min_score,
-            min_face_presence_confidence=self.min_score,
-        )
-        try:
-            return vision.FaceLandmarker.create_from_options(options)
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{self._model}: MediaPipe cannot use this file as a face landmarker: {reason}") from error
+    @cached_property
+    def _networks(self) -> tuple[Network, Network]:
+        return load(self._model)
 
 
-def find_faces(landmarker: Any, image_HW3: UInt8) -> list[Face]:
-    """Find the faces of one image, each detected twice: in the whole image, then in a square around it.
+class Tracker:
+    """Follows the faces of one video.
 
-    In the whole image the points of a small face jitter by several px; in the square, where the face is large, by half
-    a px.
+    A face is searched where it was in the last frame. The detector runs only if a face was lost or none is known, and
+    every `DETECT_EVERY` frames.
     """
-    return [refine(landmarker, image_HW3, face) for face in _faces(landmarker, image_HW3)]
+
+    def __init__(self, detector: Network, mesh: Network, *, num_faces: int, min_score: float) -> None:
+        self._detector, self._mesh = detector, mesh
+        self._num_faces, self._min_score = num_faces, min_score
+        self._squares: list[Square] = []
+        self._frames = 0
+
+    def find(self, image_HW3: UInt8) -> list[Face]:
+        """Return the faces of the next frame, known ones first."""
+        meshes = self._meshes(image_HW3, self._squares, [])
+        is_due = self._frames % DETECT_EVERY == 0
+        if len(meshes) < self._num_faces and (is_due or not meshes or len(meshes) < len(self._squares)):
+            detections = self._detect(image_HW3, with_small=is_due and not meshes)
+            meshes = self._meshes(image_HW3, [around_detection(face) for face in detections], meshes)
+        self._squares = [mesh.square for mesh in meshes]
+        self._frames += 1
+        return [Face(to_68(mesh.points_Mx2), mesh.score) for mesh in meshes]
+
+    def _detect(self, image_HW3: UInt8, with_small: bool) -> list[blazeface.Detection]:
+        """Return the faces of an image; with `with_small`, small ones are searched if there are no others."""
+        found = blazeface.detect(self._detector, image_HW3, self._min_score)
+        if not found and with_small:
+            found = blazeface.detect_small(self._detector, image_HW3, self._min_score)
+        return found
+
+    def _meshes(self, image_HW3: UInt8, squares: Sequence[Square], known: Sequence[Mesh]) -> list[Mesh]:
+        """Return the known meshes, and those of faces in the squares that are not among them."""
+        meshes = list(known)
+        for square in squares:
+            if len(meshes) == self._num_faces:
+                break
+            if any(_is_within(square, mesh) for mesh in known):
+                continue
+            mesh = find_mesh(self._mesh, image_HW3, square)
+            is_new = all(iou(_box(mesh), _box(other)) <= SAME_FACE_IOU for other in meshes)
+            if mesh.score >= self._min_score and is_new:
+                meshes.append(mesh)
+        return meshes
 
 
-def refine(landmarker: Any, image_HW3: UInt8, face: Face) -> Face:
-    """Detect a face again in a square twice its size; returns the face unchanged if that fails."""
-    x0, y0, x1, y1 = face.box.tolist()
-    side = max(MIN_SIDE, round(REFINE_SCALE * max(x1 - x0, y1 - y0)))
-    corner = np.round([(x0 + x1 - side) / 2, (y0 + y1 - side) / 2]).astype(np.float32)
-    x, y = (corner + (side - 1) / 2).tolist()
-    square_SS3 = cv2.getRectSubPix(image_HW3, (side, side), (x, y)).astype(np.uint8, copy=False)
-    found = [Face(again.points_68x2 + corner) for again in _faces(landmarker, square_SS3)]
-    return min(found, key=lambda again: float(np.abs(again.points_68x2 - face.points_68x2).mean()), default=face)
+def to_68(points_Mx2: Float32) -> Float32:
+    """Return the iBUG points of a mesh."""
+    return ((points_Mx2[FIRST] + points_Mx2[SECOND]) / 2).astype(np.float32)
 
 
-def _faces(landmarker: Any, image_HW3: UInt8) -> list[Face]:
-    import mediapipe
-
-    image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(image_HW3))
-    height, width = image_HW3.shape[:2]
-    return [Face(to_68(mesh, height, width)) for mesh in landmarker.detect(image).face_landmarks]
+def _box(mesh: Mesh) -> Box:
+    (x0, y0), (x1, y1) = mesh.points_Mx2.min(0).tolist(), mesh.points_Mx2.max(0).tolist()
+    return x0, y0, x1, y1
 
 
-def to_68(mesh: Sequence[Any], height: int, width: int) -> Float32:
-    """Return iBUG points in px, pixel centres at integers, from a mesh with x and y as fractions of the image."""
-    mesh_Mx2 = np.array([(point.x, point.y) for point in mesh]) * (width, height) - 0.5
-    return ((mesh_Mx2[FIRST] + mesh_Mx2[SECOND]) / 2).astype(np.float32)
+def _is_within(square: Square, mesh: Mesh) -> bool:
+    """Whether the centre of a square lies in the box of a mesh."""
+    x0, y0, x1, y1 = _box(mesh)
+    return x0 <= square.x <= x1 and y0 <= square.y <= y1

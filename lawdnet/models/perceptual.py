@@ -5,13 +5,12 @@ Shape letters: B batch, C channels, H W image.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lawdnet.models.layers import check_shape
+from lawdnet.storage import Location, local_copy
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
@@ -51,8 +50,8 @@ class VGG19Features(nn.Module):
         self.requires_grad_(False).eval()
 
     @classmethod
-    def from_file(cls, path: Path) -> VGG19Features:
-        """Load the weights of torchvision's `vgg19-*.pth` (its classifier is not needed).
+    def from_file(cls, path: Location) -> VGG19Features:
+        """Load the weights of torchvision's `vgg19-*.pth` (its classifier is not needed), also from an object store.
 
         Raises:
             ValueError: the file is missing or holds something else.
@@ -60,12 +59,13 @@ class VGG19Features(nn.Module):
         if not path.is_file():
             raise ValueError(f"{path}: no such file; expected torchvision's vgg19-dcbb9e9d.pth")
         network = cls()
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            network.load_state_dict({name: state[name] for name in network.state_dict()})
-        except Exception as error:  # a foreign file can provoke any
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"{path}: not the weights of torchvision's VGG19 ({reason})") from error
+        with local_copy(path) as local:
+            try:
+                state = torch.load(local, map_location="cpu", weights_only=True, mmap=True)
+                network.load_state_dict({name: state[name] for name in network.state_dict()})
+            except Exception as error:  # a foreign file can provoke any
+                reason = str(error).strip().partition("\n")[0]
+                raise ValueError(f"{path}: not the weights of torchvision's VGG19 ({reason})") from error
         return network
 
     def forward(self, image_B3HW: Tensor) -> list[Tensor]:

@@ -29,6 +29,7 @@ FACE_CHANNELS = 15
 SCORE_PX = 8
 HEADS = ("merge", "cosine")
 AUDIO_COLUMNS = 2
+MOTION_GAIN = 4.0
 EMBEDDING = 4
 """Length of an embedding in multiples of the feature's channels."""
 
@@ -43,6 +44,9 @@ class SyncNetConfig:
     """All channel counts are one or two times this."""
     face_px: int = 256
     """Side of the mouth square in px."""
+    motion: bool = False
+    """Look at how the frames differ from their mean. Without it the network learns who speaks, not when: on real people
+    it stays near chance against other moments of the same recording."""
     head: str = "merge"
     """`merge` is the published head: convolutions over both features give a map of scores. `cosine` turns both into
     vectors of length 1, and the score is their cosine; it learns from every pair of a batch and so leaves chance level
@@ -97,8 +101,8 @@ class SyncNet(nn.Module):
         if self.config.head == "cosine":
             face_BD, audio_AD = self.embed(faces_B15SS, audio_AC9)
             return face_BD @ audio_AD.T if pairwise else (face_BD * audio_AD).sum(1)[:, None, None, None]
-        face_BChw, audio_ACt = self._encode(faces_B15SS, audio_AC9)
-        audio_AC11 = audio_ACt.mean(2)[:, :, None, None]
+        face_BChw = self.encode_faces(faces_B15SS)
+        audio_AC11 = self.encode_audio(audio_AC9).mean(2)[:, :, None, None]
         if not pairwise:
             return self._merged(face_BChw, audio_AC11)
         faces = len(face_BChw)
@@ -113,19 +117,36 @@ class SyncNet(nn.Module):
             faces_B15SS: as in `forward`.
             audio_AC9: as in `forward`.
         """
-        assert self.config.head == "cosine"
-        face_BChw, audio_ACt = self._encode(faces_B15SS, audio_AC9)
-        face_BD = self.face_vector(face_BChw.flatten(1))
-        audio_AD = self.audio_vector(audio_ACt.flatten(1))
-        return F.normalize(face_BD, dim=1), F.normalize(audio_AD, dim=1)
+        return self.embed_faces(faces_B15SS), self.embed_audio(audio_AC9)
 
-    def _encode(self, faces_B15SS: Tensor, audio_AC9: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_faces(self, faces_B15SS: Tensor) -> Tensor:
+        """The faces' half of `embed`: B×D."""
+        assert self.config.head == "cosine"
+        return F.normalize(self.face_vector(self.encode_faces(faces_B15SS).flatten(1)), dim=1)
+
+    def embed_audio(self, audio_AC9: Tensor) -> Tensor:
+        """The audio's half of `embed`: A×D."""
+        assert self.config.head == "cosine"
+        return F.normalize(self.audio_vector(self.encode_audio(audio_AC9).flatten(1)), dim=1)
+
+    def encode_faces(self, faces_B15SS: Tensor) -> Tensor:
+        """The features of the faces, B×C×h×w, before either head."""
         check_shape("faces", faces_B15SS, FACE_CHANNELS, self.config.face_px, self.config.face_px)
+        return cast("Tensor", self.face_encoder(_motion(faces_B15SS) if self.config.motion else faces_B15SS))
+
+    def encode_audio(self, audio_AC9: Tensor) -> Tensor:
+        """The features of the audio, A×C×AUDIO_COLUMNS, before either head."""
         check_shape("audio", audio_AC9, self.config.audio_dim, CLIP_FRAMES)
-        return self.face_encoder(faces_B15SS), self.audio_encoder(audio_AC9)
+        return cast("Tensor", self.audio_encoder(audio_AC9))
 
     def _merged(self, face_BChw: Tensor, audio_BC11: Tensor) -> Tensor:
         return cast("Tensor", self.merge(torch.cat((face_BChw, audio_BC11.expand_as(face_BChw)), 1)))
+
+
+def _motion(faces_B15SS: Tensor) -> Tensor:
+    """The difference of each frame from the mean of all five, at about the size of the images themselves."""
+    faces_B53SS = faces_B15SS.unflatten(1, (-1, 3))
+    return MOTION_GAIN * (faces_B53SS - faces_B53SS.mean(1, keepdim=True)).flatten(1, 2)
 
 
 def _face_encoder(base: int, halvings: int) -> nn.Sequential:

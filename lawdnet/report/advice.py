@@ -22,6 +22,8 @@ LATE = 0.7
 """Share of the epochs; a best epoch before that is worth a remark."""
 FOLLOWS = 0.5
 """Correlation of the mouth's opening with the truth's below which a finished generator is worth a remark."""
+OPENINGS = ("opening_correlation", "mouth_correlation")
+"""Metrics that are that correlation, the better one first."""
 CHANCE = 0.6
 """Accuracy below which a sync network has learnt next to nothing."""
 
@@ -122,11 +124,15 @@ def _at_chance(log: StageLog, best: Best) -> Iterator[str]:
 
 
 def _deaf(log: StageLog, best: Best) -> Iterator[str]:
-    correlation = numbers(log.of_kind("validation"), "mouth_correlation")
-    if log.state == "finished" and len(correlation) and correlation[-1] < FOLLOWS:
-        found = f"mouth_correlation {correlation[-1]:.2f}, 1 is perfect"
-        cure = "more epochs, more people, or smaller weights of the image losses may help"
-        yield f"{log.name}: the mouth hardly follows the audio ({found}): {cure}."
+    rows = log.of_kind("validation")[-1:]
+    for name in OPENINGS:
+        correlation = numbers(rows, name)
+        if log.state == "finished" and np.isfinite(correlation).any():
+            if correlation[-1] < FOLLOWS:
+                found = f"{name} {correlation[-1]:.2f}, 1 is perfect"
+                cure = "more epochs, more people, or smaller weights of the image losses may help"
+                yield f"{log.name}: the mouth hardly follows the audio ({found}): {cure}."
+            return
 
 
 RULES: tuple[Callable[[StageLog, Best], Iterator[str]], ...] = (

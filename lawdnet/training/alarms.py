@@ -10,6 +10,9 @@ from torch import Tensor
 
 Alarm = Callable[[str], None]
 """Takes a sentence for a person: what happened, where, and what to do."""
+CHECK_OFFSETS = (
+    "look at the histogram of offsets of `lawdnet inspect DATASET`, and keep what is in sync with `lawdnet select`"
+)
 AT_CHANCE = 0.02
 """A network whose loss is within this share of its chance value has learnt nothing yet."""
 

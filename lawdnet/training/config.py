@@ -42,7 +42,7 @@ class TrainConfig:
     warp_layout: str = "correct"
     """`lawdnet2024` for published weights, which were trained with a scrambled field."""
     perceptual_weights: str = ""
-    """Path of torchvision's VGG19 weights; empty: no perceptual loss."""
+    """Path or URI of torchvision's VGG19 weights, which every stage with a perceptual loss needs."""
     pixel_loss: str = "l2"
     precision: str = "auto"
     """fp32, bf16, fp16 with a gradient scaler, or auto: bf16 on a GPU that has it."""
@@ -54,6 +54,11 @@ class TrainConfig:
     """Largest norm of a network's gradient, in multiples of its running mean; 0: no clipping."""
     ema_decay: float = 0.999
     """Decay of the running mean of the generator's weights, which validation and inference use; 0: no mean."""
+    sync_windows: int = 8
+    """Windows of each segment in a batch of the sync network, which contrasts them with each other."""
+    mix_segments: int = 64
+    """Segments whose samples are mixed into the same batches. A discriminator that sees few people at a time learns to
+    know them. Each task that draws samples holds the JPEGs of so many: 6 MB a segment at a crop width of 320 px."""
     references: str = "random"
     """`random` as published, or `diverse`: sharp frames in which pose and mouth differ most."""
     sync_ramp: int = 1000
@@ -67,7 +72,8 @@ class TrainConfig:
     max_skipped: int = 3
     """Steps of an epoch that may be skipped because a loss is not finite, before the run stops."""
     plateau_steps: int = 500
-    """Steps at chance after which an alarm is raised for the sync network; 0: never."""
+    """Steps after which there is an alarm if the sync network stays at chance, or the sync loss waits for its ramp; 0:
+    never."""
     sample_every: int = 1
     """Epochs between two sheets in `samples/`."""
 
@@ -82,6 +88,8 @@ class TrainConfig:
             "disc_max_channels",
             "key_points",
             "sample_every",
+            "mix_segments",
+            "sync_windows",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1")
@@ -128,6 +136,8 @@ class TrainConfig:
             sync=self.sync_feature if uses_sync else None,
             contrast=stage.kind == "syncnet",
             references=self.references,
+            windows=self.sync_windows if stage.kind == "syncnet" else 1,
+            mix_segments=self.mix_segments,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,6 +146,7 @@ class TrainConfig:
 
 
 _SMALL_NETWORKS: dict[str, Any] = {
+    "mix_segments": 24,
     "base_channels": 16,
     "sync_channels": 16,
     "disc_channels": 8,

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lawdnet.models.syncnet import SyncNet
-from lawdnet.training.alarms import Alarm, Plateau
+from lawdnet.training.alarms import CHECK_OFFSETS, Alarm, Plateau
 from lawdnet.training.collectives import Collectives
 from lawdnet.training.config import TrainConfig
-from lawdnet.training.losses import contrast, contrast_chance, equal_audio
+from lawdnet.training.losses import contrast, contrast_chance, equal_audio, rivals
 from lawdnet.training.networks import Metrics, Networks, Wrap
 from lawdnet.training.shapes import mouth_square, syncnet_config
 from lawdnet.training.stages import Stage
@@ -24,7 +24,7 @@ from lawdnet.types import TrainBatch
 
 ADVICE = (
     "the network finds no relation between audio and mouth. Most likely the dataset's audio and video are out of sync: "
-    "look at the histogram of offsets of `lawdnet inspect DATASET`, and keep what is in sync with `lawdnet select`"
+    f"{CHECK_OFFSETS}"
 )
 
 
@@ -87,7 +87,7 @@ class SyncStep(Networks):
         with torch.set_grad_enabled(keeps_graph):
             pairs = [self._embed(batch) for batch in batches]
         leaves = [(face.detach().requires_grad_(), audio.detach().requires_grad_()) for face, audio in pairs]
-        metrics = self._contrast(leaves, [_all_audio(batch) for batch in batches])
+        metrics = self._contrast(leaves, batches)
         self.precision.scaler.scale(metrics["total"]).backward()
         for index, (batch, leaf) in enumerate(zip(batches, leaves, strict=True)):
             with self.local(["syncnet"], is_last=index + 1 == len(batches)):
@@ -104,7 +104,7 @@ class SyncStep(Networks):
         """The metrics of a step on this rank's batch alone, without learning from it: for held-out data."""
         with self.precision.autocast():
             face_BD, audio_AD = self.syncnet.embed(self._square(batch), _all_audio(batch))
-        return _measure(face_BD.float(), audio_AD.float(), _all_audio(batch))
+        return _measure(face_BD.float(), audio_AD.float(), _all_audio(batch), batch.audio_origin_A2)
 
     def preview(self, batch: TrainBatch) -> None:
         """None: a sync network has no images to show."""
@@ -117,11 +117,15 @@ class SyncStep(Networks):
             face_BD, audio_AD = self.embedder(self._square(batch), _all_audio(batch))
         return face_BD.float(), audio_AD.float()
 
-    def _contrast(self, leaves: Sequence[tuple[Tensor, Tensor]], audio: Sequence[Tensor]) -> Metrics:
+    def _contrast(self, leaves: Sequence[tuple[Tensor, Tensor]], batches: Sequence[TrainBatch]) -> Metrics:
         """The metrics over all batches and ranks; gradients flow only to this rank's embeddings."""
         faces_GD = self._everyone([face for face, _ in leaves])
+        audio = [_all_audio(batch) for batch in batches]
         kinds = len(audio[0]) // len(leaves[0][0])
-        return _measure(faces_GD, self._by_kind([v for _, v in leaves], kinds), self._by_kind(audio, kinds))
+        origins = [batch.audio_origin_A2 for batch in batches if batch.audio_origin_A2 is not None]
+        origin_A2 = self._by_kind(origins, kinds) if origins else None
+        audio_AD = self._by_kind([v for _, v in leaves], kinds)
+        return _measure(faces_GD, audio_AD, self._by_kind(audio, kinds), origin_A2)
 
     def _by_kind(self, parts: Sequence[Tensor], kinds: int) -> Tensor:
         """Audio of all batches and ranks: the right audio in the faces' order, then the wrong kind by kind."""
@@ -146,12 +150,14 @@ def _all_audio(batch: TrainBatch) -> Tensor:
     return torch.cat([batch.sync_audio_BC9, batch.other_audio_BC9])
 
 
-def _measure(faces_GD: Tensor, audio_AD: Tensor, audio_AC9: Tensor) -> Metrics:
-    score_GA, kind_A = faces_GD @ audio_AD.T, equal_audio(audio_AC9)
+def _measure(faces_GD: Tensor, audio_AD: Tensor, audio_AC9: Tensor, origin_A2: Tensor | None) -> Metrics:
+    score_GA = faces_GD @ audio_AD.T
+    kind_A = equal_audio(audio_AC9)
     count, own_G = len(faces_GD), score_GA.diagonal()
+    rivals_GA = rivals(kind_A, origin_A2, count)
     metrics = {
-        "total": contrast(score_GA, kind_A),
-        "chance": score_GA.new_tensor(contrast_chance(count, len(audio_AD))),
+        "total": contrast(score_GA, rivals_GA),
+        "chance": contrast_chance(rivals_GA),
         "score": own_G.mean(),
     }
     for name, wrong in zip(("accuracy", "accuracy_quiet"), range(count, len(audio_AD), count), strict=False):

@@ -26,15 +26,57 @@ class Metric:
     """Kind of the stages that have it."""
     needs: str = ""
     """What is required to measure it, for people."""
+    ideal: float | None = None
+    """The value of a perfect generator, if more than that is as wrong as less."""
+
+    def is_better(self, new: float, old: float) -> bool:
+        """Whether one number beats another."""
+        if self.ideal is not None:
+            return abs(new - self.ideal) < abs(old - self.ideal)
+        return new > old if self.is_higher_better else new < old
 
 
 _DRAWN = "drawn heads, whose mouth can be measured in the image"
+_LANDMARKS = "the network that finds landmarks (lawdnet weights face_landmarker)"
+_LEVEL = f"mel features and {_LANDMARKS}"
+_SPANS = (9, 25, 50)
+"""Frames over which a choice between audio is made, as in `lawdnet.evaluation.choices`."""
 _NETWORK = "a sync network (--sync)"
 
 VALIDATION_METRICS = {
     "psnr": Metric("dB over the mouth square", needs_audio=False),
     "ssim": Metric("structural similarity of the mouth square", needs_audio=False),
     "pixel": Metric("mean absolute error over the mouth square, 0 … 1", is_higher_better=False, needs_audio=False),
+    "opening_correlation": Metric("correlation of the lips' gap with the truth's, -1 … 1", needs=_LANDMARKS),
+    "articulation": Metric(
+        "movement of the lips' gap, as a share of the truth's", needs_audio=False, needs=_LANDMARKS, ideal=1.0
+    ),
+    "lmd": Metric(
+        "distance of the mouth's landmarks from the truth's, in px of a 256 px crop",
+        is_higher_better=False,
+        needs_audio=False,
+        needs=_LANDMARKS,
+    ),
+    "lmd_eye": Metric(
+        "the same distance in eye distances", is_higher_better=False, needs_audio=False, needs=_LANDMARKS
+    ),
+    "silence_opening": Metric(
+        "the lips' gap while nobody speaks, in eye distances", is_higher_better=False, needs_audio=False, needs=_LEVEL
+    ),
+    "landmark_jitter": Metric(
+        "second difference of the mouth's landmarks, in px of a 256 px crop",
+        is_higher_better=False,
+        needs_audio=False,
+        needs=_LANDMARKS,
+    ),
+    "landmarks_found": Metric("share of the frames in which a face was found", needs_audio=False, needs=_LANDMARKS),
+    **{
+        f"opening_level_{span}": Metric(
+            f"share of {span}-frame mouths whose gap follows their own audio's level better than other audio's",
+            needs=_LEVEL,
+        )
+        for span in _SPANS
+    },
     "mouth_correlation": Metric("correlation of the mouth's opening with the truth's, -1 … 1", needs=_DRAWN),
     "silence": Metric(
         "the mouth's opening while nobody speaks, in half crop widths",
@@ -47,10 +89,47 @@ VALIDATION_METRICS = {
     ),
     "sync_confidence": Metric("how sure the sync network is of the offset", needs=_NETWORK),
     "sync_in_time": Metric("share of segments within one frame of offset 0", needs=_NETWORK),
+    **{
+        f"sync_accuracy_{span}": Metric(
+            f"share of {span}-frame mouths that the sync network gives their own audio, not that of another moment",
+            needs=f"{_NETWORK}, and segments longer than the span",
+        )
+        for span in _SPANS
+    },
+    **{
+        f"sync_foreign_{span}": Metric(
+            f"share of {span}-frame mouths that the sync network gives their own audio, not another person's",
+            needs=f"{_NETWORK}, and several people",
+        )
+        for span in _SPANS
+    },
     "accuracy": Metric("share of right choices between the true audio and another", kind="syncnet"),
+    **{
+        f"accuracy_{span}": Metric(f"the same with scores averaged over {span} frames", kind="syncnet")
+        for span in _SPANS[1:]
+    },
+    **{
+        f"foreign_{span}": Metric(
+            f"share of right choices between own and another person's audio over {span} frames",
+            kind="syncnet",
+            needs="several people",
+        )
+        for span in _SPANS
+    },
+    **{
+        f"floor_{span}": Metric(
+            f"accuracy over {span} frames of the lips' gap and the audio's level alone, without a network",
+            needs_audio=False,
+            kind="syncnet",
+            needs="mel features",
+        )
+        for span in _SPANS
+    },
     "offset_within_one": Metric("share of segments found within one frame of offset 0", kind="syncnet"),
 }
 """Every metric that a gate or the choice of a checkpoint may use; `truth_…` and `baseline_…` are for comparison."""
+LANDMARK_METRICS = frozenset(name for name, metric in VALIDATION_METRICS.items() if _LANDMARKS in metric.needs)
+"""Metrics that need the network that finds landmarks in generated frames."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +170,12 @@ def parse_gate(text: str) -> Gate:
 
 def _check_direction(condition: Condition, text: str) -> None:
     name = condition.name
-    good = (">=", ">") if find_metric(name).is_higher_better else ("<=", "<")
+    metric = find_metric(name)
+    assert not isinstance(condition.value, str)
+    is_least = metric.is_higher_better if metric.ideal is None else condition.value < metric.ideal
+    good = (">=", ">") if is_least else ("<=", "<")
     if condition.is_absolute or condition.operator not in good:
-        better = "higher" if good[0] == ">=" else "lower"
+        better = "higher" if is_least else "lower"
         raise ValueError(f"gate {text!r}: {better} is better; write {name}{good[0]}{condition.value}")
 
 
@@ -133,7 +215,7 @@ def is_better(name: str, new: float, old: float | None) -> bool:
     Raises:
         ValueError: unknown metric.
     """
-    direction = 1 if find_metric(name).is_higher_better else -1
+    metric = find_metric(name)
     if math.isnan(new):
         return False
-    return old is None or math.isnan(old) or direction * (new - old) > 0
+    return old is None or math.isnan(old) or metric.is_better(new, old)

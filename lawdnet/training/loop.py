@@ -73,17 +73,20 @@ class Loop:
         """
         stream = self.batches(start)
         for epoch in range(start.epoch, self.stage.epochs):
-            for optimizer in self.step.optimizers.values():
-                for group in optimizer.param_groups:
-                    group["lr"] = self._lr(epoch)
             metrics, batch = self._epoch(stream, epoch, start.step if epoch == start.epoch else 0)
             is_wanted = (epoch + 1) % self.preview_every == 0 or epoch + 1 == self.stage.epochs
             if self.preview and is_wanted and (images := self.step.preview(batch)) is not None:
                 self.preview(images, epoch + 1)
             self.report(metrics, epoch=epoch + 1)
 
-    def _lr(self, epoch: int) -> float:
-        return (self.lr or self.stage.lr) * self.stage.lr_factor(epoch)
+    def _lr(self, epoch: int, step: int) -> float:
+        warmup = self.stage.warmup_factor(epoch * self.steps_per_epoch + step)
+        return (self.lr or self.stage.lr) * self.stage.lr_factor(epoch) * warmup
+
+    def _set_lr(self, lr: float) -> None:
+        for optimizer in self.step.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = lr
 
     def _epoch(
         self, stream: Iterator[Sequence[Arrays]], epoch: int, first_step: int
@@ -96,6 +99,7 @@ class Loop:
                 arrays = _next(stream, Position(epoch, step))
             with meter.computing(sum(len(one["source"]) for one in arrays)):
                 batches = [to_batch(one, self.device) for one in arrays]
+                self._set_lr(self._lr(epoch, step))
                 try:
                     losses = self.step(*batches)
                 except NonFiniteLoss as error:
@@ -114,7 +118,7 @@ class Loop:
         is_last = step + 1 == self.steps_per_epoch
         if losses and (step % 10 == 0 or is_last or any(name.startswith("share_") for name in losses)):
             row = {name: float(loss) for name, loss in losses.items()}
-            self.log({"epoch": epoch, "step": step, "lr": self._lr(epoch), **row})
+            self.log({"epoch": epoch, "step": step, "lr": self._lr(epoch, step), **row})
 
     def _skip(self, error: NonFiniteLoss, arrays: Sequence[Arrays], skipped: int, position: Position) -> None:
         """Name the segments of the step, and stop if too many steps were skipped."""
@@ -169,4 +173,5 @@ def to_batch(arrays: Arrays, device: torch.device) -> TrainBatch:
         audio_BNC5=move("audio"),
         sync_audio_BC9=move("sync_audio") if "sync_audio" in arrays else None,
         other_audio_BC9=torch.cat(wrong) if wrong else None,
+        audio_origin_A2=move("origin").transpose(0, 1).flatten(0, 1) if "origin" in arrays else None,
     )

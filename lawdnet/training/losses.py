@@ -5,7 +5,6 @@ Shape letters: B batch, A audio clips, H W crop, h w score map.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -42,35 +41,54 @@ def equal_audio(audio_AC9: Tensor) -> Tensor:
     return torch.unique(audio_AC9.flatten(1), dim=0, return_inverse=True)[1]
 
 
-def contrast(score_BA: Tensor, kind_A: Tensor, sharpness: float = 12.0) -> Tensor:
-    """InfoNCE: each face must pick its own audio out of all A, and each of the first B audio clips its own face.
+NEAR_FRAMES = 5
+"""Audio that begins fewer frames from the right one is nearly right itself."""
 
-    Pairs whose audio is equal to the right one (a clip drawn twice, digital silence) are not mistakes and are left out.
+
+def rivals(kind_A: Tensor, origin_A2: Tensor | None, faces: int) -> Tensor:
+    """B×A: the pairs that are compared, which are a face's own audio and what is wrong for it.
+
+    Audio that is equal to the right one (a clip drawn twice, digital silence) is not wrong. With `origin_A2` only other
+    moments of the same recording are, `NEAR_FRAMES` away or more: whoever must also tell voices and faces apart learns
+    that first, and learns little of the moment.
+
+    Args:
+        kind_A: numbers of the audio clips as `equal_audio` gives them.
+        origin_A2: recording and first frame of each audio clip.
+        faces: B; face b belongs to audio b.
+    """
+    are_rivals_BA = kind_A[:faces, None] != kind_A[None]
+    if origin_A2 is not None:
+        recording_A, start_A = origin_A2.unbind(1)
+        are_rivals_BA &= recording_A[:faces, None] == recording_A[None]
+        are_rivals_BA &= (start_A[:faces, None] - start_A[None]).abs() >= NEAR_FRAMES
+    are_rivals_BA[:, :faces].fill_diagonal_(True)
+    return are_rivals_BA
+
+
+def contrast(score_BA: Tensor, rivals_BA: Tensor, sharpness: float = 12.0) -> Tensor:
+    """InfoNCE: each face must pick its own audio out of its rivals, and each of the first B audio clips its own face.
 
     Args:
         score_BA: cosines; face b belongs to audio b.
-        kind_A: numbers of the audio clips as `equal_audio` gives them.
+        rivals_BA: see `rivals`.
         sharpness: inverse temperature of the softmax.
     """
     count = len(score_BA)
-    same_BA = kind_A[:count, None] == kind_A[None]
-    same_BA[:, :count].fill_diagonal_(False)
-    logit_BA = (sharpness * score_BA).masked_fill(same_BA, -torch.inf)
+    logit_BA = (sharpness * score_BA).masked_fill(~rivals_BA, -torch.inf)
     target_B = torch.arange(count, device=score_BA.device)
     return (F.cross_entropy(logit_BA, target_B) + F.cross_entropy(logit_BA[:, :count].T, target_B)) / 2
 
 
-def contrast_chance(faces: int, clips: int) -> float:
+def contrast_chance(rivals_BA: Tensor) -> Tensor:
     """The value of `contrast` for a network that scores all pairs alike.
 
-    A softmax over n equal scores gives each 1/n, a cross-entropy of ln n: ln A for the choice of the audio, ln B for
-    that of a face, (ln A + ln B) / 2 in the mean. With one wrong clip the first is ln 2, the 0.69 of single pairs.
-
-    Args:
-        faces: B.
-        clips: A, the number of audio clips.
+    A softmax over n equal scores gives each 1/n, a cross-entropy of ln n: with A rivals for each audio and B for each
+    face, (ln A + ln B) / 2 in the mean. With one wrong clip the first is ln 2, the 0.69 of single pairs.
     """
-    return (math.log(clips) + math.log(faces)) / 2
+    count = len(rivals_BA)
+    audio = rivals_BA.sum(1).log().mean()
+    return (audio + rivals_BA[:, :count].sum(0).log().mean()) / 2
 
 
 def image_gradients(losses: Mapping[str, Tensor], image: Tensor) -> dict[str, Tensor]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lawdnet.training.gates import VALIDATION_METRICS, find_metric, parse_gate
+from lawdnet.training.gates import LANDMARK_METRICS, VALIDATION_METRICS, find_metric, parse_gate
 from lawdnet.training.loggers import check_loggers
 from lawdnet.training.virtual_ranks import Workers
 
-DEFAULT_BEST = ("mouth_correlation", "sync_confidence", "accuracy")
+DEFAULT_BEST = ("opening_correlation", "mouth_correlation", "sync_confidence", "accuracy")
 """Metrics that choose the best checkpoint unless `best` names one: the first that was measured counts."""
 
 
@@ -56,3 +56,9 @@ class RunOptions:
         """The metrics that choose a stage's best checkpoint: the first of them that was measured counts."""
         wanted = (self.best,) if self.best and VALIDATION_METRICS[self.best].kind == kind else DEFAULT_BEST
         return tuple(name for name in wanted if VALIDATION_METRICS[name].kind == kind)
+
+    @property
+    def needs_landmarks(self) -> bool:
+        """Whether a gate or the choice of the best checkpoint rests on landmarks of generated frames."""
+        named = {condition.name for gate in self.gates for condition in parse_gate(gate).conditions}
+        return bool((named | {self.best}) & LANDMARK_METRICS)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from lawdnet.face.geometry import stage_size
 from lawdnet.models.legacy import load_legacy_generator
 from lawdnet.models.perceptual import VGG19Features
 from lawdnet.models.saved import META, STATE, find_checkpoint, read_meta
@@ -20,28 +19,55 @@ from lawdnet.training.options import RunOptions
 from lawdnet.training.shapes import generator_config
 from lawdnet.training.stages import Stage
 
-log = logging.getLogger(__name__)
-
 
 class GateError(RuntimeError):
     """A stage is finished but has not passed the gates for the next one."""
 
 
 def with_perceptual(config: TrainConfig) -> TrainConfig:
-    """Check the VGG19 file on the user's machine, and make its path absolute so that workers find it."""
-    if config.perceptual_weights:
-        path = Path(config.perceptual_weights).absolute()
-        VGG19Features.from_file(path)
-        return dataclasses.replace(config, perceptual_weights=str(path))
-    without = [stage.name for stage in config.stages if stage.kind == "gan" and stage.weights.perceptual]
-    if without:
-        log.warning(
-            "%s: trained WITHOUT the perceptual loss (weight %g), because there are no VGG19 weights; "
-            "give torchvision's vgg19-dcbb9e9d.pth with --set perceptual_weights=PATH",
-            ", ".join(without),
-            config.stage(without[0]).weights.perceptual,
+    """Check the VGG19 file before workers start, and make its path absolute so that they find it.
+
+    Raises:
+        ValueError: the file is missing or holds something else.
+    """
+    if not config.perceptual_weights:
+        return config
+    file = locate(config.perceptual_weights)
+    VGG19Features.from_file(file)
+    return dataclasses.replace(config, perceptual_weights=str(file))
+
+
+def check_recipe(config: TrainConfig, todo: Sequence[Stage], crop_width: int, *, in_curriculum: bool = False) -> None:
+    """Check that the stages to train have what their numbers say: VGG19 weights, and crops that need no enlarging.
+
+    The preset `small` may enlarge crops.
+
+    Args:
+        crop_width: width of the dataset's crops in px.
+        in_curriculum: whether settings are those of `lawdnet curriculum`, which names the part before the key.
+
+    Raises:
+        ValueError: names the stages, what they need, and what to do.
+    """
+    option = "--set train." if in_curriculum else "--set "
+    without = [stage.name for stage in todo if stage.kind == "gan" and stage.weights.perceptual]
+    if without and not config.perceptual_weights:
+        is_all = len(without) == sum(stage.kind == "gan" for stage in config.stages)
+        off = " ".join(f"{option}{name}.weights.perceptual=0" for name in (["stages"] if is_all else without))
+        raise ValueError(
+            f"{', '.join(without)}: the perceptual loss needs VGG19 weights; give torchvision's vgg19-dcbb9e9d.pth "
+            f"with {option}perceptual_weights=FILE (a path or s3://…), or train without this loss: {off}"
         )
-    return config
+    widths = {stage.name: stage_size(stage.mouth_px)[1] for stage in todo}
+    narrow = {name: width for name, width in widths.items() if width > crop_width}
+    if not narrow or config.preset == "small":
+        return
+    needs = ", ".join(f"{name} needs crops {width} px wide" for name, width in narrow.items())
+    wider = f"{'--set build.crop_width=' if in_curriculum else '--crop-width '}{max(narrow.values())}"
+    remedy = f"build the dataset with {wider}"
+    if mouth_px := crop_width * 4 // 5 // 32 * 32:
+        remedy += f", or make the mouth smaller: {' '.join(f'{option}{name}.mouth_px={mouth_px}' for name in narrow)}"
+    raise ValueError(f"{needs}; the dataset's are {crop_width} px wide; {remedy}")
 
 
 def check_chain(run: Location, config: TrainConfig, todo: list[Stage], data: Lineage, init: str) -> None:

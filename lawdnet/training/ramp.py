@@ -10,8 +10,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lawdnet.training.alarms import CHECK_OFFSETS, Alarm
+
 MEMORY = 10
 """Steps that the running means look back, and the fewest steps before the ramp trusts its means."""
+TRUE_ADVICE = (
+    "the sync network does not recognise true pairs. Train it longer (--set syncnet.epochs_constant=…), or "
+    f"{CHECK_OFFSETS}"
+)
+MADE_ADVICE = (
+    "the sync network recognises true pairs, but not generated ones. Train the frame stages longer, or the sync "
+    "network (--set syncnet.epochs_constant=…)"
+)
 
 
 class SyncRamp:
@@ -24,10 +34,13 @@ class SyncRamp:
     Args:
         steps: length of the ramp; 0: the factor is always 1, as in LawDNet 2024.
         below: the threshold.
+        patience: steps of waiting after which there is one alarm; 0: never.
+        alarm: told which mean is too high, and what to do.
     """
 
-    def __init__(self, steps: int, below: float) -> None:
+    def __init__(self, steps: int, below: float, patience: int = 0, alarm: Alarm = lambda text: None) -> None:
         self.steps, self.below = steps, below
+        self.patience, self.alarm = patience, alarm
         self.taken = self.seen = 0
         self.true = self.made = 0.0
 
@@ -52,6 +65,18 @@ class SyncRamp:
         self.made += share * (made - self.made)
         if self.seen >= MEMORY and max(self.true, self.made) < self.below:
             self.taken = 1
+        elif self.patience and self.seen == max(self.patience, MEMORY):
+            self.alarm(self._complaint())
+
+    def _complaint(self) -> str:
+        """Say why the ramp has not begun."""
+        both = {"true": self.true, "generated": self.made}
+        means = " and ".join(f"{value:.3f} on {name} pairs" for name, value in both.items() if not value < self.below)
+        return (
+            f"the sync loss still does not count after {self.seen} steps: its mean is {means}, and must be below "
+            f"sync_below ({self.below:g}; chance is 1): {MADE_ADVICE if self.true < self.below else TRUE_ADVICE}. "
+            "A new run may start it earlier with --set sync_below=…"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Counts and means."""

@@ -52,4 +52,10 @@ def discriminator_config(config: TrainConfig, stage: Stage, channels: int) -> Di
 
 def syncnet_config(config: TrainConfig, stage: Stage, audio_dim: int) -> SyncNetConfig:
     """Shape of a run's sync network, which sees the mouth at the size of its own stage."""
-    return SyncNetConfig(audio_dim=audio_dim, base_channels=config.sync_channels, face_px=stage.mouth_px, head="cosine")
+    return SyncNetConfig(
+        audio_dim=audio_dim,
+        base_channels=config.sync_channels,
+        face_px=stage.mouth_px,
+        motion=True,
+        head="cosine",
+    )

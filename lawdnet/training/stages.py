@@ -45,6 +45,10 @@ class Stage:
     epochs_constant: int
     epochs_decay: int
     lr: float = 1e-4
+    warmup_steps: int = 0
+    """Optimiser steps in which the rate rises linearly to `lr`. Adam's first steps are of full length whatever the
+    gradient; at a high rate they can drive the warp's parameters into saturation, from where the generator never learns
+    to listen."""
     accumulate: int = 1
     """Micro-batches of each virtual rank in one optimiser step."""
     global_batch: int = 0
@@ -60,6 +64,8 @@ class Stage:
         for name in ("batch_size", "samples_per_segment", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{self.name}.{name}: must be at least 1")
+        if self.warmup_steps < 0:
+            raise ValueError(f"{self.name}.warmup_steps: must be 0 (none) or positive")
         if self.global_batch < 0:
             raise ValueError(f"{self.name}.global_batch: must be 0 (each worker adds its own samples) or positive")
         if min(self.epochs_constant, self.epochs_decay) < 0 or not self.epochs:
@@ -77,6 +83,10 @@ class Stage:
     def lr_factor(self, epoch: int) -> float:
         """Factor of `lr` in an epoch (from 0): 1 while constant, then linearly towards 0, and never negative."""
         return max(0.0, 1.0 - max(0, epoch + 1 - self.epochs_constant) / (self.epochs_decay + 1))
+
+    def warmup_factor(self, step: int) -> float:
+        """Factor of `lr` in an optimiser step of the stage (from 0): rises linearly to 1, which it then stays."""
+        return min(1.0, (step + 1) / (self.warmup_steps + 1))
 
 
 def micro_batches(stage: Stage, world: int) -> int:
@@ -116,23 +126,31 @@ PUBLISHED = (
 )  # fmt: skip
 """LawDNet 2024's own numbers and names, kept for parity: its `clip_256` runs at 288 px."""
 
-FULL = (*PUBLISHED[:-1], replace(PUBLISHED[-1], name="clip_288"))
-"""The published sizes under names that tell them."""
+FULL = (
+    replace(PUBLISHED[0], global_batch=256, warmup_steps=500),
+    replace(PUBLISHED[1], warmup_steps=500),
+    replace(PUBLISHED[2], warmup_steps=200, lr=7e-5),
+    replace(PUBLISHED[3], warmup_steps=200, lr=5e-5),
+    replace(PUBLISHED[4], warmup_steps=200, lr=2e-5, name="clip_288"),
+)
+"""The published sizes under names that tell them, with a warm-up and a rate that falls from stage to stage: at the rate
+of the first stage, fresh optimisers wreck a finished generator (docs/training.md). Not tested on a GPU."""
 
 # Without VGG19 weights, absolute errors replace the perceptual loss, most of all in the hidden region.
 _SMALL = Weights(pixel=3.0, mouth=10.0, perceptual=0.0, gan=0.1)
 
 SMALL = (
-    Stage(name="syncnet", kind="syncnet", mouth_px=32, num_frames=5, batch_size=32, samples_per_segment=144,
-          epochs_constant=3, epochs_decay=2, lr=1e-3),
+    Stage(name="syncnet", kind="syncnet", mouth_px=32, num_frames=5, batch_size=96, samples_per_segment=144,
+          epochs_constant=3, epochs_decay=2, lr=1e-3, warmup_steps=30),
     Stage(name="frame_32", mouth_px=32, batch_size=16, samples_per_segment=64, epochs_constant=4, epochs_decay=3,
-          lr=1e-3, weights=_SMALL),
+          lr=1e-3, warmup_steps=50, weights=_SMALL),
     Stage(name="frame_64", mouth_px=64, init_from="frame_32", batch_size=16, samples_per_segment=32,
-          epochs_constant=1, epochs_decay=2, lr=7e-4, weights=_SMALL),
+          epochs_constant=1, epochs_decay=2, lr=7e-4, warmup_steps=10, weights=_SMALL),
     Stage(name="frame_96", mouth_px=96, init_from="frame_64", batch_size=8, samples_per_segment=10,
-          epochs_constant=1, epochs_decay=1, lr=5e-4, weights=_SMALL),
+          epochs_constant=1, epochs_decay=1, lr=5e-4, warmup_steps=10, weights=_SMALL),
     Stage(name="clip_96", mouth_px=96, num_frames=5, init_from="frame_96", batch_size=2, samples_per_segment=2,
-          epochs_constant=1, epochs_decay=0, lr=2e-4, weights=replace(_SMALL, clip_gan=0.1, sync=0.1)),
+          epochs_constant=1, epochs_decay=0, lr=2e-4, warmup_steps=10,
+          weights=replace(_SMALL, clip_gan=0.1, sync=0.1)),
 )  # fmt: skip
 """Trains on a laptop in minutes."""
 

@@ -7,7 +7,6 @@ C feature dimension.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol, cast
 
 import torch
@@ -19,7 +18,8 @@ from lawdnet.models.discriminator import Discriminator
 from lawdnet.models.generator import Generator
 from lawdnet.models.perceptual import VGG19Features
 from lawdnet.models.syncnet import SyncNet
-from lawdnet.training.alarms import NonFiniteLoss, check_finite
+from lawdnet.storage import locate
+from lawdnet.training.alarms import Alarm, NonFiniteLoss, check_finite
 from lawdnet.training.collectives import Collectives
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.contrast import SyncStep
@@ -66,6 +66,7 @@ class GanStep(Networks):
         audio_dim: C of the generator's feature.
         syncnet: trained sync network; required if the stage has a sync loss.
         collectives: see `Networks`.
+        alarm: called once if the sync loss waits for `plateau_steps`.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class GanStep(Networks):
         audio_dim: int,
         syncnet: SyncNet | None = None,
         collectives: Collectives | None = None,
+        alarm: Alarm = lambda text: None,
     ) -> None:
         super().__init__(config, stage, device, wrap, collectives)
         weights = stage.weights
@@ -92,11 +94,14 @@ class GanStep(Networks):
         if weights.clip_gan:
             self.add("clip_discriminator", Discriminator(discriminator_config(config, stage, 3 * stage.num_frames)))
         self.syncnet = syncnet.to(device).eval().requires_grad_(False) if syncnet and weights.sync else None
-        self.ramp, self.bound = SyncRamp(config.sync_ramp, config.sync_below), SyncBound(config.sync_share)
+        self.ramp = SyncRamp(
+            config.sync_ramp, config.sync_below, config.plateau_steps, lambda text: alarm(f"{stage.name}: {text}")
+        )
+        self.bound = SyncBound(config.sync_share)
         self.parts |= {"ramp": self.ramp, "bound": self.bound}
         self.features = None
         if weights.perceptual and config.perceptual_weights:
-            self.features = VGG19Features.from_file(Path(config.perceptual_weights)).to(device)
+            self.features = VGG19Features.from_file(locate(config.perceptual_weights)).to(device)
         self.keep_HW = torch.from_numpy(keep_mask(*stage_size(stage.mouth_px)).copy()).to(device)
         self.taken = 0
         self.powers: list[Tensor] = []

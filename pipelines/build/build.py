@@ -20,7 +20,7 @@ from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset
 from lawdnet.data.records import STATE, VideoRecord, read_records, video_records
 from lawdnet.data.rules import parse_rule
 from lawdnet.data.transfer import refuse_inside
-from lawdnet.landmarks.base import ready_network
+from lawdnet.landmarks.base import prepare_landmarks
 from lawdnet.storage import Location, read_json, write_json
 from lawdnet.tasks import lock
 from lawdnet.tasks.inputs import InputFile, list_inputs
@@ -97,20 +97,19 @@ def _plan(
         ValueError: as `build`.
     """
     config = job.config
-    if config.landmarks != "auto":
-        source_of(config, config.landmarks, job.weights_dir)  # says at once what is missing
     check_paths([file.path for file in inputs], config.group_by)
+    have_csv = [bool(file.csv_fingerprint) for file in inputs]
+    finds_faces = prepare_landmarks(config.landmarks, have_csv, lambda name: source_of(config, name, job.weights_dir))
     job = dataclasses.replace(job, sync_mark=_check_sync(job.sync, config, marks))
     records = read_records(root)
     _check_rules(config, bool(job.sync_mark) or any(record.sync for record in records.values()))
-    weights_dir = Path(job.weights_dir) if job.weights_dir else None
     plan = Plan(
         inputs=inputs,
         records=records,
         files={path.name for path in (root / SEGMENTS).glob("*.parquet")},
         marks=marks,
         sync_mark=job.sync_mark,
-        finds_faces=config.landmarks == "auto" and ready_network(weights_dir) is not None,
+        finds_faces=finds_faces,
     )
     plan.check_gone(root)
     return job, plan

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from lawdnet import storage
 from lawdnet.audio.base import AudioExtractor, extractor_options, frame_features, make_extractor
-from lawdnet.audio.io import load_audio
+from lawdnet.audio.io import load_video_audio
 from lawdnet.data.config import BuildConfig, digest
 from lawdnet.data.group_by import group_names
 from lawdnet.data.manifest import SEGMENTS
@@ -30,8 +30,9 @@ from lawdnet.data.schema import (
     with_columns,
     write_segments,
 )
-from lawdnet.data.segments import Tally, split_draw, video_id, video_segments
-from lawdnet.landmarks.base import LandmarkSource, make_source, resolve_auto, source_options
+from lawdnet.data.segments import Tally, video_id, video_segments
+from lawdnet.data.split import split_draw
+from lawdnet.landmarks.base import LandmarkSource, choose_source, make_source, source_options
 from lawdnet.landmarks.openface import csv_of
 from lawdnet.storage import locate
 from lawdnet.tasks.inputs import CSV_SUFFIXES, InputFile, opened
@@ -215,7 +216,7 @@ class VideoTask(Task[VideoItem, VideoRecord]):
         missing = {name: self.extractors[name] for name in lacking(record, self.marks)}
         with tally.timed("sound"):
             num_frames = probe(path).num_frames  # the record counts what was decoded, which may be one less
-            audio_S = load_audio(path, num_frames=num_frames)
+            audio_S = load_video_audio(path, num_frames=num_frames).samples
             features = {
                 name: frame_features(made, audio_S, num_frames, beat=tally.beat) for name, made in missing.items()
             }
@@ -250,9 +251,7 @@ class VideoTask(Task[VideoItem, VideoRecord]):
         return self.scorer(segment.frames_jpeg, segment.landmarks_T68x2, segment.features, audio_S)
 
     def _source(self, path: Path) -> LandmarkSource:
-        name = self.config.landmarks
-        weights_dir = Path(self.job.weights_dir) if self.job.weights_dir else None
-        return self._made_source(resolve_auto(path, weights_dir) if name == "auto" else name)
+        return choose_source(path, self.config.landmarks, self._made_source)
 
     @cache  # noqa: B019 a worker lives as long as its process
     def _made_source(self, name: str) -> LandmarkSource:

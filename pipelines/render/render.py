@@ -14,8 +14,7 @@ from pathlib import Path
 
 from lawdnet import storage
 from lawdnet.face.track import one_face
-from lawdnet.landmarks import source_for
-from lawdnet.landmarks.base import ready_network
+from lawdnet.landmarks.base import DETECTOR, make_with_weights, prepare_landmarks
 from lawdnet.models.saved import STATE, find_checkpoint
 from lawdnet.storage import REQUESTS, Location, sha256, write_json
 from lawdnet.tasks import lock
@@ -66,9 +65,11 @@ def render(
     network = checkpoint if checkpoint.is_file() else find_checkpoint(checkpoint)
     check_outs(pairs, root)
     one_face(face)
-    _check_ready(network, landmarks, weights_dir)
+    have_csv = [pair.has_csv for pair in pairs]
+    finds_faces = prepare_landmarks(landmarks, have_csv, lambda name: make_with_weights(name, weights_dir))
+    _check_engine(network, weights_dir)
     settings = [sha256(network if network.is_file() else network / STATE), face]
-    finds = (ready_network(weights_dir) or "") if landmarks == "auto" else landmarks
+    finds = landmarks if landmarks != "auto" else DETECTOR if finds_faces else ""
     pairs = [replace(pair, inputs=[*pair.inputs, *settings, _source(pair, landmarks, finds)]) for pair in pairs]
     job = RenderJob(
         root=str(root),
@@ -92,16 +93,14 @@ def render(
     return records
 
 
-def _check_ready(network: Location, landmarks: str, weights_dir: Path | None) -> None:
+def _check_engine(network: Location, weights_dir: Path | None) -> None:
     """Say at once what is missing, not in every worker.
 
     Raises:
-        ValueError: the landmark source, the network or its audio feature cannot be used.
+        ValueError: the network or its audio feature cannot be used.
     """
     from lawdnet.inference.engine import Engine
 
-    if landmarks != "auto":
-        source_for(Path(), landmarks, weights_dir)
     with opened_network(network) as path:
         Engine(path, device="cpu", weights_dir=weights_dir)
 

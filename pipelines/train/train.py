@@ -36,6 +36,7 @@ from lawdnet.training.tail import Tail
 from lawdnet.training.virtual_ranks import Workers, count_virtual_ranks
 from pipelines.cluster import resources
 from pipelines.train.elastic import scaling
+from pipelines.train.validate import check_landmarks
 from pipelines.train.worker import STOPPED, Job, work
 
 __all__ = ["METRICS", "SAMPLES", "RunOptions", "Workers", "lineage", "train"]
@@ -65,8 +66,9 @@ def train(
     """Train every stage that is not finished yet, each from its parent; returns the run.
 
     Raises:
-        ValueError: a parent stage is missing or does not fit, the dataset lacks a feature or a training split, the run
-            belongs to other settings or to older code, or another driver is training it.
+        ValueError: a parent stage is missing or does not fit, the dataset lacks a feature or a training split or has
+            crops that are too narrow, a loss lacks its weights, the run belongs to other settings or to older code, or
+            another driver is training it.
         GateError: a stage has not passed the gates that the next one waits for.
     """
     run = locate(run)
@@ -82,7 +84,10 @@ def train(
     config = preflight.with_perceptual(config)
     _read_run(run)
     todo = [stage for stage in config.stages if preflight.epochs_done(run / stage.name) < stage.epochs]
+    preflight.check_recipe(config, todo, dataset.crop_width)
     preflight.check_chain(run, config, todo, lineage(dataset), options.init)
+    if options.validate_every and dataset.segments("val") and any(stage.kind == "gan" for stage in todo):
+        check_landmarks(options)
     with lock.held(run / DRIVER):
         virtual_ranks = _claim(run, dataset, config, options)
         preflight.check_gates(run, config, options, before=todo[:1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,17 @@ from torch import nn
 
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.evaluation import validation
+from lawdnet.evaluation.landmarks import LandmarksByRow, MeshLandmarker, find_bundle
+from lawdnet.evaluation.plan import foreign_segments
 from lawdnet.evaluation.sync import SyncScorer
 from lawdnet.evaluation.sync_validation import OFFSET
 from lawdnet.models.syncnet import SyncNet
 from lawdnet.training.config import TrainConfig
+from lawdnet.training.options import RunOptions
 from lawdnet.training.stages import Stage
 from pipelines.train.elastic import gather
+
+log = logging.getLogger(__name__)
 
 PER_VIDEO = 4
 """Largest number of segments of one held-out video."""
@@ -34,6 +40,8 @@ class Validation:
     stored_width: int
     device: torch.device
     scorer: SyncScorer | None = None
+    landmarks: LandmarksByRow | None = None
+    """Finds the landmarks of generated frames; those of the true ones are kept until the stage ends."""
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
         """Return those of `VALIDATION_METRICS` (see `lawdnet.training.gates`) that can be measured.
@@ -43,10 +51,16 @@ class Validation:
 
         All workers call it together.
         """
-        refs = validation.plan(self.segments, self.rank, self.world, limit=PER_VIDEO, most=self.most)
+        everywhere = validation.plan(self.segments, limit=PER_VIDEO, most=self.most)
+        refs = everywhere[self.rank :: self.world]
         if isinstance(network, SyncNet):
             sums = validation.validate_sync(
-                network, refs, feature=self.config.sync_feature, device=self.device, seed=self.config.seed
+                network,
+                refs,
+                feature=self.config.sync_feature,
+                device=self.device,
+                foreign=foreign_segments(everywhere),
+                seed=self.config.seed,
             )
         else:
             sums = validation.validate(
@@ -57,6 +71,7 @@ class Validation:
                 stored_width=self.stored_width,
                 device=self.device,
                 scorer=self.scorer,
+                landmarks=self.landmarks,
                 seed=self.config.seed,
             )
         everyone = validation.merge(gather(sums))
@@ -66,3 +81,31 @@ class Validation:
 def scorer_of(syncnet: Path | None, device: torch.device) -> SyncScorer | None:
     """A scorer with the run's own sync network, if it has one."""
     return SyncScorer(syncnet, device=str(device)) if syncnet else None
+
+
+def check_landmarks(options: RunOptions) -> None:
+    """Check, before workers start, that landmarks of generated frames can be found; a warning says so if not.
+
+    Raises:
+        ValueError: a gate or the choice of the best checkpoint needs them, and the network cannot be fetched.
+    """
+    try:
+        find_bundle(fetch=options.needs_landmarks)
+    except ValueError as error:
+        if options.needs_landmarks:
+            raise
+        log.warning("validation leaves out the metrics of landmarks (opening_correlation, lmd, …): %s", error)
+
+
+def landmarks_of(options: RunOptions) -> LandmarksByRow | None:
+    """Return what finds landmarks of generated frames on this worker, or None if its network is not there.
+
+    Raises:
+        ValueError: as `check_landmarks`.
+    """
+    try:
+        return LandmarksByRow(MeshLandmarker(find_bundle(fetch=options.needs_landmarks)))
+    except ValueError:
+        if options.needs_landmarks:
+            raise
+        return None

@@ -35,7 +35,7 @@ from pipelines.cluster import metrics
 from pipelines.train.dataloader import Batch, is_starved, rank_batches
 from pipelines.train.elastic import Parallel, find_shared_collectives, gather
 from pipelines.train.recorder import StageRecorder
-from pipelines.train.validate import Validation, scorer_of
+from pipelines.train.validate import Validation, landmarks_of, scorer_of
 
 STOPPED = "stopped.txt"
 """File with the reason why the workers stopped together, if another attempt could not help."""
@@ -127,8 +127,13 @@ class Worker:
             stored_width=self.job.lineage.crop_width,
             device=self.device,
             scorer=scorer_of(syncnet, self.device),
+            landmarks=landmarks_of(self.job.options) if self._validates_generator else None,
         )
         self._loop().run(start)
+
+    @property
+    def _validates_generator(self) -> bool:
+        return self.stage.kind == "gan" and bool(self.job.held_out) and self.job.options.validate_every > 0
 
     def _local(self, location: str | None) -> Path | None:
         """A checkpoint, or an old file, on this machine."""
@@ -178,6 +183,7 @@ class Worker:
             audio_dim=features[config.audio_feature]["dim"],
             collectives=collectives,
             syncnet=load_syncnet(syncnet) if syncnet else None,
+            alarm=self.alarms.append,
         )
 
     def _restore(self) -> Position:
@@ -293,8 +299,8 @@ class Worker:
         self.recorder.logger.images(rows, epoch, COLUMNS)
 
     def _collect_alarms(self, position: Position) -> None:
-        """Log the alarms of all ranks since the last call; all ranks call it together."""
-        texts = [text for part in gather(self.alarms) for text in part]
+        """Log the alarms of all ranks since the last call, the same one once; all ranks call it together."""
+        texts = dict.fromkeys(text for part in gather(self.alarms) for text in part)
         self.alarms.clear()
         for text in texts:
             self._note({"kind": "alarm", **asdict(position), "text": text})

@@ -104,7 +104,9 @@ def _check(source: Location, build_config: BuildConfig, config: TrainConfig, opt
         raise ValueError(f"--init {options.init}: no such file or folder")
     check_workers(options.workers)
     if (source / MANIFEST).exists():
+        preflight.check_recipe(config, config.stages, Dataset(source).crop_width, in_curriculum=True)
         return
+    preflight.check_recipe(config, config.stages, build_config.crop_width, in_curriculum=True)
     list_inputs(source)
     if missing := {config.audio_feature, config.sync_feature} - {*build_config.features}:
         names = ", ".join(sorted(missing))

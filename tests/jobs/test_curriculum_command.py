@@ -127,6 +127,17 @@ def test_wrong_usage_is_2(options: list[str], message: str, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
+def test_a_recipe_that_lacks_something_is_refused_before_the_build(tmp_path: Path) -> None:
+    """`full` without VGG19 weights, and on crops that are narrower than its stages."""
+    for settings, remedy in (
+        ([], "--set train.stages.weights.perceptual=0"),
+        (["--set", "train.stages.weights.perceptual=0"], "--set build.crop_width=360"),
+    ):
+        answer = run(tmp_path / "videos", "--out", tmp_path / "out", "--workers", "0", *settings)
+        assert (answer.exit_code, remedy in answer.stderr) == (1, True), answer.output
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_without_held_out_videos_nothing_is_trained(corpus: Path, tmp_path: Path, ray_session: None) -> None:
     answer = run(corpus, "--out", tmp_path / "out", *OPTIONS, "--set", "build.val_fraction=0")

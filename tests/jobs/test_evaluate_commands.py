@@ -67,6 +67,36 @@ def test_evaluate_as_json(folder: Path) -> None:
     assert "trained against, so its sync metrics are too good" in content["notes"][1]
 
 
+def test_evaluate_says_what_was_measured_and_what_is_missing(folder: Path) -> None:
+    content = json.loads(run("evaluate", folder / "run", folder / "dataset", "--sync", folder / "run", "--json").stdout)
+    assert content["protocol"]["dataset"] == "drawn"
+    assert content["protocol"]["sync"]["sha256"] == sha256(folder / "run" / "syncnet" / "epoch_0003" / STATE)
+    assert content["protocol"]["most frames of a segment"] == 108
+    assert any("lawdnet weights face_landmarker" in note for note in content["notes"])
+    assert any(note.startswith("not measured: fid; ") for note in content["notes"])
+    names = {"sync_accuracy_25", "truth_sync_foreign_25", "cross_sync_accuracy_9", "cross_sync_distance"}
+    assert names <= content["figures"].keys()
+
+
+def test_cross_audio_stands_apart_from_reconstruction(folder: Path) -> None:
+    answer = run("evaluate", folder / "run", folder / "dataset", "--sync", folder / "run")
+    first, second = answer.stdout.split("Driven by another person's audio:")
+    assert "psnr" in first
+    assert "psnr" not in second
+    assert "sync_accuracy_25" in second
+
+
+def test_evaluate_writes_a_report_with_videos(folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    answer = run("evaluate", folder / "run", folder / "dataset", "--html", page)
+    assert answer.exit_code == 0, answer.output
+    html = page.read_text(encoding="utf8")
+    assert html.count('<video src="data:video/mp4;base64,') == 2
+    assert "truth, generated, baseline, driven by another person" in html
+    assert "opening_correlation" in html, "as a note that it was not measured"
+    assert "<td>dataset</td><td>drawn</td>" in html
+
+
 def test_a_missed_gate_is_a_failure(folder: Path) -> None:
     missed = run("evaluate", folder / "run", folder / "dataset", "--gate", "mouth_correlation>=0.9")
     assert missed.exit_code == 1

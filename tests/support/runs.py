@@ -32,8 +32,8 @@ TINY = [
 HERE = Workers(0, 0)
 
 
-def tiny(stages: list[str], *settings: str) -> TrainConfig:
-    return make_config("small", stages, [*TINY, *settings])
+def tiny(stages: list[str], *settings: str, preset: str = "small") -> TrainConfig:
+    return make_config(preset, stages, [*TINY, *settings])
 
 
 def here(**options: Any) -> RunOptions:

@@ -66,7 +66,9 @@ def test_what_is_missing_or_wrong_is_named(tmp_path: Path, monkeypatch: pytest.M
         DeepSpeech()
     monkeypatch.undo()
     need("tensorflow")
-    with pytest.raises(ValueError, match=r"output_graph.pb: not found in .*mozilla/DeepSpeech/releases/tag/v0.1.0"):
+    with pytest.raises(
+        ValueError, match=r"output_graph.pb: not found in .*mozilla/DeepSpeech/releases/download/v0.1.0"
+    ):
         DeepSpeech(weights_dir=tmp_path)
     (tmp_path / "output_graph.pb").write_bytes(b"no graph")
     with pytest.raises(ValueError, match=r"output_graph.pb: not DeepSpeech 0.1.0's frozen graph"):

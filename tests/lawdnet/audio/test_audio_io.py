@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from lawdnet.audio import Mel, load_audio, write_wav
+from lawdnet.audio import Mel, load_audio, load_video_audio, write_wav
 from lawdnet.types import Rejected, RejectReason
 from lawdnet.video import decode, probe
 
@@ -124,6 +124,32 @@ def test_the_ends_may_miss_a_fifth_of_a_second(media: Any) -> None:
     reason, detail = reason_of(media.write(times=times, audio=tone(16_000), audio_start=0.3), num_frames=50)
     assert reason is RejectReason.AUDIO_TOO_SHORT
     assert detail == "the audio begins 0.30 s after the first frame (allowed: 0.20 s)"
+
+
+@pytest.mark.parametrize(
+    ("start", "seconds", "frames", "missing"),
+    [
+        (0.2, 1.6, range(50), ""),
+        (0.24, 1.76, range(6, 50), "begins 0.24 s after the first frame"),
+        (0.25, 5, range(7, 50), "begins 0.25 s after the first frame"),
+        (0, 1.75, range(43), "ends 0.25 s early"),
+        (-1, 1.5, range(12), "ends 1.50 s early"),
+        (0.5, 1, range(13, 37), "begins 0.50 s after the first frame and ends 0.50 s early"),
+        (0.85, 0.01, range(22, 21), "begins 0.85 s after the first frame and ends 1.14 s early"),
+    ],
+)
+def test_the_frames_with_audio_are_those_wholly_inside(
+    media: Any, start: float, seconds: float, frames: range, missing: str
+) -> None:
+    times = [2 + Fraction(index, 25) for index in range(50)]
+    path = media.write(times=times, audio=tone(16_000, seconds), audio_start=2 + start)
+    audio = load_video_audio(path, num_frames=50)
+    assert (audio.frames, audio.missing) == (frames, missing)
+    heard = np.flatnonzero(audio.samples)
+    begin, end = max(0, round(16_000 * start)), min(32_000, round(16_000 * (start + seconds)))
+    assert len(audio.samples) == 32_000
+    assert begin <= heard[0] <= begin + 20
+    assert end - 20 <= heard[-1] < end
 
 
 def test_a_surplus_is_dropped(media: Any) -> None:

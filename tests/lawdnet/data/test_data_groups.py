@@ -10,7 +10,7 @@ from lawdnet.data.group_by import check_paths, group_names
 from lawdnet.data.groups import assign_groups
 from lawdnet.data.near_duplicates import STARTS
 from lawdnet.data.records import SegmentRow, VideoRecord
-from lawdnet.data.segments import split_draw, split_videos
+from lawdnet.data.split import split_draw, split_videos
 
 PATHS = ["ann/1/a.mp4", "ann/2/b.mp4", "s3://bucket/bob/c.mp4", "d.mp4"]
 

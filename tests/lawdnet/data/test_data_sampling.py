@@ -9,7 +9,6 @@ import pytest
 from lawdnet.data import sampling
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import (
-    GROUP_SEGMENTS,
     MIN_SHIFT,
     SampleSpec,
     Work,
@@ -24,7 +23,9 @@ from lawdnet.data.schema import write_segments
 from lawdnet.data.segments import encode_jpeg
 from lawdnet.types import Segment
 
-SPEC = SampleSpec(mouth_px=32, num_frames=1, batch_size=4, samples_per_segment=6, audio="mel", sync=None)
+SPEC = SampleSpec(
+    mouth_px=32, num_frames=1, batch_size=4, samples_per_segment=6, audio="mel", sync=None, mix_segments=8
+)
 CLIP = replace(SPEC, num_frames=5, sync="mel")
 CONTRAST = replace(CLIP, contrast=True)
 
@@ -67,7 +68,7 @@ def test_a_plan_can_start_anywhere() -> None:
     for start in range(batches_per_epoch(20, 1, SPEC)):
         first = next(plan_epoch(refs(20), SPEC, seed=1, epoch=0, rank=0, world=1, start=start))
         assert first.first_batch == start
-        assert first.segments == whole[start // (GROUP_SEGMENTS * 6 // 4)].segments
+        assert first.segments == whole[start // (SPEC.mix_segments * 6 // 4)].segments
 
 
 @pytest.mark.parametrize("num_frames", [54, 63, 288])
@@ -211,3 +212,12 @@ def test_reduced_decoding_moves_nothing(width: int) -> None:
     area = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     assert made.shape == (height, width, 3)
     assert np.abs(made.astype(int) - area).max() <= 4
+
+
+def test_every_round_takes_each_segment_once_in_an_order_of_its_own(stored: list[SegmentRef]) -> None:
+    group = tuple(replace(stored[i % 2], segment_id=f"s{i}") for i in range(8))
+    batches = list(draw_batches(Work(0, 0, 0, group), SPEC, seed=1, stored_width=40))
+    ids = [str(name) for batch in batches for name in batch["segment_ids"]]
+    rounds = [ids[start : start + 8] for start in range(0, len(ids), 8)]
+    assert [sorted(names) for names in rounds] == [[f"s{i}" for i in range(8)]] * 6
+    assert len({tuple(names) for names in rounds}) > 1

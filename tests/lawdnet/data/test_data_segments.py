@@ -35,6 +35,8 @@ def test_the_reason_for_too_few_frames_is_the_commonest_cause() -> None:
     assert Tally(frames=4, outside=2).short_reason(4) == RejectReason.FACE_LEAVES_PICTURE
     assert Tally(frames=4, no_face=2, outside=1).short_reason(4) == RejectReason.NO_FACE
     assert Tally(frames=4).short_reason(4) == RejectReason.TOO_SHORT
+    assert Tally(frames=4, no_face=1, no_audio=2).short_reason(4) == RejectReason.AUDIO_TOO_SHORT
+    assert Tally(frames=3, no_audio=2).short_reason(4) == RejectReason.TOO_SHORT
 
 
 def test_scale_change_is_a_ratio() -> None:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from lawdnet.evaluation.image import MAX_PSNR, lmd, psnr, ssim
-from lawdnet.types import Float32, UInt8
+from lawdnet.evaluation.image import MAX_PSNR, psnr, ssim
+from lawdnet.types import UInt8
 
 
 def pair() -> tuple[UInt8, UInt8]:
@@ -17,6 +17,19 @@ def test_psnr_and_ssim_equal_scikit_image() -> None:
     """Numbers of scikit-image 0.25.2 with the options that the docstring of `ssim` names."""
     assert psnr(*pair()) == pytest.approx(31.69411824585798, abs=1e-9)
     assert ssim(*pair()) == pytest.approx(0.953075990845389, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_ssim_equals_the_installed_scikit_image(seed: int) -> None:
+    metrics = pytest.importorskip("skimage.metrics", reason="scikit-image is not installed")
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, 256, (33, 47, 3), np.uint8)
+    second = np.clip(first + rng.normal(0, 20, first.shape), 0, 255).astype(np.uint8)
+    expected = metrics.structural_similarity(
+        first, second, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    assert ssim(first, second) == pytest.approx(expected, abs=1e-6)
+    assert psnr(first, second) == pytest.approx(metrics.peak_signal_noise_ratio(first, second), abs=1e-9)
 
 
 def test_equal_images_have_the_best_values() -> None:
@@ -51,30 +64,3 @@ def test_ssim_needs_room_for_its_window() -> None:
     small = np.zeros((10, 40, 3), np.uint8)
     with pytest.raises(ValueError, match="11×11"):
         ssim(small, small)
-
-
-def faces(frames: int) -> Float32:
-    points = np.random.default_rng(0).uniform(0, 100, (frames, 68, 2))
-    points[:, 36], points[:, 45] = (10, 20), (50, 20)
-    return points.astype(np.float32)
-
-
-def test_lmd_is_the_mouths_distance_in_eye_distances() -> None:
-    real = faces(3)
-    moved = real.copy()
-    moved[:, 48:] += (6, 8)
-    assert lmd(real, moved) == pytest.approx(10 / 40)
-    assert lmd(3 * real, 3 * moved) == pytest.approx(10 / 40)
-    moved[:, :48] += 100  # the rest of the face does not count
-    assert lmd(real, moved) == pytest.approx(10 / 40)
-    assert lmd(real, real) == 0
-
-
-def test_lmd_leaves_out_frames_without_a_face() -> None:
-    real = faces(3)
-    moved = real + np.float32(4)
-    real[1], moved[2] = np.nan, np.nan
-    assert lmd(real, moved) == pytest.approx(np.hypot(4, 4) / 40)
-    assert np.isnan(lmd(real[1:2], moved[1:2]))
-    with pytest.raises(ValueError, match="expected equal shapes T×68×2"):
-        lmd(real, moved[:2])

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from lawdnet.data.manifest import Dataset, SegmentRef
 from lawdnet.data.sampling import MIN_SHIFT, decode_jpeg
-from lawdnet.evaluation import sync_validation, validation
+from lawdnet.evaluation import sync_validation
 from lawdnet.evaluation.plan import WINDOW_CLIPS, choose
 from lawdnet.evaluation.validation import merge, metrics, offsets, plan, validate, validate_sync
+from lawdnet.evaluation.window import WindowSpec, open_window
 from lawdnet.face.geometry import stage_size
 from lawdnet.models.generator import Generator, GeneratorConfig
 from lawdnet.models.syncnet import SyncNet, SyncNetConfig
@@ -50,10 +51,11 @@ class Perfect(nn.Module):
 
     def __init__(self, refs: Sequence[SegmentRef], seed: int = 0) -> None:
         super().__init__()
+        spec = WindowSpec(mouth_px=MOUTH_PX, audio="mel", stored_width=WIDTH, seed=seed)
         self.answers = iter([
             torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 255
             for ref in refs
-            for clip in np.split(validation._open(ref, MOUTH_PX, "mel", None, WIDTH, seed).truth_THW3, WINDOW_CLIPS)
+            for clip in np.split(open_window(ref, spec).truth_THW3, WINDOW_CLIPS)
         ])  # fmt: skip
 
     def forward(self, source: Tensor, reference: Tensor, audio: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from lawdnet.face.track import choose, link
-from lawdnet.landmarks import SOURCES, OpenFace, has_csv, make_source, resolve_auto, source_options
+from lawdnet.landmarks import SOURCES, LandmarkSource, OpenFace, has_csv, make_source, source_for, source_options
 from lawdnet.landmarks import base as landmarks_base
-from lawdnet.landmarks.base import in_batches
+from lawdnet.landmarks.base import in_batches, prepare_landmarks
 from lawdnet.synthetic import TalkingHead, make_identity, make_motion
 from lawdnet.types import Face, Float32, Rejected, RejectReason, UInt8, Video
 
@@ -171,26 +171,55 @@ def test_the_registry_knows_every_source_and_checks_options() -> None:
         source_options("facemesh")
 
 
-def test_auto_takes_the_csv_else_a_source_that_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Ready:
-        def __init__(self, *, weights_dir: Path | None) -> None:
-            assert weights_dir == tmp_path
+class Ready:
+    """A detector that can be used."""
 
-    class Missing(Ready):
-        def __init__(self, *, weights_dir: Path | None) -> None:
-            raise ValueError("model.task: not found in here")
+    name = "mediapipe"
+    reads_frames = True
 
-    monkeypatch.setitem(SOURCES, "face-alignment", Missing)
+    def __init__(self, *, weights_dir: Path | None = None) -> None:
+        self.weights_dir = weights_dir
+
+
+class Missing(Ready):
+    def __init__(self, *, weights_dir: Path | None = None) -> None:
+        raise ValueError("model.task: not found in here")
+
+
+def test_auto_takes_the_csv_else_the_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SOURCES, "mediapipe", Ready)
     talk = tmp_path / "talk.mp4"
-    assert resolve_auto(talk, tmp_path) == "mediapipe"
-    monkeypatch.setitem(SOURCES, "face-alignment", Ready)
-    assert resolve_auto(talk, tmp_path) == "face-alignment"
+    found = source_for(talk, "auto", tmp_path)
+    assert isinstance(found, Ready)
+    assert found.weights_dir == tmp_path
     (tmp_path / "talk.csv").touch()
-    assert resolve_auto(talk, tmp_path) == "openface"
+    assert source_for(talk).name == "openface"
+    assert source_for(talk, "mediapipe").name == "mediapipe"
     (tmp_path / "talk.csv").unlink()
-    for name in ("face-alignment", "mediapipe"):
-        monkeypatch.setitem(SOURCES, name, Missing)
-    with pytest.raises(Rejected, match=r"no talk\.csv next to it, and neither face-align") as caught:
-        resolve_auto(talk, tmp_path)
+    monkeypatch.setitem(SOURCES, "mediapipe", Missing)
+    with pytest.raises(Rejected, match=r"no talk\.csv next to it, and model\.task: not found in here") as caught:
+        source_for(talk)
     assert caught.value.reason is RejectReason.NO_LANDMARKS
+    with pytest.raises(ValueError, match=r"model\.task"):
+        source_for(talk, "mediapipe")
+
+
+def test_what_many_videos_need_is_made_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[str] = []
+
+    def make(name: str) -> LandmarkSource:
+        made.append(name)
+        return make_source(name)
+
+    monkeypatch.setitem(SOURCES, "mediapipe", Ready)
+    assert prepare_landmarks("auto", [True, False], make)
+    assert not prepare_landmarks("auto", [True, True], make)
+    assert not prepare_landmarks("openface", [False], make)
+    assert made == ["mediapipe", "openface"], "nothing is fetched that no video needs"
+    monkeypatch.setitem(SOURCES, "mediapipe", Missing)
+    assert not prepare_landmarks("auto", [True, False], make)
+    assert caplog.messages == ["videos without a CSV will be rejected: model.task: not found in here"]
+    with pytest.raises(ValueError, match=r"model\.task"):
+        prepare_landmarks("mediapipe", [True], make)

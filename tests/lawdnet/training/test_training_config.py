@@ -43,7 +43,19 @@ def test_the_presets_have_the_same_kinds_of_stages_in_the_same_order() -> None:
 def test_the_names_tell_the_size(rows: tuple[Stage, ...], names: list[str]) -> None:
     assert [s.name for s in rows] == names
     assert [s.mouth_px for s in rows[1:]] == [int(name.rpartition("_")[2]) for name in names[1:]]
-    assert FULL[:-1] == PUBLISHED[:-1]
+
+
+def test_full_has_the_published_sizes_and_rates_of_its_own() -> None:
+    def sizes(stage: Stage) -> tuple[int, ...]:
+        return stage.mouth_px, stage.num_frames, stage.batch_size, stage.samples_per_segment, stage.epochs
+
+    assert list(map(sizes, FULL)) == list(map(sizes, PUBLISHED))
+    assert [s.weights for s in FULL] == [s.weights for s in PUBLISHED]
+    rates = [s.lr for s in FULL[1:]]
+    assert rates == sorted(rates, reverse=True)
+    assert len(set(rates)) == 4
+    assert all(s.warmup_steps for s in FULL)
+    assert not any(s.warmup_steps or s.global_batch for s in PUBLISHED)
 
 
 def test_a_stage_starts_from_one_of_its_preset_that_comes_before_it() -> None:

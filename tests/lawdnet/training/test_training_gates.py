@@ -7,6 +7,7 @@ import math
 import pytest
 
 from lawdnet.training.gates import VALIDATION_METRICS, check_gates, is_better, parse_gate
+from lawdnet.training.options import RunOptions
 
 
 def test_a_gate_reads_back_as_it_was_written() -> None:
@@ -72,4 +73,26 @@ def test_better_depends_on_the_measure() -> None:
 
 
 def test_measures_that_a_still_mouth_does_well_at_are_marked() -> None:
-    assert {name for name, m in VALIDATION_METRICS.items() if not m.needs_audio} == {"psnr", "ssim", "pixel", "silence"}
+    still = {"psnr", "ssim", "pixel", "silence", "articulation", "lmd", "lmd_eye", "silence_opening"}
+    still |= {"landmark_jitter", "landmarks_found", "floor_9", "floor_25", "floor_50"}
+    assert {name for name, m in VALIDATION_METRICS.items() if not m.needs_audio} == still
+
+
+def test_a_movement_that_is_too_large_is_as_wrong_as_one_that_is_too_small() -> None:
+    assert is_better("articulation", 0.9, 1.2)
+    assert not is_better("articulation", 1.2, 0.9)
+    assert is_better("articulation", 1.1, 0.8)
+    gate = parse_gate("opening_correlation>=0.5 and articulation>=0.7 and articulation<=1.3")
+    held = {"opening_correlation": 0.6, "articulation": 0.9}
+    assert check_gates([gate], held) == []
+    assert check_gates([gate], held | {"articulation": 1.5}) == ["articulation<=1.3: it is 1.5"]
+    with pytest.raises(ValueError, match=r"higher is better; write articulation>=0\.7"):
+        parse_gate("opening_correlation>=0.5 and articulation<=0.7")
+
+
+def test_a_gate_that_needs_landmarks_says_which_command_fetches_the_network() -> None:
+    (failed,) = check_gates([parse_gate("opening_correlation>=0.5")], {"psnr": 20.0})
+    assert "lawdnet weights face_landmarker" in failed
+    assert RunOptions(gates=("opening_correlation>=0.5",)).needs_landmarks
+    assert RunOptions(best="lmd").needs_landmarks
+    assert not RunOptions(gates=("mouth_correlation>=0.5",), best="psnr").needs_landmarks

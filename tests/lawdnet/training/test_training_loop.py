@@ -164,12 +164,22 @@ def test_batches_are_gathered_into_steps_and_the_last_of_an_epoch_is_short(confi
 
 
 def test_the_rate_is_a_function_of_the_epoch_also_where_it_is_scaled(config: TrainConfig) -> None:
-    stage = config.stage("frame_32")
+    stage = replace(config.stage("frame_32"), warmup_steps=0)
     step = Recorder(stage)
     run(config, stage, step, Position(2, 1), lr=0.6)
     assert step.rates == pytest.approx(
         [0.6 * stage.lr_factor(2)] * (BATCHES - 1) + [0.6 * stage.lr_factor(3)] * BATCHES
     )
+
+
+def test_the_rate_warms_up_by_optimiser_steps(config: TrainConfig) -> None:
+    stage = replace(config.stage("frame_32"), warmup_steps=4, lr=1.0, epochs_constant=4, epochs_decay=0)
+    step = Recorder(stage)
+    run(config, stage, step)
+    assert step.rates[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    resumed = Recorder(stage)
+    run(config, stage, resumed, Position(1, 0))
+    assert resumed.rates == step.rates[BATCHES:], "a function of the position alone"
 
 
 def test_saves_fall_between_steps_and_never_on_the_end_of_an_epoch(config: TrainConfig) -> None:
@@ -209,7 +219,7 @@ def test_too_many_left_out_of_one_epoch_stop_the_run(config: TrainConfig) -> Non
 
 def test_a_step_that_is_left_out_changes_nothing(config: TrainConfig) -> None:
     """A run with a poisoned batch equals one that never saw it, fp16 scaler included."""
-    config = tiny("precision=fp16", "frame_32.weights.gan=0")
+    config = tiny("precision=fp16", "frame_32.weights.gan=0", "frame_32.warmup_steps=0")
     stage = config.stage("frame_32")
     poisoned, clean = make_step(config, stage), make_step(config, stage)
     start = weights(clean)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lawdnet.training.alarms import NonFiniteLoss, Plateau, check_finite
-from lawdnet.training.losses import contrast, contrast_chance, equal_audio, gradient_shares, image_gradients
-from lawdnet.training.stages import FULL, micro_batches, scaled_lr
+from lawdnet.training.losses import contrast, contrast_chance, equal_audio, gradient_shares, image_gradients, rivals
+from lawdnet.training.stages import FULL, PUBLISHED, micro_batches, scaled_lr
 
 
 def audio(count: int) -> torch.Tensor:
@@ -15,12 +15,15 @@ def audio(count: int) -> torch.Tensor:
 @pytest.mark.parametrize(("faces", "kinds"), [(1, 2), (2, 2), (16, 3)])
 def test_the_chance_of_a_contrast_is_what_it_gives_where_all_scores_are_equal(faces: int, kinds: int) -> None:
     clips = audio(faces * kinds)
-    found = contrast(torch.full((faces, len(clips)), 0.3), equal_audio(clips))
-    assert float(found) == pytest.approx(contrast_chance(faces, len(clips)))
+    compared = rivals(equal_audio(clips), None, faces)
+    found = contrast(torch.full((faces, len(clips)), 0.3), compared)
+    assert float(found) == pytest.approx(float(contrast_chance(compared)))
+    assert float(found) == pytest.approx((math.log(len(clips)) + math.log(faces)) / 2)
 
 
 def test_a_single_pair_is_at_ln_2() -> None:
-    assert 2 * contrast_chance(1, 2) == pytest.approx(math.log(2)), "the choice of the audio alone"
+    compared = rivals(equal_audio(audio(2)), None, 1)
+    assert 2 * float(contrast_chance(compared)) == pytest.approx(math.log(2)), "the choice of the audio alone"
 
 
 def test_the_same_audio_drawn_twice_is_no_mistake() -> None:
@@ -30,13 +33,28 @@ def test_the_same_audio_drawn_twice_is_no_mistake() -> None:
     score = torch.eye(2, 4) * 0.9
     score[:, 3] = 1.0
     score[0, 1] = score[1, 0] = 1.0
-    spoiled = contrast(score, equal_audio(clips))
+    spoiled = contrast(score, rivals(equal_audio(clips), None, 2))
     score[:, 3] = score[0, 1] = score[1, 0] = -1.0
-    torch.testing.assert_close(contrast(score, equal_audio(clips)), spoiled)
+    torch.testing.assert_close(contrast(score, rivals(equal_audio(clips), None, 2)), spoiled)
     assert float(spoiled) < 0.1
     clips[3] += 1
     score[:, 3] = 1.0
-    assert float(contrast(score, equal_audio(clips))) > 0.5
+    assert float(contrast(score, rivals(equal_audio(clips), None, 2))) > 0.5
+
+
+def test_only_other_moments_of_the_same_recording_are_rivals() -> None:
+    """Own audio, audio one frame off, far off, and of somebody else; then a negative of each of two faces."""
+    origin = torch.tensor([(1, 0), (1, 1), (1, 5), (2, 30), (1, 40), (2, 60)])
+    compared = rivals(equal_audio(audio(6)), origin, 4)
+    assert compared.tolist() == [
+        [True, False, True, False, True, False],
+        [False, True, False, False, True, False],  # frame 5 is 4 frames from frame 1
+        [True, False, True, False, True, False],
+        [False, False, False, True, False, True],
+    ]
+    scores = torch.rand(4, 6)
+    spoiled = scores.masked_fill(~compared, 1.0)
+    torch.testing.assert_close(contrast(scores, compared), contrast(spoiled, compared))
 
 
 def test_shares_are_those_of_known_gradients() -> None:
@@ -96,6 +114,6 @@ def test_workers_come_and_go_and_the_global_batch_stays() -> None:
 
 
 def test_without_a_global_batch_every_worker_adds_its_own() -> None:
-    stage = FULL[0]
+    stage = PUBLISHED[0]
     assert (micro_batches(stage, 1), micro_batches(stage, 8)) == (stage.accumulate, stage.accumulate)
     assert scaled_lr(stage, 8, 3) == stage.lr

@@ -28,6 +28,42 @@ def test_one_lucky_step_does_not_open_it() -> None:
     assert factors(ramp, 0.1, 0.1, 3)[-1] > 0, "but a mean does"
 
 
+@pytest.mark.parametrize(
+    ("true", "made", "means", "advice"),
+    [
+        (0.98, 0.97, "its mean is 0.980 on true pairs and 0.970 on generated pairs,", "`lawdnet inspect DATASET`"),
+        (0.98, 0.5, "its mean is 0.980 on true pairs,", "does not recognise true pairs. Train it longer"),
+        (0.5, 0.8, "its mean is 0.800 on generated pairs,", "Train the frame stages longer"),
+    ],
+)
+def test_a_ramp_that_never_starts_says_so_once(true: float, made: float, means: str, advice: str) -> None:
+    told: list[str] = []
+    ramp = SyncRamp(4, 0.75, 30, told.append)
+    factors(ramp, true, made, 29)
+    assert not told
+    factors(ramp, true, made, 1)
+    (text,) = told
+    assert text.startswith(f"the sync loss still does not count after 30 steps: {means}")
+    assert "must be below sync_below (0.75; chance is 1)" in text
+    assert advice in text
+    assert "--set sync_below=" in text
+    again = SyncRamp(4, 0.75, 30, told.append)
+    again.load_state_dict(ramp.state_dict())
+    factors(again, true, made, 100)
+    assert len(told) == 1, "nor after resuming"
+
+
+def test_a_ramp_that_starts_or_is_not_watched_says_nothing() -> None:
+    told: list[str] = []
+    factors(SyncRamp(4, 0.75, MEMORY, told.append), 0.5, 0.5, 100)
+    factors(SyncRamp(4, 0.75, 2, told.append), 0.5, 0.5, 100)
+    factors(SyncRamp(4, 0.75, 0, told.append), 0.98, 0.98, 100)
+    factors(SyncRamp(0, 0.75, 5, told.append), 0.98, 0.98, 100)
+    assert not told
+    factors(SyncRamp(4, 0.75, 2, told.append), 0.98, 0.98, 100)
+    assert "after 10 steps" in told[0]
+
+
 def test_without_steps_it_is_open_from_the_first() -> None:
     ramp = SyncRamp(0, 0.75)
     assert ramp.factor == 1

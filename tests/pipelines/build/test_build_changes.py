@@ -131,7 +131,7 @@ def test_landmarks_are_looked_for_again_once_a_network_is_there(
     assert rows(builds())["b.mp4"]["reason"] == "no_landmarks"
     builds()
     assert not builds.worked_on, "nothing has changed"
-    monkeypatch.setattr("pipelines.build.build.ready_network", lambda weights_dir: "mediapipe")
+    monkeypatch.setattr("pipelines.build.build.prepare_landmarks", lambda name, have_csv, make: True)
     builds()
     assert builds.worked_on == ["b.mp4"]
 
@@ -160,7 +160,7 @@ def test_a_video_that_cannot_be_completed_counts_for_nothing(
 
     averaged = BuildConfig(crop_width=80, val_fraction=0.0, options={"mel": {"hops": "mean"}})
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.build.task.load_audio", refuse)
+        patch.setattr("pipelines.build.task.load_video_audio", refuse)
         dataset = builds(averaged)
     for row in rows(dataset).values():
         assert (row["segments"], row["frames_used"], row["video_id"]) == (0, 0, "")

@@ -13,8 +13,8 @@ from lawdnet.audio.io import load_audio
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
 from lawdnet.data.schema import read_segment
-from lawdnet.data.segments import split_draw
 from lawdnet.data.selection import check_files
+from lawdnet.data.split import split_draw
 from lawdnet.synthetic import write_talking_head
 from lawdnet.video import decode, probe
 from lawdnet.video.writing import VideoWriter

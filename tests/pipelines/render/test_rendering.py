@@ -176,12 +176,10 @@ def test_a_video_without_landmarks_waits_for_something_that_finds_them(
     mine, out = tmp_path / "given", tmp_path / "out"
     shutil.copytree(given, mine)
     (mine / "videos" / "bob.csv").unlink()
-    monkeypatch.setattr("pipelines.render.render.ready_network", lambda folder: None)
-    monkeypatch.setattr("lawdnet.landmarks.base.ready_network", lambda folder: None)
     rows, _ = in_process(mine, out)
     assert rows["bob--bye.mp4"]["reason"] == "no_landmarks"
     assert in_process(mine, out)[1] == []
-    monkeypatch.setattr("pipelines.render.render.ready_network", lambda folder: "mediapipe")
+    monkeypatch.setattr("pipelines.render.render.prepare_landmarks", lambda name, have_csv, make: True)
     assert sorted(in_process(mine, out)[1]) == ["bob--bye.mp4", "bob--hello.mp4", "bob--mute.mp4"]
 
 
@@ -315,7 +313,7 @@ def test_what_is_missing_is_said_at_once(
     given: Path, tmp_path: Path, options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAWDNET_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr("lawdnet.weights.CACHE", tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ValueError, match=message):
         job(given, tmp_path / "out", execute=nothing, **options)
     assert not (tmp_path / "out").exists()

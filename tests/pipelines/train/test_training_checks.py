@@ -16,16 +16,19 @@ from lawdnet.data.schema import FEATURES, rewrite_segments, to_rows, with_column
 from lawdnet.models.export import to_legacy
 from lawdnet.models.generator import Generator, GeneratorConfig
 from lawdnet.models.legacy import generator_to_legacy
+from lawdnet.models.perceptual import VGG19Features
 from lawdnet.models.saved import load_generator
 from lawdnet.report import run_report
 from lawdnet.storage import write_json
 from lawdnet.tasks.lock import held
+from lawdnet.training import preflight
 from lawdnet.training.checkpoint_store import METRICS, CheckpointStore
 from lawdnet.training.position import Position
 from lawdnet.training.preflight import GateError
 from lawdnet.training.steps import GanStep
 from pipelines.train.train import RunOptions, Workers, train
 from tests.support.runs import assert_same, grey, here, rows, tiny, weights
+from tests.support.s3_server import S3Server
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +134,65 @@ def test_a_parent_that_does_not_fit_is_refused(
         train(changed, tmp_path / "first", tiny(["frame_64"], *settings), here())
 
 
+NO_VGG19 = "stages.weights.perceptual=0"
+
+
+@pytest.mark.parametrize("preset", ["full", "published"])
+def test_a_perceptual_loss_without_weights_is_refused(dataset: Dataset, preset: str, tmp_path: Path) -> None:
+    stages = ["syncnet", "frame_64", "frame_128"]
+    refusal = r"frame_64, frame_128: the perceptual loss needs VGG19 weights; .*s3://.*: --set stages.weights.\w+=0$"
+    with pytest.raises(ValueError, match=refusal):
+        train(dataset, tmp_path / "run", tiny(stages, preset=preset), here())
+    with pytest.raises(ValueError, match=r"^frame_128: .*this loss: --set frame_128\.weights\.perceptual=0$"):
+        train(dataset, tmp_path / "run", tiny(stages, "frame_64.weights.perceptual=0", preset=preset), here())
+    assert not (tmp_path / "run").exists()
+    train(dataset, tmp_path / "run", tiny(["frame_64"], NO_VGG19, preset=preset), here())
+    assert (tmp_path / "run" / "frame_64" / "epoch_0001").exists()
+
+
+def test_vgg19_in_an_object_store_is_used(dataset: Dataset, s3: S3Server, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    file = s3.root / "vgg19.pth"
+    torch.save(VGG19Features().state_dict(), tmp_path / "vgg19.pth")
+    settings = tiny(["frame_64"], f"perceptual_weights={file}", preset="full")
+    with pytest.raises(ValueError, match=r"s3://.*vgg19\.pth: no such file"):
+        train(dataset, tmp_path / "run", settings, here())
+    file.write_bytes(b"<html>")
+    with pytest.raises(ValueError, match=r"s3://.*vgg19\.pth: not the weights of torchvision's VGG19"):
+        train(dataset, tmp_path / "run", settings, here())
+    assert not (tmp_path / "run").exists()
+    file.write_bytes((tmp_path / "vgg19.pth").read_bytes())
+    train(dataset, tmp_path / "run", settings, here())
+    (row,) = rows(tmp_path / "run", "frame_64", "epoch")
+    assert row["perceptual"] > 0
+
+
+def test_crops_narrower_than_a_stage_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    stages, wide = ["syncnet", "frame_64", "frame_128"], ["syncnet.mouth_px=128", "frame_128.mouth_px=96"]
+    refusal = (
+        "^syncnet needs crops 160 px wide, frame_128 needs crops 120 px wide; the dataset's are 80 px wide; "
+        "build the dataset with --crop-width 160, or make the mouth smaller: "
+        "--set syncnet.mouth_px=64 --set frame_128.mouth_px=64$"
+    )
+    with pytest.raises(ValueError, match=refusal):
+        train(dataset, tmp_path / "run", tiny(stages, NO_VGG19, *wide, preset="full"), here())
+    assert not (tmp_path / "run").exists()
+    fitting = tiny(["frame_64"], NO_VGG19, "frame_64.mouth_px=64", preset="full")
+    train(dataset, tmp_path / "run", fitting, here())
+    train(dataset, tmp_path / "small", tiny(["frame_32"], "frame_32.mouth_px=96"), here())
+
+
+def test_the_curriculum_names_its_own_settings(tmp_path: Path) -> None:
+    config = tiny(["frame_64"], "frame_64.mouth_px=96", preset="full")
+    with pytest.raises(ValueError, match=r"--set train\.perceptual_weights=FILE .*--set train\.stages\.weights"):
+        preflight.check_recipe(config, config.stages, 80, in_curriculum=True)
+    config = tiny(["frame_64"], NO_VGG19, "frame_64.mouth_px=96", preset="full")
+    with pytest.raises(ValueError, match=r"--set build\.crop_width=120, .*--set train\.frame_64\.mouth_px=64$"):
+        preflight.check_recipe(config, config.stages, 80, in_curriculum=True)
+    with pytest.raises(ValueError, match=r"needs crops 120 px wide; .* 20 px wide; build .*=120$"):
+        preflight.check_recipe(config, config.stages, 20, in_curriculum=True)
+
+
 def test_an_unfinished_parent_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     train(dataset, tmp_path, tiny(["frame_32"]), here())
     meta = tmp_path / "frame_32" / "epoch_0001" / "meta.json"
@@ -206,6 +268,28 @@ def test_a_loss_that_stays_bad_stops_the_run(dataset: Dataset, tmp_path: Path, m
     monkeypatch.undo()
     train(dataset, tmp_path, config, here())
     assert CheckpointStore(tmp_path / "frame_32").position() == Position(2, 0)
+
+
+def test_a_sync_loss_that_never_starts_is_one_alarm(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every worker tells of it; the log has it once, also after resuming."""
+    monkeypatch.setattr("pipelines.train.worker.gather", lambda value: [value, value])
+
+    def alarms(epochs: int) -> list[str]:
+        settings = (
+            "clip_96.init_from=null",
+            "sync_below=0.01",
+            "plateau_steps=12",
+            f"clip_96.epochs_constant={epochs}",
+        )
+        train(dataset, tmp_path, tiny(["syncnet", "clip_96"], *settings), here())
+        return [row["text"] for row in rows(tmp_path, "clip_96", "alarm")]
+
+    assert alarms(1) == [], "7 steps"
+    (text,) = alarms(2)
+    assert text.startswith("clip_96: the sync loss still does not count after 12 steps: its mean is ")
+    assert alarms(4) == [text]
 
 
 def tuple_with_nan(found: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> tuple[torch.Tensor, Any]:
