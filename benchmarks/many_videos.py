@@ -22,7 +22,7 @@ from lawdnet.data.config import BuildConfig
 from lawdnet.data.finalize import finalize
 from lawdnet.data.records import SegmentRow, read_records, video_records
 from lawdnet.data.rules import SCORES
-from lawdnet.data.segments import split_draw
+from lawdnet.data.split import split_draw
 from lawdnet.tasks.inputs import list_inputs
 from pipelines.build.plan import Plan
 from pipelines.build.task import VideoItem

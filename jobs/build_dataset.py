@@ -47,6 +47,7 @@ def build(
         ),
     ] = 320,
     where: options.Where = [],  # noqa: B006 typer copies it
+    group_by: options.GroupBy = "",
     sync: options.ScoringSync = None,
     weights_dir: options.WeightsDir = None,
     gpu: options.GpuShare = 0.0,
@@ -56,16 +57,25 @@ def build(
     """Turn talking-head videos into a dataset.
 
     A video that cannot be used is rejected with a reason, and the build continues with the others. Run the same command
-    again to resume a build that was stopped. With more features, a sync network or other rules, it completes the same
-    folder without decoding a frame again. Without --where, the only rule is scale_change<=1.5.
+    again to resume a build that was stopped. With more features, a sync network, other rules or groups, it completes
+    the same folder without decoding a frame again. Without --where, the only rule is scale_change<=1.5.
 
-    Example: `lawdnet build corpus --out dataset --where 'face_px>=120' --set val_fraction=0.1`
+    Re-encodings of a video are on its side of the split; --set near_duplicates=reject leaves them out, and =keep does
+    not look for them.
+
+    Example: `lawdnet build corpus --out dataset --where 'face_px>=120' --group-by folder --set val_fraction=0.1`
     """
     from lawdnet.storage import locate
     from pipelines.build.build import build as build_dataset
 
     with console.parsing_options():
-        given = {"landmarks": landmarks, "face": face, "features": split(features), "crop_width": crop_width}
+        given = {
+            "landmarks": landmarks,
+            "face": face,
+            "features": split(features),
+            "crop_width": crop_width,
+            "group_by": group_by,
+        }
         rules = {"where": tuple(where)} if where else {}
         config = build_config(settings, **given, **rules)
         videos = locate(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,17 +58,19 @@ def inspect(
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """Collect a dataset's counts, splits, extractors, funnel, times and reject reasons, without reading its segments.
+    """Collect a dataset's counts, splits, groups, extractors, funnel, times and reject reasons. Reads no segments.
 
     Raises:
         ValueError: a segment file is missing.
     """
-    from lawdnet.data.schema import BUILD_STAGES
+    from lawdnet.data.manifest import Groups
+    from lawdnet.data.schema import BUILD_STAGES, VideoRow
     from lawdnet.data.selection import check_files
     from lawdnet.types import FPS
 
     check_files(dataset)  # an incomplete dataset must not look complete
     rows = dataset.videos().to_pylist()
+    groups = Groups.of(map(VideoRow.from_columns, rows))
     frames = sum(row["frames_used"] for row in rows)
     splits: dict[str, dict[str, int]] = {name: {"videos": 0, "segments": 0, "frames": 0} for name in ("train", "val")}
     for row in rows:
@@ -87,6 +90,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "hours": round(frames / FPS / 3600, 4),
         "crop_width": dataset.crop_width,
         "splits": splits,
+        "groups": {"all": groups.total, **asdict(groups)},
         "landmarks": dict(Counter(row["landmarks"] for row in rows if row["status"] == "accepted")),
         "extractors": {name: entry["dim"] for name, entry in dataset.info["extractors"].items()},
         "funnel": dataset.info.get("funnel", []),
@@ -146,6 +150,7 @@ def summary(content: dict[str, Any]) -> list[str]:
     rows = [
         ("videos", f"{videos['accepted']} of {videos['all']} used"),
         ("segments", f"{content['segments']} ({split})"),
+        *_group_row(content["groups"]),
         ("frames", f"{content['frames']} ({length}), crops {content['crop_width']} px wide"),
         ("landmarks", ", ".join(f"{name} ({console.count(n, 'video')})" for name, n in content["landmarks"].items())),
         ("features", ", ".join(f"{name} ({dim})" for name, dim in content["extractors"].items())),
@@ -160,6 +165,14 @@ def summary(content: dict[str, Any]) -> list[str]:
     if content["reasons"]:
         lines.append(f"not used: {videos['rejected']} rejected, {videos['failed']} failed")
     return lines + reason_lines(content["reasons"])
+
+
+def _group_row(groups: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Return the row that shows how groups are split; none if no video is in a group."""
+    if not groups["named"]:
+        return []
+    alone = f"; {console.count(groups['alone'], 'video')} in no group" if groups["alone"] else ""
+    return [("groups", f"{groups['all']} (train {groups['train']}, val {groups['val']}{alone})")]
 
 
 def _score_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -21,6 +21,8 @@ def merge(
 ) -> None:
     """Merge several datasets into one that holds every video once, in the split (train or val) it was in.
 
+    A group of `lawdnet build --group-by` that several datasets have is on the side that it has in the first of them.
+
     A video that several datasets hold is taken from the one named first. All must have the same crop size and features.
     Segments that rules dropped stay dropped; a score that a dataset did not measure stays empty.
 
@@ -40,7 +42,7 @@ def merge(
     taken = f"{console.count(merged.videos, 'video')} with {console.count(merged.segments, 'segment')}"
     lines = [f"merged {len(datasets)} datasets into {out} in {console.duration(seconds)}: {taken}"]
     lines += _named("in several datasets, taken from the first", merged.twins)
-    lines += _named("of these in another split there", merged.changed_sides)
+    lines += _named("in another split there", merged.changed_sides)
     lines += _named("renamed", [f"{old} → {new}" for old, new in merged.renamed.items()])
     console.result(content, [*lines, f"next: lawdnet inspect {shlex.quote(out)}"], as_json)
 

@@ -74,7 +74,7 @@ GpuShare = Annotated[
     float, typer.Option(min=0, help="Share of a GPU for each worker, such as 0.25 for four workers per GPU; 0: CPU.")
 ]
 
-# Rules
+# Rules and groups
 
 Where = Annotated[
     list[str],
@@ -82,6 +82,15 @@ Where = Annotated[
         metavar="RULE",
         help="Use only segments whose scores meet this rule, such as 'face_px>=120'; may be repeated. `lawdnet select "
         "--help` describes rules.",
+        show_default=False,
+    ),
+]
+GroupBy = Annotated[
+    str,
+    typer.Option(
+        metavar="folder|regex:PATTERN",
+        help="Keep all videos of a group, such as those of one person, on one side of the split: those in one folder, "
+        "or those in whose paths the pattern (its first group, or all of it) matches the same text.",
         show_default=False,
     ),
 ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lawdnet.audio.base import EXTRACTORS
+from lawdnet.data.group_by import check_group_by
 from lawdnet.data.rules import parse_rule
 from lawdnet.face.track import face_rank
 from lawdnet.landmarks.base import SOURCES
@@ -17,14 +18,17 @@ from lawdnet.landmarks.tracks import MAX_GAP, SMOOTHING
 from lawdnet.types import CLIP_FRAMES, MAX_CLIPS, MIN_CLIPS
 
 FORMAT_VERSION = 2
+NEAR_DUPLICATES = ("group", "reject", "keep")
+ADDED_LATER = ("group_by", "near_duplicates")
+"""Settings that the first datasets of this format version did not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
     """Every setting that changes a dataset. Two builds with equal settings give the same rows.
 
-    A dataset can be built again with other `features`, `where` and `val_fraction`: only what is missing is computed.
-    Any other field changes the stored images, so another value needs another folder.
+    A dataset can be built again with other `features`, `where`, `val_fraction`, `group_by` and `near_duplicates`: only
+    what is missing is computed. Any other field changes the stored images, so another value needs another folder.
     """
 
     landmarks: str = "auto"
@@ -51,6 +55,12 @@ class BuildConfig:
     """Rules that a segment must meet to be in the dataset; segments that do not are still stored."""
     val_fraction: float = 0.05
     """Share of the *videos*, not segments, that are held out for validation, in [0, 1)."""
+    group_by: str = ""
+    """Which videos must be on one side of the split: `folder` or `regex:PATTERN`, see
+    `lawdnet.data.group_by.group_names`. Empty: each video stands alone."""
+    near_duplicates: str = "group"
+    """What to do with re-encodings of a video: `group` (same side of the split), `reject` (only the first stays), or
+    `keep` (do not look for them)."""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of extractors and landmark sources: name → option → value."""
 
@@ -76,6 +86,10 @@ class BuildConfig:
         for name in ("shot_threshold", "smoothing", "max_gap", "landmark_tolerance"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
+        if self.near_duplicates not in NEAR_DUPLICATES:
+            choices = ", ".join(NEAR_DUPLICATES)
+            raise ValueError(f"near_duplicates: unknown {self.near_duplicates!r}; choose from {choices}")
+        check_group_by(self.group_by)
         face_rank(self.face)
         for rule in self.where:
             parse_rule(rule)
@@ -91,16 +105,22 @@ class BuildConfig:
         return self.max_clips * CLIP_FRAMES
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain values for JSON."""
+        """Return the settings as plain values for JSON.
+
+        A setting of `ADDED_LATER` is left out where it has its default, so that the hashes of older datasets hold.
+        """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name in ADDED_LATER:
+            if values[name] == getattr(type(self), name):
+                del values[name]
         values |= {name: list(values[name]) for name in ("features", "where")}
         return values | {"options": {name: dict(options) for name, options in self.options.items()}}
 
     def structure(self) -> dict[str, Any]:
         """Return the settings that a dataset keeps for life: those that change the stored images."""
         values = self.to_dict()
-        for name in ("features", "where", "val_fraction"):
-            del values[name]
+        for name in ("features", "where", "val_fraction", *ADDED_LATER):
+            values.pop(name, None)
         return values | {"options": {name: found for name, found in values["options"].items() if name in SOURCES}}
 
     def hash(self) -> str:

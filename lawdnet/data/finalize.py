@@ -1,4 +1,4 @@
-"""From the records of all videos to a dataset: duplicates, split, rules, and the files that readers begin with."""
+"""From the records of all videos to a dataset: duplicates, groups, split, rules, and the files that readers need."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 from lawdnet.data.config import BuildConfig, digest
+from lawdnet.data.groups import assign_groups
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset, index_schema, manifest, write_index, write_videos
 from lawdnet.data.records import VideoRecord, read_records, video_records
 from lawdnet.data.rules import SCORES, FunnelStep, apply_rules, parse_rule
 from lawdnet.data.schema import SCORE, rewrite_segments, with_columns
-from lawdnet.data.segments import split_videos
 from lawdnet.data.speakers import keep_speakers
+from lawdnet.data.split import split_videos
 from lawdnet.storage import Location, atomic, is_remote, local_copy, remove_temporaries, write_json
 from lawdnet.tasks.records import Refusal
 from lawdnet.types import RejectReason
@@ -34,6 +35,8 @@ def finalize(root: Location, config: BuildConfig, extractors: Mapping[str, Mappi
     """
     records = read_records(root)
     _reject_duplicates(root, records)
+    stored = {record.video_id for record in records.values() if record.is_accepted}
+    assign_groups(records, config)
     accepted = {key: record for key, record in records.items() if record.is_accepted}
     _split(root, accepted, config.val_fraction)
     index, funnel = choose(index_of(root, accepted), config)
@@ -51,12 +54,12 @@ def finalize(root: Location, config: BuildConfig, extractors: Mapping[str, Mappi
         dataset_hash=_hash(config, extractors, videos),
     )
     write_json(root / MANIFEST, content)
-    _sweep(root, {record.video_id for record in accepted.values()})
+    _sweep(root, stored)
     return Dataset(root)
 
 
 def _sweep(root: Location, kept: Collection[str]) -> None:
-    """Remove segment files that the index does not name, and what killed workers left half written."""
+    """Remove the segment files of other videos, and what killed workers left half written."""
     for path in (root / SEGMENTS).glob("*.parquet"):
         if path.stem not in kept:
             path.unlink()
@@ -142,7 +145,7 @@ def _reject_duplicates(root: Location, records: Mapping[str, VideoRecord]) -> No
 
 def _split(root: Location, accepted: Mapping[str, VideoRecord], val_fraction: float) -> None:
     """Put every video on its side; segment files that say otherwise are written again."""
-    sides = split_videos({key: record.sha256 for key, record in accepted.items()}, val_fraction)
+    sides = split_videos({key: record.group or record.sha256 for key, record in accepted.items()}, val_fraction)
     for key, record in accepted.items():
         if record.split != sides[key]:
             record.split = sides[key]

@@ -29,7 +29,8 @@ from lawdnet.data.manifest import (
 )
 from lawdnet.data.records import VideoRecord, video_records
 from lawdnet.data.schema import FEATURES, VideoRow, rewrite_segments, with_columns, write_segments
-from lawdnet.data.segments import split_draw, split_videos, video_id
+from lawdnet.data.segments import video_id
+from lawdnet.data.split import split_draw, split_videos
 from lawdnet.data.transfer import claim, index_of, refuse_inside
 from lawdnet.storage import atomic, parquet_file, sha256, write_json
 from lawdnet.types import CLIP_FRAMES, Rejected, RejectReason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -208,6 +208,32 @@ class Counts:
             frames=sum(row["frames_used"] for row in rows),
             reasons=dict(sorted(reasons.items())),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Numbers of groups of accepted videos. A video that is in no group is one by itself."""
+
+    train: int
+    val: int
+    named: int
+    """Number of groups that have a name, and may hold several videos."""
+    alone: int
+    """Number of videos that are in no group."""
+
+    @property
+    def total(self) -> int:
+        """Number of groups in both splits."""
+        return self.train + self.val
+
+    @classmethod
+    def of(cls, rows: Iterable[VideoRow]) -> Groups:
+        """Count the groups of videos.parquet."""
+        accepted = [row for row in rows if row.is_accepted]
+        names = {(row.split, row.group) for row in accepted if row.group}
+        alone = Counter(row.split for row in accepted if not row.group)
+        sides = Counter(split for split, _ in names) + alone
+        return cls(train=sides["train"], val=sides["val"], named=len(names), alone=alone.total())
 
 
 def write_videos(root: Location, rows: Sequence[Mapping[str, Any]]) -> None:

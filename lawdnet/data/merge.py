@@ -1,4 +1,4 @@
-"""Merging datasets: every video once, in the split that it was in, under an id of its own."""
+"""Merging datasets: every video once, in the split that it or its group was in, under an id of its own."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lawdnet.data.config import BuildConfig
+from lawdnet.data.disjoint import DisjointSets
 from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset, index_schema, manifest, write_index, write_videos
 from lawdnet.data.schema import SCORE, VideoRow, rewrite_segments, with_columns
 from lawdnet.data.transfer import claim, refuse_inside, source_folder
@@ -38,7 +39,8 @@ class Merged:
     twins: list[str] = field(default_factory=list)
     """Videos that an earlier dataset has as well: `PATH of DATASET`."""
     changed_sides: list[str] = field(default_factory=list)
-    """Those of `twins` that were in another split: `PATH of DATASET: val there, train here`."""
+    """Those of `twins`, and of groups that several datasets have, that were in another split: `PATH of DATASET: val
+    there, train here`."""
     renamed: dict[str, str] = field(default_factory=dict)
     """`ID of DATASET` → the new id of a video whose id was taken by another video."""
 
@@ -67,15 +69,18 @@ class _Part:
             self.videos.append(_Video(replace(row, path=path), row.is_accepted or row.video_id in stored))
         self.new_ids: dict[str, str] = {}
         """Id in the dataset → id in the result, of the videos that are taken."""
+        self.new_splits: dict[str, str] = {}
+        """Id in the result → split, of the videos that change sides with their group."""
 
 
 def merge(roots: Sequence[Location], out: Path, on_file: Callable[[int, int], None] | None = None) -> Merged:
     """Merge several datasets into one.
 
     A video is identified by the SHA-256 of its source and taken from the first dataset that accepted it; duplicates
-    become rows with reason `duplicate`. Videos keep their split. A score that a dataset did not measure is null, and a
-    dropped segment stays dropped. Segment files are hard-linked, or copied if that is impossible; only those of renamed
-    videos are rewritten.
+    become rows with reason `duplicate`. Videos keep their split, but a group that several datasets have, or whose
+    videos they have, is one group and on the side that it has in the first of them. A score that a dataset did not
+    measure is null, and a dropped segment stays dropped. Segment files are hard-linked, or copied if that is
+    impossible; only those of videos that are renamed or change sides are rewritten.
 
     Args:
         roots: at least two datasets; selections are allowed. Never changed.
@@ -96,7 +101,7 @@ def merge(roots: Sequence[Location], out: Path, on_file: Callable[[int, int], No
     rows = sorted(_choose(parts, merged), key=lambda row: row.path)
     work = [(part, *pair) for part in parts for pair in _files(part)]
     for done, (part, path, name) in enumerate(work, 1):
-        _link(path, out / SEGMENTS / f"{name}.parquet", part.new_ids)
+        _link(path, out / SEGMENTS / f"{name}.parquet", part)
         if on_file:
             on_file(done, len(work))
     index = _union(parts)
@@ -137,6 +142,7 @@ def _check(first: Dataset, other: Dataset, name: str, one: Any, two: Any) -> Non
 def _choose(parts: Sequence[_Part], merged: Merged) -> list[VideoRow]:
     """Assign every stored video one dataset and one id, and return the rows of the result."""
     owners = _owners(parts)
+    groups = _groups(parts, owners)
     taken: set[str] = set()
     rows: dict[tuple[str, str, str], VideoRow] = {}
     for part in parts:
@@ -144,12 +150,13 @@ def _choose(parts: Sequence[_Part], merged: Merged) -> list[VideoRow]:
             row = video.row
             owner = owners.get(row.sha256, video)
             if video.is_stored and owner is not video:
-                duplicate = _duplicate(part, row, owner.row, merged)
+                duplicate = _duplicate(part, row, replace(owner.row, split=groups[id(owner)][1]), merged)
                 if row.path == owner.row.path:  # the same file, which another dataset has as well
                     continue
                 row = duplicate
             elif video.is_stored:
                 row = replace(row, video_id=_claim_id(part, row.video_id, taken, merged))
+                row = _with_group(part, row, groups[id(video)], merged)
             rows.setdefault((row.path, row.sha256, row.status), row)
     return list(rows.values())
 
@@ -163,6 +170,35 @@ def _owners(parts: Sequence[_Part]) -> dict[str, _Video]:
                 if video.is_stored and video.row.status == status:
                     owners.setdefault(video.row.sha256 or f"{part.dataset.root} {video.row.video_id}", video)
     return owners
+
+
+def _groups(parts: Sequence[_Part], owners: Mapping[str, _Video]) -> dict[int, tuple[str, str]]:
+    """Return the (name, split) of the group of every stored video, by its `id`.
+
+    Videos are in one group if they have its name, or if they are the same video.
+    """
+    stored = [video for part in parts for video in part.videos if video.is_stored]
+    sets = DisjointSets(len(stored))
+    first_of: dict[str, int] = {}
+    for number, video in enumerate(stored):
+        for name in filter(None, (video.row.group, video.row.sha256)):
+            sets.join(number, first_of.setdefault(name, number))
+    found: dict[int, tuple[str, str]] = {}
+    for numbers in sets.sets():
+        videos = [stored[number] for number in numbers]
+        taken = [video for video in videos if owners.get(video.row.sha256, video) is video]
+        name = next((video.row.group for video in videos if video.row.group), "")
+        found |= {id(video): (name, taken[0].row.split) for video in videos}
+    return found
+
+
+def _with_group(part: _Part, row: VideoRow, group: tuple[str, str], merged: Merged) -> VideoRow:
+    """Return the row of a video that is taken, with the name and on the side of its group."""
+    name, split = group
+    if row.split != split:
+        part.new_splits[row.video_id] = split
+        merged.changed_sides.append(f"{row.path} of {part.dataset.root}: {row.split} there, {split} here")
+    return replace(row, group=name, split=split)
 
 
 def _duplicate(part: _Part, row: VideoRow, owner: VideoRow, merged: Merged) -> VideoRow:
@@ -206,14 +242,15 @@ def _files(part: _Part) -> Iterator[tuple[str, str]]:
         yield part.dataset.resolve(path), part.new_ids[video_id]
 
 
-def _link(source: str, target: Path, new_ids: Mapping[str, str]) -> None:
-    """Put a segment file under its id in the result: a link or copy, unless ids in it change."""
+def _link(source: str, target: Path, part: _Part) -> None:
+    """Put a segment file under its id in the result: a link or copy, unless its ids or its split change."""
     with local_copy(locate(source)) as path:
         if target.exists() and target.samefile(path):
             return
         with atomic(target) as temporary:
-            if any(old != new == target.stem for old, new in new_ids.items()):
-                rewrite_segments(path, temporary, lambda table: _renamed(table, new_ids))
+            is_renamed = any(old != new == target.stem for old, new in part.new_ids.items())
+            if is_renamed or target.stem in part.new_splits:
+                rewrite_segments(path, temporary, lambda table: _changed(table, part))
                 return
             try:
                 os.link(path.resolve(), temporary)
@@ -221,13 +258,15 @@ def _link(source: str, target: Path, new_ids: Mapping[str, str]) -> None:
                 shutil.copyfile(path, temporary)
 
 
-def _renamed(table: pa.Table, new_ids: Mapping[str, str]) -> pa.Table:
-    """Return rows of an index or of a segment file with their ids in the result."""
+def _changed(table: pa.Table, part: _Part) -> pa.Table:
+    """Return rows of an index or of a segment file with their ids and splits in the result."""
     olds = table["video_id"].to_pylist()
     segments = table["segment_id"].to_pylist()
-    ids = [new_ids[old] for old in olds]
+    ids = [part.new_ids[old] for old in olds]
+    splits = [part.new_splits.get(new, old) for new, old in zip(ids, table["split"].to_pylist(), strict=True)]
     names = [new + name.removeprefix(old) for old, new, name in zip(olds, ids, segments, strict=True)]
-    return with_columns(table, {"video_id": pa.array(ids, pa.string()), "segment_id": pa.array(names, pa.string())})
+    changed = {"video_id": ids, "segment_id": names, "split": splits}
+    return with_columns(table, {name: pa.array(values, pa.string()) for name, values in changed.items()})
 
 
 def _union(parts: Sequence[_Part]) -> pa.Table:
@@ -235,7 +274,7 @@ def _union(parts: Sequence[_Part]) -> pa.Table:
     tables = []
     for part in parts:
         mine = pc.is_in(part.index["video_id"], value_set=pa.array(list(part.new_ids), pa.string()))
-        table = _renamed(part.index.filter(mine), part.new_ids)
+        table = _changed(part.index.filter(mine), part)
         paths = pa.array([f"{SEGMENTS}/{name}.parquet" for name in table["video_id"].to_pylist()], pa.string())
         tables.append(with_columns(table, {"path": paths}))
     index = pa.concat_tables(tables, promote_options="default")

@@ -48,6 +48,9 @@ class VideoRecord(TaskRecord):
     bytes: int = 0
     sha256: str = ""
     landmarks_sha256: str = ""
+    group: str = ""
+    perceptual_hash: str = ""
+    """See `lawdnet.data.near_duplicates.encode`; empty if too little moved, or an earlier version built the video."""
     rows: list[SegmentRow] = field(default_factory=list)
     features: dict[str, str] = field(default_factory=dict)
     """Stored extractors, with a hash of what their rows depend on."""

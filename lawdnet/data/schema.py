@@ -48,6 +48,7 @@ VIDEO_SCHEMA = pa.schema(
         "bytes": pa.int64(),
         "sha256": pa.string(),
         "landmarks_sha256": pa.string(),
+        "group": pa.string(),
     }
 )
 
@@ -82,6 +83,8 @@ class VideoRow:
     sha256: str = ""
     """Hash of the source file."""
     landmarks_sha256: str = ""
+    group: str = ""
+    """Name of the group that is on one side of the split; empty for a video that stands alone."""
 
     @property
     def is_accepted(self) -> bool:

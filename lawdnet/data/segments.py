@@ -6,7 +6,6 @@ takes frame px to crop px.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import time
@@ -22,6 +21,7 @@ import numpy as np
 from lawdnet.audio.base import AudioExtractor, frame_features
 from lawdnet.audio.io import VideoAudio, load_video_audio
 from lawdnet.data.config import BuildConfig
+from lawdnet.data.near_duplicates import MotionHasher, encode
 from lawdnet.data.quality import ImageScores, image_scores, segment_scores
 from lawdnet.face.align import crop_face, fit_all, transform_points
 from lawdnet.face.track import KERNEL_SIGMAS, Track, bridge, inside, runs, smooth
@@ -50,31 +50,6 @@ def video_id(path: Path, sha256: str) -> str:
     """Return a name that a person recognises and that two different videos never share."""
     stem = re.sub(r"[^\w-]+", "_", path.stem).strip("_-")[:48] or "video"
     return f"{stem}-{sha256[:10]}"
-
-
-def split_draw(sha256: str) -> float:
-    """Return a number in [0, 1) that depends on a video's content alone, not on its name or on other videos."""
-    return int(hashlib.sha256(f"split {sha256}".encode()).hexdigest()[:8], 16) / 2**32
-
-
-def split_videos(hashes: Mapping[str, str], val_fraction: float) -> dict[str, str]:
-    """Return the split of every video: key → `train` or `val`.
-
-    Where chance would hold out none or all of two or more videos, the one with the smallest draw changes sides. A
-    single video is for training.
-
-    Args:
-        hashes: key of a video → SHA-256 of its source.
-        val_fraction: share of the videos to hold out; 0 holds out none.
-    """
-    draws = {key: split_draw(sha256) for key, sha256 in hashes.items()}
-    if len(draws) == 1:
-        return dict.fromkeys(draws, "train")
-    splits = {key: "val" if draw < val_fraction else "train" for key, draw in draws.items()}
-    if val_fraction and len(set(splits.values())) == 1:
-        smallest = min(draws, key=lambda key: draws[key])
-        splits[smallest] = "train" if splits[smallest] == "val" else "val"
-    return splits
 
 
 def encode_jpeg(image_HW3: UInt8, quality: int) -> bytes:
@@ -119,6 +94,8 @@ class Tally:
     outside: int = 0
     longest: int = 0
     """Length of the longest run of usable frames."""
+    perceptual_hash: str = ""
+    """See `lawdnet.data.near_duplicates.encode`."""
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Seconds by build step."""
 
@@ -196,6 +173,7 @@ class _TrackSpan:
         self.first = 0  # tick of the oldest waiting crop
         self.frames_jpeg: list[bytes] = []
         self.scores: list[ImageScores] = []
+        self.motion = MotionHasher()
         self._set(track, fitted or _fit(track, height, width, config))
 
     def _set(self, track: Track, fitted: _Fitted) -> None:
@@ -231,6 +209,7 @@ class _TrackSpan:
         if is_usable:
             self.first = self.first if self.frames_jpeg else tick
             crop_HW3 = crop_face(frame_HW3, self.matrix_N33[offset], self.config.crop_width)
+            self.motion.see(tick, crop_HW3)
             self.frames_jpeg.append(encode_jpeg(crop_HW3, self.config.jpeg_quality))
             self.scores.append(image_scores(crop_HW3, self.points_N68x2[offset], self.matrix_N33[offset]))
             if len(self.frames_jpeg) >= self.config.max_frames + self.config.min_frames:
@@ -329,7 +308,7 @@ def _check_audio(audio: VideoAudio, config: BuildConfig) -> None:
 
 
 def _check_result(video: Video, spans: list[_TrackSpan], heard: range, config: BuildConfig, tally: Tally) -> None:
-    """Check a video after all of it was seen.
+    """Check a video after all of it was seen, and complete the tally.
 
     Raises:
         Rejected: it has another number of frames than its header says, or gave no segment.
@@ -338,6 +317,7 @@ def _check_result(video: Video, spans: list[_TrackSpan], heard: range, config: B
         detail = f"the header says {video.num_frames} frames, {tally.frames} were decoded"
         raise Rejected(RejectReason.DAMAGED, detail)
     _count(spans, heard, video.num_frames, tally)
+    tally.perceptual_hash = encode(span.motion for span in spans)
     if not tally.segments:
         need = f"at most {tally.longest} consecutive usable frames, {config.min_frames} are needed"
         raise Rejected(tally.short_reason(config.min_frames), f"{need}; {tally.describe()}")

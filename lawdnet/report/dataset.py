@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lawdnet.conditions import Condition
-from lawdnet.data.manifest import Dataset
+from lawdnet.data.manifest import Dataset, Groups
 from lawdnet.data.rules import SCORES, column_of, parse_rule, score_names
 from lawdnet.data.schema import BUILD_STAGES, SCORE, VideoRow
 from lawdnet.evaluation.sync import offset_histogram
@@ -126,6 +126,7 @@ def inspect_report(dataset: Dataset, out: Location, *, max_videos: int = MAX_VID
         name=dataset.root.name,
         info=dataset.info,
         accepted=len(accepted),
+        groups=Groups.of(rows),
         inputs=_bars(_inputs(rows)),
         funnel=funnel,
         histograms=drawn,

@@ -15,6 +15,7 @@ from typing import Any
 from lawdnet.audio.base import AudioExtractor
 from lawdnet.data.config import FORMAT_VERSION, BuildConfig, digest
 from lawdnet.data.finalize import finalize
+from lawdnet.data.group_by import check_paths
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset
 from lawdnet.data.records import STATE, VideoRecord, read_records, video_records
 from lawdnet.data.rules import parse_rule
@@ -96,6 +97,7 @@ def _plan(
         ValueError: as `build`.
     """
     config = job.config
+    check_paths([file.path for file in inputs], config.group_by)
     have_csv = [bool(file.csv_fingerprint) for file in inputs]
     finds_faces = prepare_landmarks(config.landmarks, have_csv, lambda name: source_of(config, name, job.weights_dir))
     job = dataclasses.replace(job, sync_mark=_check_sync(job.sync, config, marks))

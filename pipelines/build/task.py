@@ -18,6 +18,7 @@ from lawdnet import storage
 from lawdnet.audio.base import AudioExtractor, extractor_options, frame_features, make_extractor
 from lawdnet.audio.io import load_video_audio
 from lawdnet.data.config import BuildConfig, digest
+from lawdnet.data.group_by import group_names
 from lawdnet.data.manifest import SEGMENTS
 from lawdnet.data.records import SegmentRow, VideoRecord, video_records
 from lawdnet.data.schema import (
@@ -29,7 +30,8 @@ from lawdnet.data.schema import (
     with_columns,
     write_segments,
 )
-from lawdnet.data.segments import Tally, split_draw, video_id, video_segments
+from lawdnet.data.segments import Tally, video_id, video_segments
+from lawdnet.data.split import split_draw
 from lawdnet.landmarks.base import LandmarkSource, choose_source, make_source, source_options
 from lawdnet.landmarks.openface import csv_of
 from lawdnet.storage import locate
@@ -175,7 +177,8 @@ class VideoTask(Task[VideoItem, VideoRecord]):
             record.bytes = path.stat().st_size
             record.sha256 = storage.sha256(path, beat=self.beat)
             record.landmarks_sha256 = storage.sha256(csv) if csv.is_file() else ""
-            record.split = "val" if split_draw(record.sha256) < self.config.val_fraction else "train"
+            group = group_names([record.path], self.config.group_by)[0]
+            record.split = "val" if split_draw(group or record.sha256) < self.config.val_fraction else "train"
             video = probe(path)
             source = self._source(path)
             record.landmarks = source.name
@@ -205,6 +208,7 @@ class VideoTask(Task[VideoItem, VideoRecord]):
         record.segments = tally.segments
         record.frames_used = tally.used
         record.rows = rows
+        record.perceptual_hash = tally.perceptual_hash
         self._note_models(record)
 
     def _complete(self, path: Path, record: VideoRecord, tally: Tally) -> None:

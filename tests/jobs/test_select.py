@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from jobs import console
 from jobs.cli import app
+from lawdnet.data.manifest import Dataset
 from lawdnet.storage import locate
 from tests.support.small_datasets import Scores, make_dataset
 
@@ -119,3 +122,28 @@ def test_a_submitted_job_does_not_select_to_where_ray_deletes(base: str, monkeyp
     answer = runner.invoke(app, ["select", base, "--where", "yaw>=0", "--out", "good"])
     assert answer.exit_code == 2
     assert "give an absolute path" in answer.stderr
+
+
+def test_inspect_shows_the_groups(base: str, tmp_path: Path) -> None:
+    page = str(tmp_path / "page.html")
+    inspected = ["inspect", base, "--html", page, "--max-videos", "0"]
+    plain = runner.invoke(app, inspected)
+    assert "\n  groups " not in plain.stdout
+    assert "</b>groups" not in Path(page).read_text(encoding="utf8")
+    rows = Dataset(Path(base)).videos()
+    older = rows.drop_columns(["group"])
+    pq.write_table(older, Path(base) / "videos.parquet")
+    assert runner.invoke(app, inspected).stdout == plain.stdout, "a dataset of an earlier version"
+    about = json.loads(runner.invoke(app, ["inspect", base, "--json"]).stdout)
+    assert about["groups"] == {"all": 2, "train": 1, "val": 1, "named": 0, "alone": 2}
+    names = pa.array(["ann" if path == "anna.mp4" else "" for path in rows["path"].to_pylist()])
+    pq.write_table(older.append_column("group", names), Path(base) / "videos.parquet")
+    assert "groups     2 (train 1, val 1; 1 video in no group)" in runner.invoke(app, inspected).stdout
+    text = " ".join(Path(page).read_text(encoding="utf8").split())
+    assert "<b>2</b>groups (1 train, 1 val; 1 video in no group)" in text
+    about = json.loads(runner.invoke(app, ["inspect", base, "--json"]).stdout)
+    assert about["groups"] == {"all": 2, "train": 1, "val": 1, "named": 1, "alone": 1}
+    out = str(tmp_path / "good")
+    assert runner.invoke(app, ["select", base, "--out", out, "--where", "yaw<=1000"]).exit_code == 0
+    about = json.loads(runner.invoke(app, ["inspect", out, "--json"]).stdout)
+    assert about["groups"] == {"all": 2, "train": 1, "val": 1, "named": 1, "alone": 1}, "a selection keeps them"

@@ -1,11 +1,12 @@
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from lawdnet.data.manifest import INDEX, MANIFEST, SEGMENTS, Dataset
+from lawdnet.data.manifest import INDEX, MANIFEST, SEGMENTS, Dataset, write_videos
 from lawdnet.data.merge import merge
 from lawdnet.data.rules import parse_rule
 from lawdnet.data.schema import from_rows, read_segment
@@ -211,3 +212,89 @@ def test_a_taken_folder_is_refused(tmp_path: Path) -> None:
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "a" / "all")
     with pytest.raises(ValueError, match="at least two"):
         merge([tmp_path / "a"], tmp_path / "e")
+
+
+def in_groups(root: Path, groups: dict[str, str]) -> Dataset:
+    """Put the videos of a dataset into groups: path → name."""
+    rows = [replace(row, group=groups.get(row.path, "")) for row in Dataset(root).video_rows()]
+    write_videos(root, [row.columns() for row in rows])
+    return Dataset(root)
+
+
+def sides(dataset: Dataset) -> dict[str, tuple[str, str]]:
+    """Path → (group, split), which videos.parquet, index.parquet and the files agree on."""
+    rows = {row.path: row for row in dataset.video_rows() if row.is_accepted}
+    for row in rows.values():
+        refs = [ref for ref in dataset.segments() if ref.video_id == row.video_id]
+        assert len(refs) == 2
+        for ref in refs:
+            stored = read_segment(Path(ref.path), ref.row_group, ["split", "video_id"]).to_pylist()
+            assert stored == [{"split": row.split, "video_id": row.video_id}]
+            assert ref.split == row.split
+    return {path: (row.group, row.split) for path, row in rows.items()}
+
+
+def test_a_group_that_several_datasets_have_is_on_one_side(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "a", {"1.mp4": "1", "2.mp4": "2"}, split="train")
+    make_dataset(tmp_path / "b", {"3.mp4": "3", "4.mp4": "4", "5.mp4": "5"}, split="val", shade=90)
+    in_groups(tmp_path / "a", {"1.mp4": "ann", "2.mp4": "bob"})
+    in_groups(tmp_path / "b", {"3.mp4": "ann", "4.mp4": "cy"})
+    before = snapshot(tmp_path)
+    merged = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    assert merged.changed_sides == [f"3.mp4 of {tmp_path / 'b'}: val there, train here"]
+    assert sides(Dataset(tmp_path / "c")) == {
+        "1.mp4": ("ann", "train"),
+        "2.mp4": ("bob", "train"),
+        "3.mp4": ("ann", "train"),
+        "4.mp4": ("cy", "val"),
+        "5.mp4": ("", "val"),
+    }
+    assert {name: data for name, data in snapshot(tmp_path).items() if name[0] in "ab"} == before
+    first = snapshot(tmp_path / "c")
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    assert snapshot(tmp_path / "c") == first
+
+
+def test_a_video_that_both_have_connects_their_groups(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "a", {"same.mp4": "s", "alone.mp4": "x"}, split="train")
+    make_dataset(
+        tmp_path / "b", {"other/same.mp4": "s", "other/more.mp4": "m"}, split="val", ids={"other/more.mp4": "x"}
+    )
+    in_groups(tmp_path / "b", {"other/same.mp4": "ann", "other/more.mp4": "ann"})
+    merged = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    assert sides(Dataset(tmp_path / "c")) == {
+        "alone.mp4": ("", "train"),
+        "same.mp4": ("ann", "train"),
+        "other/more.mp4": ("ann", "train"),
+    }
+    assert len(merged.changed_sides) == 2, "the duplicate, and the video that follows it"
+    # the other way round, the group keeps its side
+    merge([tmp_path / "b", tmp_path / "a"], tmp_path / "d")
+    assert sides(Dataset(tmp_path / "d")) == {
+        "alone.mp4": ("", "train"),
+        "other/same.mp4": ("ann", "val"),
+        "other/more.mp4": ("ann", "val"),
+    }
+
+
+def test_a_duplicate_is_told_the_side_that_its_group_has_now(tmp_path: Path) -> None:
+    """The video of the second dataset moves with its group, so the twin in the third hears of the new side."""
+    make_dataset(tmp_path / "a", {"1.mp4": "1"}, split="train")
+    make_dataset(tmp_path / "b", {"2.mp4": "2"}, split="val")
+    make_dataset(tmp_path / "c", {"twin.mp4": "2"}, split="val")
+    in_groups(tmp_path / "a", {"1.mp4": "ann"})
+    in_groups(tmp_path / "b", {"2.mp4": "ann"})
+    merge([tmp_path / name for name in "abc"], tmp_path / "d")
+    [twin] = [row for row in Dataset(tmp_path / "d").video_rows() if row.reason == "duplicate"]
+    assert twin.detail == f"the same bytes as 2.mp4, which is in train; it was in val of {tmp_path / 'c'}"
+
+
+def test_the_side_is_that_of_a_video_that_is_taken(tmp_path: Path) -> None:
+    """Rules dropped the video in the first dataset, so it comes from the second, and from its side."""
+    make_dataset(tmp_path / "a", {"1.mp4": "1"}, split="train")
+    make_dataset(tmp_path / "b", {"2.mp4": "1"}, split="val")
+    rows = Dataset(tmp_path / "a").video_rows()
+    write_videos(tmp_path / "a", [replace(row, status="rejected", reason="threshold").columns() for row in rows])
+    merged = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    assert sides(Dataset(tmp_path / "c")) == {"2.mp4": ("", "val")}
+    assert [text.partition(":")[2] for text in merged.changed_sides] == [" train there, val here"]

@@ -48,7 +48,7 @@ def test_a_record_of_the_version_before_is_read(tmp_path: Path) -> None:
     store.path("key").write_text(json.dumps(BEFORE))
     record = store.read("key")
     assert record is not None
-    assert record.row().columns() == BEFORE["row"]
+    assert record.row().columns() == BEFORE["row"] | {"group": ""}
     assert record.inputs == BEFORE["inputs"]
     assert record.rows == [SegmentRow(**SEGMENT)]
     assert (record.features, record.sync, record.run) == (BEFORE["features"], None, "")

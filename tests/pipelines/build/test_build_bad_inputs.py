@@ -241,7 +241,7 @@ def test_one_accepted_video_is_always_held_out(drawn: Path, tmp_path: Path, ray_
     for name in "abcd":
         copy(drawn, source / f"{name}.mp4")
     (source / "empty.mp4").write_bytes(b"")
-    config = BuildConfig(crop_width=80, val_fraction=1e-9)
+    config = BuildConfig(crop_width=80, val_fraction=1e-9, near_duplicates="keep")
     dataset = build(source, root, config)
     (held_out,) = dataset.segments("val")
     assert len(dataset.segments("train")) == 3

@@ -205,7 +205,8 @@ def test_rules_and_split_change_without_work(
     assert strict.info["funnel"][-1] | {} == {
         "rule": "face_px>=100000", "dropped": len(NAMES), "left": 0, "not_measured": 0,
     }  # fmt: skip
-    halved = build(source, root, BuildConfig(crop_width=80, val_fraction=0.5), execute=nothing)
+    half = BuildConfig(crop_width=80, val_fraction=0.5, near_duplicates="keep")
+    halved = build(source, root, half, execute=nothing)
     sides = {row["video_id"]: row["split"] for row in halved.videos().to_pylist()}
     assert set(sides.values()) == {"train", "val"}
     assert {ref.video_id: ref.split for ref in halved.segments()} == sides
