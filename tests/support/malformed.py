@@ -374,18 +374,8 @@ SOUNDS: dict[str, tuple[str, Maker]] = {
     ),
 }
 
-NAMES: dict[str, tuple[str, Maker]] = dict.fromkeys(
-    [
-        "new\nline.mp4",
-        "'quo\"tes`.mp4",
-        " spaces  .mp4",
-        "n" * 251 + ".mp4",
-        "说话\u202e😀.mp4",
-        "-i %d$(x);.mp4",
-        os.fsdecode(b"\xff\xfe.mp4"),
-    ],
-    ("accepted", salted),
-)
+STRANGE = ["new\nline", "'quo\"tes`", " spaces  ", "n" * 251, "说话\u202e😀", "-i %d$(x);", os.fsdecode(b"\xff\xfe")]
+NAMES: dict[str, tuple[str, Maker]] = {f"{name}.mp4": ("accepted", salted) for name in STRANGE}
 
 PLACES: dict[str, tuple[str, Maker]] = {
     "folder.mp4": ("unreadable", lambda drawn, to: to.mkdir()),
