@@ -63,7 +63,7 @@ def encode_again(source: Path, to: Path) -> None:
         copy.mux(heard.encode(None))
     if (csv := source.with_suffix(".csv")).exists():
         points = read_csv(csv).points_T68x2 * scale
-        width = np.nanmean(np.ptp(points[..., 0], axis=1))
+        width = np.nanmedian(points[..., 0].max(1) - points[..., 0].min(1))
         noise = np.random.default_rng(0).normal(0, NOISE * width, points.shape)
         write_csv(to.with_suffix(".csv"), (points + noise).astype(np.float32), FPS)
 

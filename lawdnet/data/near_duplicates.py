@@ -32,8 +32,8 @@ SAMPLED = frozenset(start + STEP * sample for start in STARTS for sample in rang
 STILL = 0.5
 """Root mean square change of a thumbnail's pixels, grey levels of 255, below which a window shows only noise."""
 MOST_BITS = 10
-"""Largest mean number of differing bits per hash, of 64, of two near-duplicates. Measured on re-encodings: 1 to 9;
-other videos of the same speaker: at least 11.7, of other people: at least 26 (docs/decisions.md)."""
+"""Largest mean number of differing bits per hash, of 64, of two near-duplicates. Measured on re-encodings: 1 to 10;
+other videos of the same speaker: at least 11.7, of other people: at least 25.8 (docs/decisions.md)."""
 LEAST_WINDOWS = 2
 """Number of windows that two videos must both have to be compared."""
 BAND_BITS = 16
