@@ -84,8 +84,10 @@ class Url:
         except (OSError, urllib.error.URLError) as error:
             raise FetchError(f"{getattr(error, 'reason', '') or error}") from error
         if self.member:
-            extract(part, self.member, out)
-            part.unlink()
+            try:
+                extract(part, self.member, out)
+            finally:
+                part.unlink()  # a damaged archive must not be continued by the next call
         else:
             part.replace(out)
 
@@ -134,8 +136,8 @@ class Bucket:
         try:
             with local_copy(locate(self.folder) / self.file) as copy:
                 shutil.copyfile(copy, out)
-        except (OSError, ValueError) as error:
-            reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        except Exception as error:  # each protocol's client has errors of its own
+            reason = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
             raise FetchError(reason.splitlines()[0]) from error
 
 

@@ -310,7 +310,12 @@ def fetch(entry: Weights, folder: Path | None = None) -> Path:
     path = (folder or cache_folder()) / entry.file
     if path in _failed:
         raise FetchError(_failed[path])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FetchError(
+            f"{path.parent}: cannot be created ({error.strerror}); name a folder with {WEIGHTS_ENV}"
+        ) from error
     with _locked(path):
         if path.exists() and _is_good(path, entry):
             return path

@@ -84,11 +84,15 @@ def complete(
 
 
 def _lost(task: type[Task[I, R]], job: Job, item: I, store: RecordStore[R]) -> R:
+    found = store.read(item.key)
+    if found and found.run == job.run:  # it was stored, and only the answer was lost
+        return found
     record: R = item.record()
     record.run = job.run
     detail = "its record was lost; the workers' log says why, and the next run of the same command tries it again"
     record.refuse(Refusal("failed", RejectReason.INTERNAL_ERROR, detail))
-    store.write(item.key, record)
+    if found is None or list(found.inputs) != list(item.inputs):  # what an earlier run made of the same files stays
+        store.write(item.key, record)
     task.count(record)
     return record
 

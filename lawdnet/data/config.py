@@ -32,7 +32,7 @@ class BuildConfig:
     """
 
     landmarks: str = "auto"
-    """A landmark source by name, or `auto`: the CSV beside the video, else a source whose weights are available."""
+    """A landmark source by name, or `auto`: the CSV beside the video, else MediaPipe's networks."""
     face: str = "largest"
     """Which face: `largest`; `all` (segments of every face); `sync` (at any time the face that speaks; needs a sync
     network); or a number, 0 being the largest."""

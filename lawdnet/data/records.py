@@ -89,9 +89,9 @@ class VideoRecord(TaskRecord):
         """Version 1 called the rows `segments`, had a field per build step, and imports named their one input."""
         known = super().upgrade(content)
         steps = {step: known.get(f"seconds_{step}", 0.0) for step in BUILD_STAGES}
-        inputs = content.get("inputs")
-        named = list(inputs.values()) if isinstance(inputs, dict) else inputs
-        return {**known, "inputs": named, "rows": content.get("segments", []), "step_seconds": steps}
+        if isinstance(inputs := content["inputs"], dict):  # an import, which kept no rows
+            return {**known, "inputs": list(inputs.values()), "rows": [], "step_seconds": steps}
+        return {**known, "rows": content["segments"], "step_seconds": steps}
 
 
 def video_records(root: Location) -> RecordStore[VideoRecord]:

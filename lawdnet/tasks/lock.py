@@ -48,6 +48,8 @@ def held(path: Location) -> Iterator[None]:
     mine = _here() | {"id": uuid4().hex, "beat": 0}
 
     def beat() -> None:
+        if mine["beat"] and (_read(path) or mine)["id"] != mine["id"]:
+            return  # this process was suspended for so long that another one took over
         mine["beat"] += 1
         try:
             write_json(path, mine)

@@ -73,14 +73,15 @@ class TaskRecord:
         if not isinstance(content, dict):
             raise ValueError("not a record")
         version = content.get("version", 1)
-        if version == 1:
-            content = cls.upgrade(content)
-        elif version != VERSION:
+        if version not in (1, VERSION):
             raise ValueError(f"record version {version}, this code reads 1 to {VERSION}; update lawdnet")
         try:
-            return cls.from_fields(content)
+            record = cls.from_fields(cls.upgrade(content) if version == 1 else content)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a {cls.__name__} ({error})") from None
+        if not isinstance(record.inputs, list) or not isinstance(record.status, str):
+            raise ValueError(f"not a {cls.__name__} (inputs {record.inputs!r}, status {record.status!r})")
+        return record
 
     @classmethod
     def from_fields(cls, content: dict[str, Any]) -> Self:

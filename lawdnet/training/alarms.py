@@ -52,10 +52,10 @@ class Plateau:
         self.is_armed = steps > 0
 
     def update(self, loss: float, chance: float) -> None:
-        """Take the loss of a step, and the loss of guessing."""
+        """Take the loss of a step, and the loss of guessing: 0 where there is nothing to choose from, as in silence."""
         if not self.is_armed:
             return
-        self.ratios.append(loss / chance)
+        self.ratios.append(loss / chance if chance else 1.0)
         if len(self.ratios) == self.ratios.maxlen and (ratio := sum(self.ratios) / len(self.ratios)) >= 1 - AT_CHANCE:
             self.is_armed = False
             self.alarm(

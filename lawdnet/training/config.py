@@ -57,8 +57,9 @@ class TrainConfig:
     sync_windows: int = 8
     """Windows of each segment in a batch of the sync network, which contrasts them with each other."""
     mix_segments: int = 64
-    """Segments whose samples are mixed into the same batches. A discriminator that sees few people at a time learns to
-    know them. Each task that draws samples holds the JPEGs of so many: 6 MB a segment at a crop width of 320 px."""
+    """Segments whose samples are mixed into the same optimiser steps, shared by the virtual ranks, at least 8 each. A
+    discriminator that sees few people at a time learns to know them. Each task that draws samples holds the JPEGs of
+    its share: 6 MB a segment at a crop width of 320 px."""
     references: str = "random"
     """`random` as published, or `diverse`: sharp frames in which pose and mouth differ most."""
     sync_ramp: int = 1000

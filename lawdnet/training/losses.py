@@ -49,7 +49,7 @@ def rivals(kind_A: Tensor, origin_A2: Tensor | None, faces: int) -> Tensor:
     """B×A: the pairs that are compared, which are a face's own audio and what is wrong for it.
 
     Audio that is equal to the right one (a clip drawn twice, digital silence) is not wrong. With `origin_A2` only other
-    moments of the same recording are, `NEAR_FRAMES` away or more: whoever must also tell voices and faces apart learns
+    moments of the same segment are, `NEAR_FRAMES` away or more: whoever must also tell voices and faces apart learns
     that first, and learns little of the moment.
 
     Args:

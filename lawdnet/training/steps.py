@@ -204,7 +204,7 @@ class GanStep(Networks):
         return (whole_M3HW * generated_M3HW).sum(), metrics  # its gradient at the images is the sum of the gradients
 
     def _image_gradients(self, weighted: Metrics, generated_M3HW: Tensor) -> Metrics:
-        """`pulls`, scaled by the gradient scaler on their way through half precision."""
+        """`image_gradients`, scaled by the gradient scaler on their way through half precision."""
         scaler = self.precision.scaler
         scale = scaler.get_scale() if scaler.is_enabled() else 1.0
         scaled = image_gradients({name: scaler.scale(loss) for name, loss in weighted.items()}, generated_M3HW)

@@ -52,6 +52,8 @@ class Plan:
     def _work(self, item: VideoItem) -> str:
         """`build`, `complete` (features or sync scores), or nothing."""
         record = self.records.get(item.key)
+        if self._is_unreachable(item):
+            return ""
         if record is None or record.inputs != item.inputs or record.is_failed:
             return "build"
         if not record.is_accepted:
@@ -59,6 +61,12 @@ class Plan:
         if f"{record.video_id}.parquet" not in self.files:
             return "build"
         return "complete" if lacking(record, self.marks) or self.sync_mark not in (None, record.sync) else ""
+
+    def _is_unreachable(self, item: VideoItem) -> bool:
+        """Whether a built video cannot be seen now, as on a mount that is away: like one that is gone, it stays."""
+        record = self.records.get(item.key)
+        is_built = record is not None and record.is_accepted and f"{record.video_id}.parquet" in self.files
+        return is_built and not item.inputs[0]
 
     def _may_be_good_now(self, record: VideoRecord) -> bool:
         """Whether a rejected video may be accepted although its files are as they were."""
@@ -69,12 +77,12 @@ class Plan:
         return record.reason == RejectReason.UNREADABLE  # permissions come back, and so do object stores
 
     def check_gone(self, root: Location) -> None:
-        """Videos that are no longer in the source stay as they are, so that nothing can be added to them.
+        """Videos that are no longer in the source, or out of reach, stay as they are: nothing can be added to them.
 
         Raises:
             ValueError: one of them lacks a feature that the dataset is to have.
         """
-        gone = self.records.keys() - {item.key for item in self.items}
+        gone = self.records.keys() - {item.key for item in self.items if not self._is_unreachable(item)}
         records = [self.records[key] for key in gone]
         short = [record.path for record in records if record.is_accepted and lacking(record, self.marks)]
         if short:

@@ -98,14 +98,16 @@ def check_landmarks(options: RunOptions) -> None:
 
 
 def landmarks_of(options: RunOptions) -> LandmarksByRow | None:
-    """Return what finds landmarks of generated frames on this worker, or None if its network is not there.
+    """Return what finds landmarks of generated frames, or None if any worker lacks the network; all call it together.
 
     Raises:
         ValueError: as `check_landmarks`.
     """
+    found: LandmarksByRow | None = None
     try:
-        return LandmarksByRow(MeshLandmarker(find_bundle(fetch=options.needs_landmarks)))
+        found = LandmarksByRow(MeshLandmarker(find_bundle(fetch=options.needs_landmarks)))
     except ValueError:
         if options.needs_landmarks:
             raise
-        return None
+    # a mean over the workers that happen to have the network would depend on their number
+    return found if all(gather(found is not None)) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from pipelines.train.validate import Validation, landmarks_of, scorer_of
 STOPPED = "stopped.txt"
 """File with the reason why the workers stopped together, if another attempt could not help."""
 
+MIN_MIX = 8
+"""Fewest segments of a virtual rank that share a batch."""
 COLUMNS = ("masked", "reference", "generated", "truth")
 """Columns of a sheet of samples."""
 
@@ -97,7 +99,9 @@ class Worker:
             )
         self.store = CheckpointStore(self.root / self.stage.name)
         self.share = share_of(self.rank, self.world, job.virtual_ranks)
-        self.spec = self.config.sample_spec(self.stage)
+        spec = self.config.sample_spec(self.stage)
+        # a step draws from the groups of all virtual ranks, whose number stays whatever the number of workers
+        self.spec = replace(spec, mix_segments=max(MIN_MIX, spec.mix_segments // job.virtual_ranks))
         self.accumulate = micro_batches_per_rank(self.stage)
         self.steps = steps_per_epoch(
             batches_per_epoch(len(job.segments), job.virtual_ranks, self.spec), self.accumulate

@@ -107,3 +107,12 @@ def test_damaged_marks_are_written_anew(mark: Path, content: bytes) -> None:
     mark.write_bytes(content)
     with lock.held(mark):
         assert read_json(mark)["pid"] == os.getpid()
+
+
+def test_a_driver_that_was_suspended_leaves_the_lock_to_the_next(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+    with lock.held(mark):
+        write_json(mark, other())  # it took over meanwhile
+        time.sleep(0.2)
+        assert read_json(mark)["pid"] == other()["pid"]
+    assert read_json(mark)["pid"] == other()["pid"], "it is not ours to remove"

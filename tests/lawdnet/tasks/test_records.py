@@ -70,6 +70,9 @@ def test_a_record_of_the_version_before_is_read(tmp_path: Path) -> None:
         (b'{"version": 2, "inputs": [], "path": "a.mp4"}', "not a VideoRecord"),
         (b'{"version": 2, "inputs": [], "path": "a.mp4", "rows": [{"index": 1}]}', "not a VideoRecord"),
         (json.dumps({**BEFORE, "segments": 3}).encode(), "not a VideoRecord"),
+        (json.dumps({k: v for k, v in BEFORE.items() if k != "inputs"}).encode(), "not a VideoRecord"),
+        (json.dumps({k: v for k, v in BEFORE.items() if k != "segments"}).encode(), "not a VideoRecord"),
+        (b'{"version": 2, "inputs": null, "path": "a.mp4", "rows": []}', "not a VideoRecord"),
     ],
 )
 def test_what_cannot_be_read_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:

@@ -158,7 +158,9 @@ def test_a_lost_record_is_a_failure_that_is_tried_again(tmp_path: Path, said: li
 
     def forgetful(*work: Any, **options: Any) -> Any:
         for key, record in map_in_process(*work, **options):
-            if key != "b":
+            if key == "b":
+                store.path(key).unlink()  # lost with its worker
+            else:
                 yield key, record
                 yield key, record  # told twice, as Ray may
 
@@ -172,3 +174,21 @@ def test_a_lost_record_is_a_failure_that_is_tried_again(tmp_path: Path, said: li
     assert lost is not None
     assert lost.is_failed
     assert "record was lost" in lost.detail
+
+
+def test_of_a_lost_answer_the_stored_record_counts_and_no_older_one_is_replaced(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path / ".say", TaskRecord)
+    before = TaskRecord(inputs=["1"], run="before", status="said")
+    store.write("b", before)
+
+    def silent(task: Any, job: Any, items: Any, **options: Any) -> Any:
+        list(map_in_process(task, job, [item for item in items if item.key == "a"], **options))
+        yield from ()
+
+    words = [Word("a"), Word("b", ["1"]), Word("c", ["2"])]
+    done = complete(Say, Job(root=str(tmp_path)), words, store, {}, name="say", execute=silent)
+    assert {key: record.status for key, record in done.items()} == {"a": "said", "b": "failed", "c": "failed"}
+    assert store.read("b") == before, "it is for the same files, and is completed by the next run"
+    stored = store.read("c")
+    assert stored is not None
+    assert stored.is_failed

@@ -69,6 +69,16 @@ def test_shares_are_those_of_known_gradients() -> None:
     assert [float(share) for share in gradient_shares({"a": torch.zeros(2), "b": torch.zeros(2)}).values()] == [0, 0]
 
 
+def test_nothing_to_choose_from_is_a_plateau() -> None:
+    """All audio is the same silence."""
+    told: list[str] = []
+    plateau = Plateau(3, told.append, "look at the offsets")
+    compared = rivals(equal_audio(torch.zeros(4, 2, 9)), None, 2)
+    for _ in range(3):
+        plateau.update(float(contrast(torch.rand(2, 4), compared)), float(contrast_chance(compared)))
+    assert len(told) == 1
+
+
 def test_a_plateau_is_told_once_and_only_at_chance() -> None:
     told: list[str] = []
     plateau = Plateau(5, told.append, "look at the offsets")

@@ -268,3 +268,22 @@ def test_a_damaged_file_is_named(builds: Builds, drawn: Path) -> None:
     (built.root / "videos.parquet").unlink()
     with pytest.raises(ValueError, match=r"videos\.parquet is missing; run the same `lawdnet build` again"):
         built.videos()
+
+
+def test_a_built_video_out_of_reach_stays(drawn: Path, tmp_path: Path) -> None:
+    """A list whose files lie on a mount that is away: nothing is decoded again when it comes back."""
+    for name in ("a.mp4", "b.mp4"):
+        copy(drawn, tmp_path / "mount" / name)
+    (tmp_path / "list.txt").write_text("mount/a.mp4\nmount/b.mp4\n")
+    builds = Builds(tmp_path / "list.txt", tmp_path / "dataset")
+    before = builds()
+    (tmp_path / "mount").rename(tmp_path / "away")
+    away = builds()
+    assert builds.worked_on == []
+    assert away.info == before.info
+    check_files(away)
+    with pytest.raises(ValueError, match=r"2 videos, mount/a\.mp4 the first, lack a feature"):
+        builds(BuildConfig(crop_width=80, val_fraction=0.0, options={"mel": {"hops": "mean"}}))
+    (tmp_path / "away").rename(tmp_path / "mount")
+    assert builds().info == before.info
+    assert builds.worked_on == []
