@@ -67,7 +67,10 @@ class CheckpointStore:
         return position_of(found[-1]) if found else START
 
     def save(self, name: str, write: Callable[[Path], None], metrics: dict[str, float] | None = None) -> Location:
-        """Save what `write` puts into an empty folder as a checkpoint; readers see all of it or nothing."""
+        """Save what `write` puts into an empty folder as a checkpoint; readers see all of it or nothing.
+
+        Checkpoints of later positions are removed: they were damaged, and the run resumed from one before them.
+        """
         target = self.folder / name
         if isinstance(target, Path):
             temporary = target.with_name(f".{name}.{uuid4().hex[:8]}.tmp")
@@ -79,6 +82,9 @@ class CheckpointStore:
             with tempfile.TemporaryDirectory(prefix="lawdnet-") as scratch:
                 _fill(Path(scratch), write, metrics)
                 _upload(Path(scratch), target)
+        for folder in self.complete():
+            if folder.name > name:
+                remove(folder)
         return target
 
     def tidy(self, keep_last: int, best_by: Sequence[str] = ()) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from lawdnet.data.manifest import Dataset
+from lawdnet.models.saved import META, STATE
 from lawdnet.training.checkpoint_store import CheckpointStore, position_of
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.position import Position
@@ -138,6 +139,31 @@ def test_a_crash_before_the_first_checkpoint_is_told(
     train(dataset, tmp_path, epochs(2), here())
     (resumed,) = rows(tmp_path, "frame_32", "resume")
     assert (resumed["epoch"], resumed["step"], resumed["repeated_steps"]) == (0, 0, 6)
+
+
+def test_damaged_checkpoints_do_not_push_out_the_good_ones(dataset: Dataset, tmp_path: Path) -> None:
+    """Two of the right size: the run resumes before them, and its next checkpoint is the newest."""
+    train(dataset, tmp_path, epochs(3), here(keep_last=3))
+    for epoch in (2, 3):
+        path = tmp_path / "frame_32" / f"epoch_{epoch:04d}" / STATE
+        path.write_bytes(bytes(path.stat().st_size))
+    train(dataset, tmp_path, epochs(3), here(save_every_steps=2, keep_last=2))
+    store = CheckpointStore(tmp_path / "frame_32")
+    newest = store.newest_good()
+    assert newest is not None
+    assert newest.name == "epoch_0003"
+    folder = tmp_path / "lone"
+    for name in ("epoch_0001", "epoch_0005", "epoch_0006"):
+        CheckpointStore(folder).save(name, fill)
+    CheckpointStore(folder).save("epoch_0004_step_000100", fill)
+    CheckpointStore(folder).tidy(2)
+    assert [path.name for path in CheckpointStore(folder).complete()] == ["epoch_0001", "epoch_0004_step_000100"]
+
+
+def fill(folder: Path) -> None:
+    """A small checkpoint that is complete."""
+    (folder / STATE).write_bytes(b"state")
+    (folder / META).write_text(json.dumps({"state_bytes": 5}))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "half written"])
