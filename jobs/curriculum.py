@@ -139,7 +139,7 @@ def _lines(content: dict[str, Any]) -> list[str]:
     """Return the summary: validation metrics, and what was rendered."""
     times = ", ".join(f"{name} {console.duration(seconds)}" for name, seconds in content["seconds"].items())
     lines = [f"time: {times}", f"{content['stage']} of {content['run']} on held-out videos"]
-    lines += evaluate.table({"kind": "gan", "figures": content["figures"]})
+    lines += evaluate.table({"kind": "gan", "figures": content["figures"], "protocol": {}})
     if content["renders"]:
         lines += ["renders of held-out people:", *render.summary(render.describe(content["renders"]))]
     else:

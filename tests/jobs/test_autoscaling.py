@@ -26,7 +26,7 @@ PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeP
 HEAD = "ray.head.default"
 """The name that the provider gives it."""
 STORE_BYTES = 100_000_000
-VIDEOS = 150
+VIDEOS = 450
 
 DRIVER = """
 import json, sys, threading, time

@@ -21,7 +21,7 @@ from tests.support.drawn_clip import copy
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[3]
-VIDEOS = 120
+VIDEOS = 400
 
 DRIVER = """
 import json, sys, threading, time
