@@ -107,7 +107,8 @@ def test_a_dataset_is_used_as_it_is(corpus: Path, made: tuple[Path, Result], tmp
         corpus.with_name("gone").rename(corpus)
     assert answer.exit_code == 0, answer.output
     assert "nothing was rendered" in answer.stdout
-    assert "the videos that the dataset was built from are gone" in (tmp_path / "out" / "report.html").read_text(encoding="utf8")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf8")
+    assert "the videos that the dataset was built from are gone" in page
 
 
 @pytest.mark.parametrize(
