@@ -79,18 +79,15 @@ def validate(
     Args:
         generator: on `device`; called with masked sources, references and audio as in training.
         refs: result of `plan`.
-        mouth_px: mouth size that it was trained for.
+        mouth_px, stored_width: mouth size that it was trained for, and width of the dataset's crops, in px.
         audio: the stored feature that it needs.
-        stored_width: width of the dataset's crops in px.
         scorer: a sync network that needs a stored feature. The one that the generator was trained against flatters it.
         landmarks: finds the landmarks of generated, true and copied mouths; None if its network is not there. It
             remembers those that do not depend on the generator, for the next call with equal arguments.
         foreign: result of `foreign_segments`. With it, the sync network also chooses between audio (`sync_accuracy_…`),
             and the generator is also driven by another person's audio (`cross_…`), where there is no truth.
-        clips: most clips of a segment to measure, each of 9 frames.
-        seed: seed of the windows and references.
-        on_segment: see `OnSegment`.
-        on_frames: see `OnFrames`.
+        clips, seed: most clips of a segment to measure, each of 9 frames; seed of the windows and references.
+        on_segment, on_frames: see `OnSegment` and `OnFrames`.
 
     Returns:
         Sums for `metrics`.
@@ -98,16 +95,9 @@ def validate(
     Raises:
         ValueError: the sync network needs the waveform, which a dataset does not contain.
     """
-    if scorer and scorer.feature is None:
-        hint = "use a sync network of ours, or `lawdnet compare` on videos"
-        raise ValueError(f"{scorer.name} needs the waveform, which a dataset does not contain; {hint}")
+    feature = _stored_feature(scorer) if scorer else None
     spec = WindowSpec(
-        mouth_px=mouth_px,
-        audio=audio,
-        sync_feature=scorer.feature if scorer else None,
-        stored_width=stored_width,
-        seed=seed,
-        clips=clips,
+        mouth_px=mouth_px, audio=audio, sync_feature=feature, stored_width=stored_width, seed=seed, clips=clips
     )
     was_training = generator.training
     parts = []
@@ -115,12 +105,10 @@ def validate(
     try:
         for done, ref in enumerate(refs, 1):
             window = open_window(ref, spec)
-            shown = _shown(generator, window, torch.device(device))
-            cross, driven = None, {}
+            shown, driven = _shown(generator, window, torch.device(device)), {}
             if foreign is not None:
                 window = replace(window, is_judged=True, other=open_other(foreign.get(ref.segment_id), spec))
-                cross = window.driven_by_other()
-            if cross:
+            if cross := window.driven_by_other():
                 driven = {"cross_": _shown(generator, cross, torch.device(device))[""]}
                 parts.append(_measure_cross(driven["cross_"], cross, scorer, landmarks))
             parts.append(_measure(shown, window, scorer, landmarks))
@@ -131,6 +119,18 @@ def validate(
     finally:
         generator.train(was_training)
     return merge(parts)
+
+
+def _stored_feature(scorer: SyncScorer) -> str:
+    """Return the dataset's feature that a sync network listens to.
+
+    Raises:
+        ValueError: it needs the waveform.
+    """
+    if scorer.feature is None:
+        hint = "use a sync network of ours, or `lawdnet compare` on videos"
+        raise ValueError(f"{scorer.name} needs the waveform, which a dataset does not contain; {hint}")
+    return scorer.feature
 
 
 @torch.inference_mode()

@@ -87,10 +87,14 @@ def render(
             RenderTask, job, pairs, store, valid, name="render", gpu=gpu, on_progress=on_progress, execute=execute
         )
         records = [done[pair.key] for pair in pairs]
-        columns = [record.columns() for record in records]
-        write_json(root / LEDGER, {"network": str(network), "network_sha256": settings[0], "pairs": columns})
+        _write_ledger(root, network, settings[0], records)
         _sweep(root, pairs)
     return records
+
+
+def _write_ledger(root: Location, network: Location, digest: str, records: Sequence[PairRecord]) -> None:
+    columns = [record.columns() for record in records]
+    write_json(root / LEDGER, {"network": str(network), "network_sha256": digest, "pairs": columns})
 
 
 def _check_engine(network: Location, weights_dir: Path | None) -> None:

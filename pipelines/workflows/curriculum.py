@@ -69,15 +69,7 @@ def curriculum(
             )
         pairs = _held_out(dataset)
         train_step(dataset, out / "run", config, options, steps)
-        with steps.step("render", "rendering held-out people with their own audio and with others'") as on_progress:
-            face = build_config.face if build_config.face.isdigit() else "largest"
-            given: dict[str, Any] = {
-                "landmarks": build_config.landmarks,
-                "face": face,
-                "weights_dir": weights_dir,
-                "gpu": gpu,
-            }
-            records = render(out / "run", pairs, out / "renders", on_progress=on_progress, **given) if pairs else []
+        records = _render_step(out, pairs, build_config, steps, weights_dir=weights_dir, gpu=gpu)
     stage = [stage.name for stage in config.stages if stage.kind == "gan"][-1]
     summary = {
         "dataset": str(dataset.root),
@@ -91,6 +83,31 @@ def curriculum(
     write_json(out / "summary.json", summary)
     _report(out, dataset, summary, pairs, records)
     return summary
+
+
+def _render_step(
+    out: Location,
+    pairs: Sequence[RenderPair],
+    build_config: BuildConfig,
+    steps: Steps,
+    *,
+    weights_dir: Path | None,
+    gpu: float,
+) -> list[PairRecord]:
+    """Render the pairs with the run's network and the landmarks of the build."""
+    with steps.step("render", "rendering held-out people with their own audio and with others'") as on_progress:
+        if not pairs:
+            return []
+        return render(
+            out / "run",
+            pairs,
+            out / "renders",
+            landmarks=build_config.landmarks,
+            face=build_config.face if build_config.face.isdigit() else "largest",
+            weights_dir=weights_dir,
+            gpu=gpu,
+            on_progress=on_progress,
+        )
 
 
 def _check(source: Location, build_config: BuildConfig, config: TrainConfig, options: RunOptions) -> None:
