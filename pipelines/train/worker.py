@@ -160,7 +160,7 @@ class Worker:
             save_every_steps=self.job.options.save_every_steps,
             max_skipped=self.config.max_skipped,
             alarm=self.alarms.append,
-            log=lambda row: self._note({"kind": "step", **row}),
+            log=self._log_step,
             preview=self.preview if self.recorder else None,
             preview_every=self.config.sample_every,
             on_step=partial(metrics.stepped, labels=labels),
@@ -216,6 +216,13 @@ class Worker:
         if self.recorder:
             self.recorder.log(row)
             metrics.noted(row, run=self.root.name, stage=self.stage.name)
+
+    def _log_step(self, row: dict[str, Any]) -> None:
+        """Log a step, its metrics as the mean over all virtual ranks; all workers call it together."""
+        everyone = [(share.weight, one) for share, one in gather((self.share, row))]
+        same = {name: row[name] for name in ("epoch", "step", "lr")}
+        means = {name: sum(weight * one[name] for weight, one in everyone) for name in row if name not in same}
+        self._note({"kind": "step", **same, **means})
 
     def _log_resume(self, position: Position, begun: Position | None) -> None:
         if position == START and begun is None:
