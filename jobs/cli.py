@@ -109,3 +109,7 @@ def _top(
 def main() -> None:
     """Run the program. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped."""
     app()
+
+
+if __name__ == "__main__":
+    main()
