@@ -85,14 +85,21 @@ def _hann() -> NDArray[np.float64]:
 
 
 @cache
-def mel_filters() -> NDArray[np.float64]:
+def mel_filters(
+    bands: int = BANDS, *, lowest: float = LOWEST_HZ, highest: float = HIGHEST_HZ, window: int = WINDOW
+) -> NDArray[np.float64]:
     """Return M×F triangular filters of equal area on Slaney's mel scale, the default of `librosa.filters.mel`.
+
+    Args:
+        bands: M.
+        lowest, highest: ends of the bands in Hz.
+        window: samples of the spectrum's window; F = window / 2 + 1.
 
     Source: M. Slaney, Auditory Toolbox (1998): linear below 1 kHz (66⅔ Hz per mel), logarithmic above (27 mels for
     a factor of 6.4); the height of a filter is 2 / its width in Hz.
     """
-    edges = _mel_to_hz(np.linspace(_hz_to_mel(LOWEST_HZ), _hz_to_mel(HIGHEST_HZ), BANDS + 2))
-    hz_F = np.fft.rfftfreq(WINDOW, 1 / SAMPLE_RATE)
+    edges = _mel_to_hz(np.linspace(_hz_to_mel(lowest), _hz_to_mel(highest), bands + 2))
+    hz_F = np.fft.rfftfreq(window, 1 / SAMPLE_RATE)
     rising = (hz_F - edges[:-2, None]) / np.diff(edges)[:-1, None]
     falling = (edges[2:, None] - hz_F) / np.diff(edges)[1:, None]
     return np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))[:, None]

@@ -15,6 +15,8 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 1024 * 1024
 _ENVIRONMENT = {
     # a worker's failure shows within half a second instead of two
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # at Ray's nice 15, one other process that wants a core makes everything three times slower
+    "RAY_worker_niceness": "0",
     # torch's threads sleep instead of spinning while they wait: other processes need the cores
     "OMP_WAIT_POLICY": "PASSIVE",
     # Ray Data's actors make Ray's core print an error that is harmless (ray-project/ray#53727)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lawdnet.audio import AudioExtractor, make_extractor
 from lawdnet.audio.deepspeech import import_tensorflow
 
 NEEDS = {"deepspeech": "tensorflow", "hubert": "transformers"}
-NAMES = ["mel", "deepspeech", "deepspeech2", "hubert"]
+NAMES = ["mel", "deepspeech", "deepspeech2", "hubert", "whisper"]
 DECAY = 0.7
 """Factor by which the small DeepSpeech graph remembers the previous row."""
 
@@ -32,6 +33,8 @@ def tiny(name: str, folder: Path, **options: Any) -> AudioExtractor:
         write_graph(folder / "output_graph.pb", deepspeech_weights())
     if name == "deepspeech2":
         write_checkpoint(folder / "librispeech_pretrained_v3.ckpt")
+    if name == "whisper":
+        write_whisper(folder / "whisper-tiny.en.bin", whisper_variables())
     if name == "hubert":
         write_hubert(folder / "tiny")
         options = {"model": "tiny"} | options
@@ -97,6 +100,45 @@ def write_checkpoint(path: Path, **more: Any) -> None:
     import torch
 
     torch.save({"state_dict": deepspeech2_state(), "epoch": 7, **more}, path)
+
+
+def whisper_variables(width: int = 32, layers: int = 2, rows: int = 800) -> dict[str, np.ndarray]:
+    """Return a small random Whisper encoder as CTranslate2 names its variables, with next to no attention, so that rows
+    depend on what is near."""
+    random = np.random.default_rng(0)
+
+    def weights(*shape: int) -> np.ndarray:
+        return (random.normal(size=shape) / np.sqrt(np.prod(shape[1:]) if len(shape) > 1 else 50)).astype(np.float32)
+
+    found = {"num_heads": np.array(2, np.int16), "position_encodings/encodings": 0.001 * weights(rows, width)}
+    found |= {"conv1/weight": weights(width, 80, 3), "conv1/bias": weights(width)}
+    found |= {"conv2/weight": weights(width, width, 3), "conv2/bias": weights(width)}
+    norms = ["layer_norm"]
+    for layer in range(layers):
+        norms += [f"layer_{layer}/{part}/layer_norm" for part in ("self_attention", "ffn")]
+        sizes = {"self_attention/linear_0": (3 * width, width), "self_attention/linear_1": (width, width)}
+        sizes |= {"ffn/linear_0": (4 * width, width), "ffn/linear_1": (width, 4 * width)}
+        for part, shape in sizes.items():
+            small = 0.001 if part == "self_attention/linear_1" else 1.0
+            found[f"layer_{layer}/{part}/weight"] = small * weights(*shape)
+            found[f"layer_{layer}/{part}/bias"] = weights(shape[0])
+    found |= {f"{name}/gamma": 1 + weights(width) for name in norms}
+    found |= {f"{name}/beta": weights(width) for name in norms}
+    return {f"encoder/{name}": values for name, values in found.items()}
+
+
+def write_whisper(path: Path, variables: dict[str, np.ndarray]) -> None:
+    """Write variables as CTranslate2 does (version 6), among others that are not the encoder's."""
+    kinds = {"float32": 0, "int8": 1, "int16": 2, "int32": 3, "float16": 4}
+    data = struct.pack("<I", 6) + _name("WhisperSpec") + struct.pack("<II", 3, len(variables) + 1)
+    for name, values in [("decoder/activation", np.array(3, np.int8)), *sorted(variables.items())]:
+        shape = struct.pack(f"<B{values.ndim}I", values.ndim, *values.shape)
+        data += _name(name) + shape + struct.pack("<BI", kinds[values.dtype.name], values.nbytes) + values.tobytes()
+    path.write_bytes(data + struct.pack("<I", 0))
+
+
+def _name(text: str) -> bytes:
+    return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
 
 
 def write_hubert(folder: Path, kind: str = "Hubert", **more: Any) -> Any:
