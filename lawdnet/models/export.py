@@ -57,7 +57,7 @@ def to_legacy(folder: Path, *, prefix: str = "module.") -> dict[str, Any]:
             critic.load_state_dict(networks[name])
             states[published] = discriminator_to_legacy(critic)
     notes = {name: meta[name] for name in ("stage", "mouth_px", "crop_width", "audio_feature", "code_version")}
-    layout = {"warp_layout": generator.config.warp_layout, "warp_grid": generator.config.warp_grid}
+    layout = {name: getattr(generator.config, name) for name in ("warp_layout", "warp_grid", "normalise")}
     features = {name: known for name, known in meta["features"].items() if name == meta["audio_feature"]}
     return {
         "epoch": meta["epoch"] + 1,
@@ -79,6 +79,10 @@ def incompatibilities(folder: Path) -> list[str]:
             "its warp reads the field in the correct order, while the published code scrambles it and would generate "
             "garbage with these weights (to repair models/LawDNet.py, delete `.transpose(-1,-2)` where the averaged "
             "grid is permuted; a border of some pixels still differs slightly)"
+        )
+    if config.normalise:
+        found.append(
+            "it normalises what decides the warp, which the published code does not (train with normalise=false)"
         )
     if config.audio_dim != PUBLISHED.audio_dim:
         found.append(

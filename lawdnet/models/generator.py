@@ -35,6 +35,10 @@ class GeneratorConfig:
     """Cells along a side of the warp's coarse field."""
     warp_layout: str = "correct"
     """`lawdnet2024` only for published weights; see `LocalAffineWarp`."""
+    normalise: bool = False
+    """Bring the image feature, the audio feature and the code of each sample to mean 0 and deviation 1. Without it,
+    which is how the published network is, the image feature may shrink to a constant, and the code may grow until every
+    warp parameter is saturated: then the mouth never learns to follow the audio."""
 
     def __post_init__(self) -> None:
         check_at_least(self, audio_dim=1, base_channels=1, key_points=1, warp_grid=2)
@@ -87,7 +91,19 @@ class Generator(nn.Module):
     def _code(self, pair_BChw: Tensor, audio_BC5: Tensor) -> Tensor:
         image_BChw = self.pair_encoder(pair_BChw)
         image_BC86 = F.interpolate(image_BChw, IMAGE_FEATURE_SIZE, mode="bilinear", align_corners=True)
-        return cast("Tensor", self.attention(image_BC86, self.audio_encoder(audio_BC5)))
+        return self.code(image_BC86, audio_BC5)
+
+    def code(self, image_BC86: Tensor, audio_BC5: Tensor) -> Tensor:
+        """Return the code B×D that moves the reference feature.
+
+        Args:
+            image_BC86: what the source and the references say about it.
+            audio_BC5: as in `forward`.
+        """
+        audio_BCA = self.audio_encoder(audio_BC5)
+        if not self.config.normalise:
+            return cast("Tensor", self.attention(image_BC86, audio_BCA))
+        return _normalised(self.attention(_normalised(image_BC86), _normalised(audio_BCA)))
 
     def _check(self, masked_source_B3HW: Tensor, reference_B15HW: Tensor, audio_BC5: Tensor) -> None:
         check_shape("masked_source", masked_source_B3HW, 3, None, None)
@@ -96,6 +112,10 @@ class Generator(nn.Module):
             raise ValueError(f"masked_source: {height}×{width} px, expected multiples of {SHRINK}")
         check_shape("reference", reference_B15HW, 3 * NUM_REFERENCES, height, width)
         check_shape("audio", audio_BC5, self.config.audio_dim, AUDIO_WINDOW)
+
+
+def _normalised(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[1:])
 
 
 def _channels_last(x_BCHW: Tensor) -> Tensor:

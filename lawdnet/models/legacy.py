@@ -107,7 +107,7 @@ def load_legacy_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
         raise ValueError(f"{path}: holds {', '.join(networks)} but no generator (net_g)")
     mouth_px = MOUTH_PX["clip" if "net_dV" in networks else "frame"]
     known = {"mouth_px": mouth_px, "crop_width": mouth_px * 5 // 4, "audio_feature": "deepspeech"}
-    layout = {key: notes[key] for key in ("warp_layout", "warp_grid") if key in notes}
+    layout = {key: notes[key] for key in ("warp_layout", "warp_grid", "normalise") if key in notes}
     return generator_from_legacy(networks["net_g"], **layout).eval(), known | notes
 
 
@@ -144,7 +144,9 @@ def start_from_legacy(path: Path, networks: Mapping[str, nn.Module]) -> list[str
     return loaded
 
 
-def generator_from_legacy(state: State, *, warp_layout: str = "lawdnet2024", warp_grid: int = 60) -> Generator:
+def generator_from_legacy(
+    state: State, *, warp_layout: str = "lawdnet2024", warp_grid: int = 60, normalise: bool = False
+) -> Generator:
     """Create a generator from published names; its sizes follow from the tensors, except the warp's grid.
 
     Raises:
@@ -157,6 +159,7 @@ def generator_from_legacy(state: State, *, warp_layout: str = "lawdnet2024", war
         // _size(state, "lawLayer_list.1.commn_linear.0.bias", 0),
         warp_grid=warp_grid,
         warp_layout=warp_layout,
+        normalise=normalise,
     )
     alive = {key: value for key, value in state.items() if key not in dead_tensors(state)}
     return _load(Generator(config), alive, _GENERATOR)

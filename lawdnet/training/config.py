@@ -41,6 +41,9 @@ class TrainConfig:
     warp_grid: int = 60
     warp_layout: str = "correct"
     """`lawdnet2024` for published weights, which were trained with a scrambled field."""
+    normalise: bool = True
+    """Normalise what decides the warp, without which it may never hear the audio; see `GeneratorConfig`. Off in
+    `published`."""
     perceptual_weights: str = ""
     """Path or URI of torchvision's VGG19 weights, which every stage with a perceptual loss needs."""
     pixel_loss: str = "l2"
@@ -146,7 +149,7 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
-_SMALL_NETWORKS: dict[str, Any] = {
+_SMALL: dict[str, Any] = {
     "mix_segments": 24,
     "base_channels": 16,
     "sync_channels": 16,
@@ -157,6 +160,7 @@ _SMALL_NETWORKS: dict[str, Any] = {
     "sync_ramp": 20,
     "plateau_steps": 150,
 }
+_NETWORKS: dict[str, dict[str, Any]] = {"small": _SMALL, "published": {"normalise": False}}
 
 
 def make_config(preset: str = "full", stages: Sequence[str] | None = None, settings: Iterable[str] = ()) -> TrainConfig:
@@ -171,7 +175,7 @@ def make_config(preset: str = "full", stages: Sequence[str] | None = None, setti
     if preset not in PRESETS:
         raise ValueError(f"preset: unknown {preset!r}; choose from {', '.join(PRESETS)}")
     rows = PRESETS[preset]
-    config = TrainConfig(preset=preset, stages=rows, **(_SMALL_NETWORKS if preset == "small" else {}))
+    config = TrainConfig(preset=preset, stages=rows, **_NETWORKS.get(preset, {}))
     for setting in settings:
         config = _set(config, *parse_setting(setting))
     if stages:

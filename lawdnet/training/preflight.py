@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lawdnet.face.geometry import stage_size
+from lawdnet.models.generator import GeneratorConfig
 from lawdnet.models.legacy import load_legacy_generator
 from lawdnet.models.perceptual import VGG19Features
 from lawdnet.models.saved import META, STATE, find_checkpoint, read_meta
@@ -167,7 +168,8 @@ def check_fits(parent: Location, stage: Stage, config: TrainConfig, data: Lineag
                 "build the dataset with the same features"
             )
     if meta["kind"] == "gan":
-        _check_shapes(meta["generator"], dataclasses.asdict(generator_config(config, new["dim"])), needs)
+        old_shapes = dataclasses.asdict(GeneratorConfig(**meta["generator"]))
+        _check_shapes(old_shapes, dataclasses.asdict(generator_config(config, new["dim"])), needs)
 
 
 def _check_old(file: Location, config: TrainConfig, data: Lineage, needs: str) -> None:
@@ -184,7 +186,7 @@ def _check_old(file: Location, config: TrainConfig, data: Lineage, needs: str) -
 
 
 def _check_shapes(old: dict[str, Any], new: dict[str, Any], needs: str) -> None:
-    differs = [f"{key} {old[key]}, not {new[key]}" for key in new if key in old and old[key] != new[key]]
+    differs = [f"{key} {old[key]}, not {new[key]}" for key in new if old[key] != new[key]]
     if differs:
         raise ValueError(f"{needs}: its generator has {', '.join(differs)}; --set the same, or start without it")
 

@@ -37,6 +37,7 @@ def generator_config(config: TrainConfig, audio_dim: int) -> GeneratorConfig:
         key_points=config.key_points,
         warp_grid=config.warp_grid,
         warp_layout=config.warp_layout,
+        normalise=config.normalise,
     )
 
 
