@@ -110,6 +110,7 @@ class Watch:
         else:
             self.frames += record.frames
         segments = console.count(record.segments, "segment")
+        segments += f", not completed: {record.not_completed}" if record.not_completed else ""
         result = segments if record.is_accepted else f"{record.status}, {record.reason}: {record.detail}"
         rate = f"{self.frames / max(self.meter.seconds, 1e-3):.0f} frames/s, " if self.frames else ""
         note = f"{rate}{self.rejects} rejected"

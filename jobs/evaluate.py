@@ -280,8 +280,9 @@ def _check_feature(checkpoint: Path, meta: Mapping[str, Any], dataset: Dataset, 
     """Check that the dataset has the network's audio feature, computed with the same weights.
 
     Raises:
-        ValueError: the feature is missing, or has another dimension or other weights.
+        ValueError: the feature is missing (also of some videos only), or has another dimension or other weights.
     """
+    dataset.check_feature(name)
     found = dataset.feature_dim(name)
     if found != wanted:
         raise ValueError(f"{checkpoint}: needs {wanted} {name} values per frame, but {dataset.root} has {found}")

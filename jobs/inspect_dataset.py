@@ -95,9 +95,21 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "extractors": {name: entry["dim"] for name, entry in dataset.info["extractors"].items()},
         "funnel": dataset.info.get("funnel", []),
         "stages": stages if any(stages.values()) else {},
+        "lacking": lacking(rows),
         "reasons": reasons([row for row in rows if row["status"] != "accepted"]),
         "hash": dataset.hash,
     }
+
+
+def lacking(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the count and the first examples of the videos that lack each feature of the dataset."""
+    pairs = [
+        {"reason": name, "path": row["path"], "detail": row["detail"], "frames": 0}
+        for row in rows
+        if row["status"] == "accepted"
+        for name in filter(None, (row.get("lacks") or "").split(","))
+    ]
+    return reasons(pairs)
 
 
 def reasons(refused: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -164,7 +176,12 @@ def summary(content: dict[str, Any]) -> list[str]:
         lines.append(f"processing time: {', '.join(seconds)}")
     if content["reasons"]:
         lines.append(f"not used: {videos['rejected']} rejected, {videos['failed']} failed")
-    return lines + reason_lines(content["reasons"])
+    lines += reason_lines(content["reasons"])
+    if content["lacking"]:
+        lines.append(
+            "features that could not be added (run the same `lawdnet build` again, or `lawdnet select --has`):"
+        )
+    return lines + reason_lines(content["lacking"])
 
 
 def _group_row(groups: Mapping[str, int]) -> list[tuple[str, str]]:

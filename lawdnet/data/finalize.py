@@ -27,8 +27,18 @@ SEEN = ("video_id", "landmarks_sha256", "split", "segments", "frames_used")
 """The columns of a video's row that decide what training sees of it."""
 
 
-def finalize(root: Location, config: BuildConfig, extractors: Mapping[str, Mapping[str, Any]], source: str) -> Dataset:
+def finalize(
+    root: Location,
+    config: BuildConfig,
+    extractors: Mapping[str, Mapping[str, Any]],
+    source: str,
+    marks: Mapping[str, str],
+) -> Dataset:
     """Write index.parquet, videos.parquet and dataset.json, and remove segment files that nothing names.
+
+    Args:
+        extractors: what dataset.json says about each.
+        marks: extractor → the mark of its rows (see `VideoRecord.features`).
 
     Raises:
         ValueError: a rule needs a score that was not measured, or a record cannot be read.
@@ -38,6 +48,8 @@ def finalize(root: Location, config: BuildConfig, extractors: Mapping[str, Mappi
     stored = {record.video_id for record in records.values() if record.is_accepted}
     assign_groups(records, config)
     accepted = {key: record for key, record in records.items() if record.is_accepted}
+    for record in accepted.values():
+        record.lacks = ",".join(record.lacking(marks))
     _split(root, accepted, config.val_fraction)
     index, funnel = choose(index_of(root, accepted), config)
     videos = [record.row().columns() for record in after_rules(list(records.values()), index)]
@@ -69,7 +81,9 @@ def _sweep(root: Location, kept: Collection[str]) -> None:
 
 def _hash(config: BuildConfig, extractors: Mapping[str, Any], videos: Iterable[Mapping[str, Any]]) -> str:
     """Hash of everything that training sees: settings, models, and the bytes of videos and landmarks."""
-    parts = sorted([video[name] for name in SEEN] for video in videos if video["status"] == "accepted")
+    accepted = [video for video in videos if video["status"] == "accepted"]
+    # older datasets have no column `lacks`, and their hashes hold
+    parts = sorted([*(video[name] for name in SEEN), *filter(None, [video["lacks"]])] for video in accepted)
     return digest([config.hash(), {name: dict(info) for name, info in extractors.items()}, parts])
 
 
@@ -139,7 +153,7 @@ def _reject_duplicates(root: Location, records: Mapping[str, VideoRecord]) -> No
     first: dict[str, str] = {}
     for key, record in records.items():
         if record.is_accepted and (kept := first.setdefault(record.sha256, record.path)) != record.path:
-            record.refuse(Refusal("rejected", RejectReason.DUPLICATE, f"the same bytes as {kept}"))
+            record.reject(Refusal("rejected", RejectReason.DUPLICATE, f"the same bytes as {kept}"))
             video_records(root).write(key, record)
 
 

@@ -62,5 +62,5 @@ def _rejected(record: VideoRecord, first: VideoRecord) -> VideoRecord:
     """Return a near-duplicate's record as it counts; the record itself is not changed."""
     detail = f"a re-encoding of {first.path}: the face moves alike; set near_duplicates to group or keep to use it"
     rejected = replace(record)
-    rejected.refuse(Refusal("rejected", RejectReason.DUPLICATE, detail))
+    rejected.reject(Refusal("rejected", RejectReason.DUPLICATE, detail))
     return rejected

@@ -83,6 +83,21 @@ class Dataset:
             raise ValueError(f"{self.root}: no feature {name!r}; the dataset has {', '.join(stored)}")
         return int(stored[name]["dim"])
 
+    def check_feature(self, name: str) -> None:
+        """Check that all segments have a feature.
+
+        Raises:
+            ValueError: it is not stored, or could not be added to some of the videos; the message says what to do.
+        """
+        self.feature_dim(name)
+        lacking = [row.path for row in self.video_rows() if row.is_accepted and name in row.lacks.split(",")]
+        if lacking:
+            raise ValueError(
+                f"{self.root}: {len(lacking)} videos, {lacking[0]} the first, lack the feature {name} (`lawdnet "
+                "inspect` says why); run the same `lawdnet build` again to add it, or leave them out: "
+                f"lawdnet select {self.root} --has {name} --out DATASET2"
+            )
+
     def videos(self) -> pa.Table:
         """Return a row per input, in the columns of VIDEO_SCHEMA.
 

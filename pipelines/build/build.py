@@ -62,17 +62,18 @@ def build(
     source, root = _absolute(source), _absolute(root)
     refuse_inside(root, [source])
     inputs = list_inputs(source)
-    config = _with_stored(source, root, config)
-    job = BuildJob(
-        root=str(root),
-        stall_seconds=stall_seconds,
-        config=config,
-        weights_dir=str(weights_dir) if weights_dir else None,
-        sync=str(sync) if sync else None,
-    )
-    extractors = extractors_of(config, job.weights_dir)
-    job, plan = _plan(inputs, root, job, feature_marks(config, extractors))
-    with lock.held(root / BUILD / lock.DRIVER):
+    with lock.held(root / BUILD / lock.DRIVER):  # first, so that nobody changes what is read of the folder
+        config = _with_stored(source, root, config)
+        job = BuildJob(
+            root=str(root),
+            stall_seconds=stall_seconds,
+            config=config,
+            weights_dir=str(weights_dir) if weights_dir else None,
+            sync=str(sync) if sync else None,
+        )
+        extractors = extractors_of(config, job.weights_dir)
+        marks = feature_marks(config, extractors)
+        job, plan = _plan(inputs, root, job, marks)
         _claim(source, root, config)
         complete(
             VideoTask,
@@ -85,7 +86,7 @@ def build(
             on_progress=on_progress,
             execute=execute,
         )
-        return finalize(root, config, _described(extractors, config), str(source))
+        return finalize(root, config, _described(extractors, config), str(source), marks)
 
 
 def _plan(

@@ -10,7 +10,7 @@ from lawdnet.data.records import VideoRecord
 from lawdnet.storage import Location
 from lawdnet.tasks.inputs import InputFile
 from lawdnet.types import RejectReason
-from pipelines.build.task import VideoItem, lacking
+from pipelines.build.task import VideoItem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Plan:
             return "build" if self._may_be_good_now(record) else ""
         if f"{record.video_id}.parquet" not in self.files:
             return "build"
-        return "complete" if lacking(record, self.marks) or self.sync_mark not in (None, record.sync) else ""
+        return "complete" if record.lacking(self.marks) or self.sync_mark not in (None, record.sync) else ""
 
     def _is_unreachable(self, item: VideoItem) -> bool:
         """Whether a built video cannot be seen now, as on a mount that is away: like one that is gone, it stays."""
@@ -80,11 +80,12 @@ class Plan:
         """Videos that are no longer in the source, or out of reach, stay as they are: nothing can be added to them.
 
         Raises:
-            ValueError: one of them lacks a feature that the dataset is to have.
+            ValueError: one of them lacks a feature that the dataset is to have, and no earlier build has noted that.
         """
         gone = self.records.keys() - {item.key for item in self.items if not self._is_unreachable(item)}
         records = [self.records[key] for key in gone]
-        short = [record.path for record in records if record.is_accepted and lacking(record, self.marks)]
+        known = [record for record in records if record.is_accepted and not record.not_completed]
+        short = [record.path for record in known if record.lacking(self.marks)]
         if short:
             text = f"{len(short)} videos, {min(short)} the first, lack a feature and are no longer in the source"
             raise ValueError(f"{root}: {text}; put them back, or choose another --out")

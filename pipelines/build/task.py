@@ -107,11 +107,6 @@ def feature_marks(config: BuildConfig, extractors: Mapping[str, AudioExtractor])
     return {name: digest([made.model_sha256, dict(config.options.get(name, {}))]) for name, made in extractors.items()}
 
 
-def lacking(record: VideoRecord, marks: Mapping[str, str]) -> list[str]:
-    """Extractors whose rows are not stored, or come from other weights or options."""
-    return [name for name, mark in marks.items() if record.features.get(name) != mark]
-
-
 def _options(config: BuildConfig, name: str, known: Mapping[str, Any], weights_dir: str | None) -> dict[str, Any]:
     shared = {"weights_dir": Path(weights_dir) if weights_dir else None, "tolerance": config.landmark_tolerance}
     return {option: value for option, value in shared.items() if option in known} | dict(config.options.get(name, {}))
@@ -213,7 +208,7 @@ class VideoTask(Task[VideoItem, VideoRecord]):
 
     def _complete(self, path: Path, record: VideoRecord, tally: Tally) -> None:
         """Add what the stored segments lack: features and sync scores. No frame of the video is decoded."""
-        missing = {name: self.extractors[name] for name in lacking(record, self.marks)}
+        missing = {name: self.extractors[name] for name in record.lacking(self.marks)}
         with tally.timed("sound"):
             num_frames = probe(path).num_frames  # the record counts what was decoded, which may be one less
             audio_S = load_video_audio(path, num_frames=num_frames).samples
@@ -221,6 +216,7 @@ class VideoTask(Task[VideoItem, VideoRecord]):
                 name: frame_features(made, audio_S, num_frames, beat=tally.beat) for name, made in missing.items()
             }
         rows = iter(record.rows)
+        scored: list[Mapping[str, float]] = []
 
         def completed(table: pa.Table) -> pa.Table:
             self.beat()
@@ -232,13 +228,16 @@ class VideoTask(Task[VideoItem, VideoRecord]):
             with tally.timed("score"):
                 part_S = audio_S[span.start * SAMPLES_PER_FRAME : span.stop * SAMPLES_PER_FRAME]
                 scores = self._score(table_to_segment(table), part_S)
-            row.scores.update(scores)
+            scored.append(scores)
             cells = {SCORE + name: pa.array([value], pa.float32()) for name, value in scores.items()}
             return with_columns(table, cells)
 
         file = self.root / SEGMENTS / f"{record.video_id}.parquet"
         with storage.local_copy(file, beat=self.beat) as old, storage.atomic(file, beat=self.beat) as temporary:
             rewrite_segments(old, temporary, completed)
+        for row, scores in zip(record.rows, scored, strict=False):  # none, or one for each row
+            row.scores.update(scores)
+        record.not_completed = ""
         self._note_models(record)
 
     def _note_models(self, record: VideoRecord) -> None:
