@@ -80,10 +80,9 @@ def build(
         config = build_config(settings, **given, **rules)
         videos = locate(source)
         root = locate(out)
+        weights = console.located(weights_dir)
     with console.Meter("build", "videos") as meter:
-        dataset = build_dataset(
-            videos, root, config, weights_dir=weights_dir, sync=sync, gpu=gpu, on_progress=Watch(meter)
-        )
+        dataset = build_dataset(videos, root, config, weights_dir=weights, sync=sync, gpu=gpu, on_progress=Watch(meter))
         seconds = meter.seconds
     content = describe(dataset) | {"seconds": round(seconds, 3)}
     if not content["segments"]:

@@ -50,8 +50,12 @@ Features = Annotated[
     str, typer.Option(help="Audio features to store, separated by commas: mel, deepspeech, deepspeech2, hubert.")
 ]
 WeightsDir = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="Folder with the weights of landmark and feature networks; searched first."),
+    str | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder with the weights of landmark and feature networks, searched first, or an s3://… or gs://… URI, "
+        "from which published files are fetched.",
+    ),
 ]
 ScoringSync = Annotated[
     Path | None,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lawdnet.models.device import images_to_tensor
-from lawdnet.storage import files_sha256
+from lawdnet.storage import Location, files_sha256
 from lawdnet.types import Float32, UInt8
 from lawdnet.weights import find_local, need_package, published
 
@@ -75,7 +75,7 @@ class _Mean:
         return self.total / self.count if self.count else None
 
 
-def _file(name: str, weights_dir: Path | None) -> Path:
+def _file(name: str, weights_dir: Location | None) -> Path:
     """Return a weights file; nothing is fetched for a metric that few people need.
 
     Raises:
@@ -98,7 +98,7 @@ class Lpips:
     text = "LPIPS 0.1 (AlexNet) of the aligned crop, RGB in [-1, 1]; lower is better"
     is_paired = True
 
-    def __init__(self, weights_dir: Path | None = None, device: str = "cpu") -> None:
+    def __init__(self, weights_dir: Location | None = None, device: str = "cpu") -> None:
         need_package("lpips", EXTRA)
         self._file = _file("alexnet-owt-7be5be79.pth", weights_dir)
         self._device = torch.device(device)
@@ -180,7 +180,7 @@ class Fid:
     text = "FID (pytorch-fid, 2048 features) of the aligned crop, RGB in [0, 1]; lower is better"
     is_paired = False
 
-    def __init__(self, weights_dir: Path | None = None, device: str = "cpu", dims: int = 2048) -> None:
+    def __init__(self, weights_dir: Location | None = None, device: str = "cpu", dims: int = 2048) -> None:
         need_package("pytorch_fid", EXTRA)
         self._file = _file("pt_inception-2015-12-05-6726825d.pth", weights_dir)
         self._device = torch.device(device)
@@ -252,7 +252,7 @@ class DlibSimilarity:
     text = "cosine similarity of dlib's face embeddings, every fifth frame, aligned crop, 8-bit RGB"
     is_paired = False
 
-    def __init__(self, weights_dir: Path | None = None, device: str = "cpu") -> None:
+    def __init__(self, weights_dir: Location | None = None, device: str = "cpu") -> None:
         need_package("dlib", EXTRA)
         self._file = _file("dlib_face_recognition_resnet_model_v1.dat", weights_dir)
         import dlib
@@ -290,7 +290,7 @@ class DlibSimilarity:
         return self._means.get(row, _Mean()).value
 
 
-METRICS: tuple[Callable[[Path | None, str], AppearanceMetric], ...] = (Lpips, Fid, DlibSimilarity)
+METRICS: tuple[Callable[[Location | None, str], AppearanceMetric], ...] = (Lpips, Fid, DlibSimilarity)
 
 
 @dataclass
@@ -304,7 +304,7 @@ class Appearance:
     """Rows that were added, in order."""
 
     @classmethod
-    def open(cls, weights_dir: Path | None = None, device: str = "cpu") -> Appearance:
+    def open(cls, weights_dir: Location | None = None, device: str = "cpu") -> Appearance:
         """Open every metric that can be opened."""
         found = cls()
         for kind in METRICS:

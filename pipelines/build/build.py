@@ -35,7 +35,7 @@ def build(
     root: Location,
     config: BuildConfig,
     *,
-    weights_dir: Path | None = None,
+    weights_dir: Location | None = None,
     sync: Path | None = None,
     gpu: float = 0.0,
     on_progress: OnProgress[VideoRecord] | None = None,

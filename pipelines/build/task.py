@@ -108,7 +108,7 @@ def feature_marks(config: BuildConfig, extractors: Mapping[str, AudioExtractor])
 
 
 def _options(config: BuildConfig, name: str, known: Mapping[str, Any], weights_dir: str | None) -> dict[str, Any]:
-    shared = {"weights_dir": Path(weights_dir) if weights_dir else None, "tolerance": config.landmark_tolerance}
+    shared = {"weights_dir": locate(weights_dir) if weights_dir else None, "tolerance": config.landmark_tolerance}
     return {option: value for option, value in shared.items() if option in known} | dict(config.options.get(name, {}))
 
 

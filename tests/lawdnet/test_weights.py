@@ -268,3 +268,23 @@ def test_a_bucket_comes_first_even_offline(folders: list[Path], s3: S3Server, mo
         FetchError, match=r"^s3://test-\d+/weights did not give it \(no such file\), LAWDNET_OFFLINE is set"
     ):
         fetch(replace(entry(Url("http://127.0.0.1:9/other.pth")), file="other.pth"))
+
+
+def test_a_folder_in_a_bucket_is_searched_like_any_other(
+    folders: list[Path], s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for what is never fetched from elsewhere; what the folder lacks may still come from elsewhere."""
+    monkeypatch.delenv(weights.WEIGHTS_ENV)
+    bucket = s3.root / "weights"
+    (bucket / "net.pth").write_bytes(CONTENT)
+    there, gone = (
+        replace(entry(Url("http://127.0.0.1:9/x")), file=name, name=name) for name in ("net.pth", "other.pth")
+    )
+    monkeypatch.setattr(weights, "TABLE", (there, gone))
+    assert find_local("net.pth") is None
+    assert find_local("net.pth", bucket) == folders[2] / "net.pth"
+    assert find_local("other.pth", bucket) is None
+    with pytest.raises(ValueError, match=rf"other\.pth: not found in {bucket}, .*LAWDNET_OFFLINE is set"):
+        find_weights("other.pth", bucket)
+    (folders[2] / "other.pth").write_bytes(CONTENT)
+    assert find_weights("other.pth", bucket) == folders[2] / "other.pth"
