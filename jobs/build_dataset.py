@@ -21,8 +21,8 @@ def build(
     source: Annotated[
         str,
         typer.Argument(
-            help="Videos: a folder (searched recursively), one video, a list file, or an s3://… or gs://… URI. Never "
-            "changed."
+            help="Videos: a folder (searched recursively), one video, a list file (.txt, or a .csv or .parquet table "
+            "with a column `path`), or an s3://… or gs://… URI. Never changed."
         ),
     ],
     out: Annotated[

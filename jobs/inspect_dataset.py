@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from lawdnet.data.manifest import Dataset
 
 EXAMPLES = 3
-"""Paths shown per reason: the longest videos."""
+"""Paths shown per reason, the longest videos, and per group."""
+GROUPS = 10
+"""Groups shown: the largest."""
 
 
 def inspect(
@@ -91,6 +93,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "crop_width": dataset.crop_width,
         "splits": splits,
         "groups": {"all": groups.total, **asdict(groups)},
+        "members": members(rows),
         "landmarks": dict(Counter(row["landmarks"] for row in rows if row["status"] == "accepted")),
         "extractors": {name: entry["dim"] for name, entry in dataset.info["extractors"].items()},
         "funnel": dataset.info.get("funnel", []),
@@ -99,6 +102,16 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "reasons": reasons([row for row in rows if row["status"] != "accepted"]),
         "hash": dataset.hash,
     }
+
+
+def members(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the paths of the videos in each group of two or more, the largest group first."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["status"] == "accepted" and row.get("group"):
+            found.setdefault(f"{row['split']}: {row['group']}", []).append(row["path"])
+    several = {name: paths for name, paths in found.items() if len(paths) > 1}
+    return dict(sorted(several.items(), key=lambda item: -len(item[1])))
 
 
 def lacking(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -168,6 +181,7 @@ def summary(content: dict[str, Any]) -> list[str]:
         ("features", ", ".join(f"{name} ({dim})" for name, dim in content["extractors"].items())),
     ]
     lines = console.columns(rows)
+    lines += _member_lines(content["members"])
     lines += _score_lines(content.get("scores", {}))
     if len(content["funnel"]) > 1:
         lines += ["segments left after each rule:", *funnel_lines(content["funnel"])]
@@ -190,6 +204,14 @@ def _group_row(groups: Mapping[str, int]) -> list[tuple[str, str]]:
         return []
     alone = f"; {console.count(groups['alone'], 'video')} in no group" if groups["alone"] else ""
     return [("groups", f"{groups['all']} (train {groups['train']}, val {groups['val']}{alone})")]
+
+
+def _member_lines(members: Mapping[str, Sequence[str]]) -> list[str]:
+    lines = []
+    for name, paths in list(members.items())[:GROUPS]:
+        more = f", … and {len(paths) - EXAMPLES} more" if len(paths) > EXAMPLES else ""
+        lines.append(f"  {name[:40]}: {', '.join(paths[:EXAMPLES])}{more}")
+    return lines + ([f"  … and {len(members) - GROUPS} more groups"] if len(members) > GROUPS else [])
 
 
 def _score_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:

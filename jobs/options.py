@@ -92,9 +92,11 @@ Where = Annotated[
 GroupBy = Annotated[
     str,
     typer.Option(
-        metavar="folder|regex:PATTERN",
-        help="Keep all videos of a group, such as those of one person, on one side of the split: those in one folder, "
-        "or those in whose paths the pattern (its first group, or all of it) matches the same text.",
+        metavar="folder|regex:PATTERN|column:NAME|face",
+        help="Keep all videos of a group, such as those of one person, on one side of the split: those in one folder; "
+        "those in whose paths the pattern (its first group, or all of it) matches the same text; those with the same "
+        "text in this column of SOURCE, a .csv or .parquet list; or those that show the same face (needs the extra "
+        "evaluation; face<=0.38 states the distance).",
         show_default=False,
     ),
 ]

@@ -56,8 +56,8 @@ class BuildConfig:
     val_fraction: float = 0.05
     """Share of the *videos*, not segments, that are held out for validation, in [0, 1)."""
     group_by: str = ""
-    """Which videos must be on one side of the split: `folder` or `regex:PATTERN`, see
-    `lawdnet.data.group_by.group_names`. Empty: each video stands alone."""
+    """Which videos must be on one side of the split: `folder`, `regex:PATTERN`, `column:NAME`, `face` or
+    `face<=DISTANCE`, see `lawdnet.data.group_by`. Empty: each video stands alone."""
     near_duplicates: str = "group"
     """What to do with re-encodings of a video: `group` (same side of the split), `reject` (only the first stays), or
     `keep` (do not look for them)."""

@@ -33,12 +33,14 @@ def finalize(
     extractors: Mapping[str, Mapping[str, Any]],
     source: str,
     marks: Mapping[str, str],
+    listed: Mapping[str, str],
 ) -> Dataset:
     """Write index.parquet, videos.parquet and dataset.json, and remove segment files that nothing names.
 
     Args:
         extractors: what dataset.json says about each.
         marks: extractor → the mark of its rows (see `VideoRecord.features`).
+        listed: key of an input → the group that the list of inputs names now.
 
     Raises:
         ValueError: a rule needs a score that was not measured, or a record cannot be read.
@@ -46,6 +48,10 @@ def finalize(
     records = read_records(root)
     _reject_duplicates(root, records)
     stored = {record.video_id for record in records.values() if record.is_accepted}
+    for key, record in records.items():
+        if record.listed != (name := listed.get(key, record.listed)):
+            record.listed = name
+            _store(root, key, record)
     assign_groups(records, config)
     accepted = {key: record for key, record in records.items() if record.is_accepted}
     for record in accepted.values():
@@ -167,10 +173,15 @@ def _split(root: Location, accepted: Mapping[str, VideoRecord], val_fraction: fl
 
 
 def _rewrite_split(root: Location, key: str, record: VideoRecord) -> None:
-    store = video_records(root)
     path = root / SEGMENTS / f"{record.video_id}.parquet"
     with local_copy(path) as old, atomic(path) as temporary:
         rewrite_segments(old, temporary, lambda table: _on_side(table, record.split))
+    _store(root, key, record)
+
+
+def _store(root: Location, key: str, record: VideoRecord) -> None:
+    """Store a record that was read without the rows of its segments."""
+    store = video_records(root)
     stored = store.read(key)
     assert stored is not None
     store.write(key, replace(record, rows=stored.rows))

@@ -52,6 +52,10 @@ class VideoRecord(TaskRecord):
     group: str = ""
     perceptual_hash: str = ""
     """See `lawdnet.data.near_duplicates.encode`; empty if too little moved, or an earlier version built the video."""
+    listed: str = ""
+    """The group that the list of inputs names."""
+    faces: str = ""
+    """See `lawdnet.data.faces.encode`; empty unless a build has grouped by faces."""
     rows: list[SegmentRow] = field(default_factory=list)
     features: dict[str, str] = field(default_factory=dict)
     """Stored extractors, with a hash of what their rows depend on."""

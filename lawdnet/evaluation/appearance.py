@@ -16,18 +16,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from lawdnet.evaluation.face_embedding import EXTRA, FILE, FaceEmbedder
 from lawdnet.models.device import images_to_tensor
 from lawdnet.storage import Location, files_sha256
 from lawdnet.types import Float32, UInt8
 from lawdnet.weights import find_local, need_package, published
 
-EXTRA = "evaluation"
 BATCH = 16
 """Frames that a network sees at once."""
 SIMILARITY_EVERY = 5
 """Identity hardly changes from frame to frame, and dlib's network is slow on a CPU."""
-CHIP_PX, CHIP_MARGIN = 150, 0.25
-"""Size and margin of the face that dlib's embedding sees, as in dlib's own example."""
 
 
 class AppearanceMetric(Protocol):
@@ -254,11 +252,8 @@ class DlibSimilarity:
 
     def __init__(self, weights_dir: Location | None = None, device: str = "cpu") -> None:
         need_package("dlib", EXTRA)
-        self._file = _file("dlib_face_recognition_resnet_model_v1.dat", weights_dir)
-        import dlib
-
-        self._dlib = dlib
-        self._network = dlib.face_recognition_model_v1(str(self._file))
+        self._file = _file(FILE, weights_dir)
+        self._embedder = FaceEmbedder(self._file)
         self._means: dict[str, _Mean] = {}
 
     @property
@@ -269,21 +264,11 @@ class DlibSimilarity:
     def add(self, row: str, true_THW3: UInt8, shown_THW3: UInt8, points_T68x2: Float32) -> None:
         """See `AppearanceMetric.add`."""
         some = slice(None, None, SIMILARITY_EVERY)
-        true, shown = (self.embed(images_THW3[some], points_T68x2[some]) for images_THW3 in (true_THW3, shown_THW3))
+        true, shown = (
+            self._embedder.embed(images_THW3[some], points_T68x2[some]) for images_THW3 in (true_THW3, shown_THW3)
+        )
         norms = np.linalg.norm(true, axis=1) * np.linalg.norm(shown, axis=1)
         self._means.setdefault(row, _Mean()).add(((true * shown).sum(1) / norms).tolist())
-
-    def embed(self, images_THW3: UInt8, points_T68x2: Float32) -> np.ndarray:
-        """Return T×128 embeddings of the faces with these landmarks."""
-        chips = [self._chip(image, points) for image, points in zip(images_THW3, points_T68x2, strict=True)]
-        return np.array(self._network.compute_face_descriptor(chips), np.float64)
-
-    def _chip(self, image_HW3: UInt8, points_68x2: Float32) -> Any:
-        points = [self._dlib.point(*map(int, point)) for point in np.rint(points_68x2)]
-        low, high = points_68x2.min(0), points_68x2.max(0)
-        box = self._dlib.rectangle(*map(int, np.rint([*low, *high])))
-        shape = self._dlib.full_object_detection(box, points)
-        return self._dlib.get_face_chip(np.ascontiguousarray(image_HW3), shape, CHIP_PX, CHIP_MARGIN)
 
     def result(self, row: str) -> float | None:
         """See `AppearanceMetric.result`."""

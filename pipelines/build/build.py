@@ -15,18 +15,19 @@ from typing import Any
 from lawdnet.audio.base import AudioExtractor
 from lawdnet.data.config import FORMAT_VERSION, BuildConfig, digest
 from lawdnet.data.finalize import finalize
-from lawdnet.data.group_by import check_paths
+from lawdnet.data.group_by import check_paths, column_name, face_distance
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset
 from lawdnet.data.records import STATE, VideoRecord, read_records, video_records
 from lawdnet.data.rules import parse_rule
 from lawdnet.data.transfer import refuse_inside
+from lawdnet.evaluation.face_embedding import FaceEmbedder
 from lawdnet.landmarks.base import prepare_landmarks
 from lawdnet.storage import Location, read_json, write_json
 from lawdnet.tasks import lock
 from lawdnet.tasks.inputs import InputFile, list_inputs
 from lawdnet.tasks.task import STALL_SECONDS, OnProgress
 from pipelines.build.plan import Plan
-from pipelines.build.task import BuildJob, VideoTask, extractors_of, feature_marks, source_of
+from pipelines.build.task import BuildJob, VideoTask, extractors_of, feature_marks, source_of, weights_place
 from pipelines.executor import Execute, complete
 
 
@@ -86,7 +87,7 @@ def build(
             on_progress=on_progress,
             execute=execute,
         )
-        return finalize(root, config, _described(extractors, config), str(source), marks)
+        return finalize(root, config, _described(extractors, config), str(source), marks, plan.listed)
 
 
 def _plan(
@@ -98,9 +99,12 @@ def _plan(
         ValueError: as `build`.
     """
     config = job.config
-    check_paths([file.path for file in inputs], config.group_by)
+    column = column_name(config.group_by)
+    check_paths([file.path for file in inputs], config.group_by, [file.columns.get(column, "") for file in inputs])
     have_csv = [bool(file.csv_fingerprint) for file in inputs]
     finds_faces = prepare_landmarks(config.landmarks, have_csv, lambda name: source_of(config, name, job.weights_dir))
+    if face_distance(config.group_by):
+        FaceEmbedder.find(weights_place(job.weights_dir))
     job = dataclasses.replace(job, sync_mark=_check_sync(job.sync, config, marks))
     records = read_records(root)
     _check_rules(config, bool(job.sync_mark) or any(record.sync for record in records.values()))
@@ -111,6 +115,7 @@ def _plan(
         marks=marks,
         sync_mark=job.sync_mark,
         finds_faces=finds_faces,
+        group_by=config.group_by,
     )
     plan.check_gone(root)
     return job, plan
