@@ -47,7 +47,8 @@ Landmarks = Annotated[
 ]
 Face = Annotated[str, typer.Option(help="Which face to use if there are several: largest, or a number from 0.")]
 Features = Annotated[
-    str, typer.Option(help="Audio features to store, separated by commas: mel, deepspeech, deepspeech2, hubert.")
+    str,
+    typer.Option(help="Audio features to store, separated by commas: mel, deepspeech, deepspeech2, hubert, whisper."),
 ]
 WeightsDir = Annotated[
     str | None,

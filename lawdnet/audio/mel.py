@@ -86,13 +86,18 @@ def _hann() -> NDArray[np.float64]:
 
 @cache
 def mel_filters() -> NDArray[np.float64]:
-    """Return M×F triangular filters of equal area on Slaney's mel scale, the default of `librosa.filters.mel`.
+    """Return the M×F filters of the feature `mel`."""
+    return triangles(WINDOW, LOWEST_HZ, HIGHEST_HZ)
+
+
+def triangles(window: int, lowest_hz: float, highest_hz: float) -> NDArray[np.float64]:
+    """Return 80×F triangular filters of equal area on Slaney's mel scale, the default of `librosa.filters.mel`.
 
     Source: M. Slaney, Auditory Toolbox (1998): linear below 1 kHz (66⅔ Hz per mel), logarithmic above (27 mels for
     a factor of 6.4); the height of a filter is 2 / its width in Hz.
     """
-    edges = _mel_to_hz(np.linspace(_hz_to_mel(LOWEST_HZ), _hz_to_mel(HIGHEST_HZ), BANDS + 2))
-    hz_F = np.fft.rfftfreq(WINDOW, 1 / SAMPLE_RATE)
+    edges = _mel_to_hz(np.linspace(_hz_to_mel(lowest_hz), _hz_to_mel(highest_hz), BANDS + 2))
+    hz_F = np.fft.rfftfreq(window, 1 / SAMPLE_RATE)
     rising = (hz_F - edges[:-2, None]) / np.diff(edges)[:-1, None]
     falling = (edges[2:, None] - hz_F) / np.diff(edges)[1:, None]
     return np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))[:, None]

@@ -12,8 +12,8 @@ import pytest
 from lawdnet.audio import AudioExtractor, make_extractor
 from lawdnet.audio.deepspeech import import_tensorflow
 
-NEEDS = {"deepspeech": "tensorflow", "hubert": "transformers"}
-NAMES = ["mel", "deepspeech", "deepspeech2", "hubert"]
+NEEDS = {"deepspeech": "tensorflow", "hubert": "transformers", "whisper": "ctranslate2"}
+NAMES = ["mel", "deepspeech", "deepspeech2", "hubert", "whisper"]
 DECAY = 0.7
 """Factor by which the small DeepSpeech graph remembers the previous row."""
 
@@ -35,6 +35,8 @@ def tiny(name: str, folder: Path, **options: Any) -> AudioExtractor:
     if name == "hubert":
         write_hubert(folder / "tiny")
         options = {"model": "tiny"} | options
+    if name == "whisper":
+        write_whisper(folder / "whisper-tiny.en.bin")
     if name != "mel":
         options = {"weights_dir": folder, "device": "cpu"} | options
     return make_extractor(name, **options)
@@ -111,4 +113,36 @@ def write_hubert(folder: Path, kind: str = "Hubert", **more: Any) -> Any:
     transformers.utils.logging.disable_progress_bar()
     model = getattr(transformers, f"{kind}Model")(config).eval()
     model.save_pretrained(folder)
+    return model
+
+
+def write_whisper(path: Path) -> Any:
+    """Convert a small random Whisper network of transformers to CTranslate2's format, and return the network."""
+    need("transformers")
+    import torch
+    import transformers
+    from ctranslate2.converters.transformers import WhisperLoader
+
+    torch.manual_seed(0)
+    config = transformers.WhisperConfig(
+        vocab_size=60, d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, decoder_start_token_id=3, max_target_positions=20,
+    )  # fmt: skip
+    model = transformers.WhisperForConditionalGeneration(config).eval()
+    encoder = model.model.encoder
+    with torch.no_grad():  # as in a trained network, near rows count most, and their positions little
+        for weight in (encoder.embed_positions.weight, *(layer.self_attn.out_proj.weight for layer in encoder.layers)):
+            weight.mul_(0.02)
+        encoder.conv1.weight.mul_(10)
+        encoder.conv2.weight.mul_(10)
+    model.generation_config.alignment_heads = [[0, 0]]
+    spec = WhisperLoader().get_model_spec(model)
+    spec.register_vocabulary([str(number) for number in range(60)])
+    spec.validate()
+    spec.optimize()
+    folder = path.with_name(f"{path.name}.folder")
+    folder.mkdir()
+    spec.save(str(folder))
+    (folder / "model.bin").rename(path)
     return model

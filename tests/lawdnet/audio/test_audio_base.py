@@ -72,7 +72,7 @@ def test_extractors_are_made_by_name() -> None:
 
 def test_options_are_checked_by_name() -> None:
     assert extractor_options("mel") == {"hops": "stack"}
-    assert set(EXTRACTORS) == {"mel", "deepspeech", "deepspeech2", "hubert"}
+    assert set(EXTRACTORS) == {"mel", "deepspeech", "deepspeech2", "hubert", "whisper"}
     for name in set(EXTRACTORS) - {"mel"}:
         assert {"weights_dir": None, "device": "auto"}.items() <= extractor_options(name).items()
     assert extractor_options("hubert")["layer"] is None

@@ -10,14 +10,15 @@ from lawdnet.audio.base import Chunking
 from lawdnet.types import FPS, SAMPLES_PER_FRAME, Rejected, RejectReason
 from tests.support.tiny_networks import NAMES, tiny
 
-CENTRE = {"mel": 0.0, "deepspeech": 0.3125, "deepspeech2": 0.0, "hubert": 0.0}
+CENTRE = {"mel": 0.0, "deepspeech": 0.3125, "deepspeech2": 0.0, "hubert": 0.0, "whisper": 0.0}
 """Video frames by which the centre of a row is later than the time of its frame."""
-TOLERANCE = {"mel": 0.0, "deepspeech": 1e-3, "deepspeech2": 1e-3, "hubert": 0.02}
+TOLERANCE = {"mel": 0.0, "deepspeech": 1e-3, "deepspeech2": 1e-3, "hubert": 0.02, "whisper": 0.1}
 """Largest difference between chunks and the whole: root mean square, in deviations of the feature over time."""
 CHUNKINGS = {
     "deepspeech": Chunking(rows=90, context=25, batch=3),
     "deepspeech2": Chunking(rows=90, context=30, batch=3),
     "hubert": Chunking(rows=60, context=15),
+    "whisper": Chunking(rows=60, context=15),
 }
 
 
