@@ -104,7 +104,7 @@ TABLE = (
     Weights(
         name="silero_vad",
         file="silero_vad_16k.safetensors",
-        purpose="detects speech",
+        purpose="measures speech_ratio in builds",
         sources=(
             Package(
                 "silero-vad==6.2.3",

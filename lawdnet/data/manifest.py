@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lawdnet import __version__
-from lawdnet.data.config import FORMAT_VERSION, BuildConfig
+from lawdnet.data.config import FORMAT_VERSION, SILERO, VOICING, BuildConfig
 from lawdnet.data.schema import IDENTITY_COLUMNS, SCORE, VIDEO_SCHEMA, VideoRow
 from lawdnet.face.geometry import crop_height
 from lawdnet.storage import Location, atomic, locate, parquet_file
@@ -186,6 +186,7 @@ def manifest(
         "crop_height": crop_height(config.crop_width),
         "source": source,
         "extractors": extractors,
+        "speech_measure": SILERO if config.speech == SILERO else VOICING,
         "rules": list(config.where),
         "funnel": list(funnel),
         "counts": asdict(Counts.of(rows)),

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lawdnet.audio.base import AudioExtractor
-from lawdnet.data.config import FORMAT_VERSION, BuildConfig, digest
+from lawdnet.audio.silero import Silero
+from lawdnet.data.config import FORMAT_VERSION, SILERO, VOICING, BuildConfig, digest
 from lawdnet.data.finalize import finalize
 from lawdnet.data.group_by import check_paths, column_name, face_distance
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset
@@ -64,7 +65,7 @@ def build(
     refuse_inside(root, [source])
     inputs = list_inputs(source)
     with lock.held(root / BUILD / lock.DRIVER):  # first, so that nobody changes what is read of the folder
-        config = _with_stored(source, root, config)
+        config = _with_stored(source, root, config, weights_dir)
         job = BuildJob(
             root=str(root),
             stall_seconds=stall_seconds,
@@ -103,6 +104,8 @@ def _plan(
     check_paths([file.path for file in inputs], config.group_by, [file.columns.get(column, "") for file in inputs])
     have_csv = [bool(file.csv_fingerprint) for file in inputs]
     finds_faces = prepare_landmarks(config.landmarks, have_csv, lambda name: source_of(config, name, job.weights_dir))
+    if config.speech == SILERO:
+        Silero(weights_place(job.weights_dir))
     if face_distance(config.group_by):
         FaceEmbedder.find(weights_place(job.weights_dir))
     job = dataclasses.replace(job, sync_mark=_check_sync(job.sync, config, marks))
@@ -137,8 +140,8 @@ def _absolute(location: Location) -> Location:
     return location.absolute() if isinstance(location, Path) else location
 
 
-def _with_stored(source: Location, root: Location, config: BuildConfig) -> BuildConfig:
-    """The configuration with the features that are stored already: features are added and never removed.
+def _with_stored(source: Location, root: Location, config: BuildConfig, weights_dir: Location | None) -> BuildConfig:
+    """The configuration with the features that are stored already, which are never removed, and no `auto` for speech.
 
     Raises:
         ValueError: the folder belongs to another source or another kind of crops, or no build made it.
@@ -149,12 +152,18 @@ def _with_stored(source: Location, root: Location, config: BuildConfig) -> Build
         if (root / MANIFEST).exists() or (root / SEGMENTS).exists():
             raise ValueError(f"{root}: holds a dataset that was not made by a build; choose another --out") from None
         found = None
+    if config.speech == "auto":
+        has_network = found["structure"].get("speech") == SILERO if found else Silero.is_here(weights_dir)
+        config = dataclasses.replace(config, speech=SILERO if has_network else VOICING)
     if found:
         if found["source"] != _name(source):
             raise ValueError(f"{root}: was built from {found['source']}; choose another --out")
         old, new = found["structure"], config.structure()
         if found["format_version"] != FORMAT_VERSION or old != new:
-            changed = ", ".join(f"{k} {old.get(k)} → {new[k]}" for k in new if old.get(k) != new[k]) or "the format"
+            changed = ", ".join(
+                f"{k} {old.get(k)} → {new.get(k)}" for k in dict.fromkeys([*old, *new]) if old.get(k) != new.get(k)
+            )
+            changed = changed or "the format"
             raise ValueError(f"{root}: was built with other settings ({changed}); choose another --out")
         features = tuple(dict.fromkeys([*found["features"], *config.features]))
         options = {name: found["options"].get(name, {}) for name in features if name not in config.features}

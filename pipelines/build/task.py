@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ import pyarrow as pa
 from lawdnet import storage
 from lawdnet.audio.base import AudioExtractor, extractor_options, frame_features, make_extractor
 from lawdnet.audio.io import load_video_audio
-from lawdnet.data.config import BuildConfig, digest
+from lawdnet.audio.silero import Silero
+from lawdnet.data.config import SILERO, BuildConfig, digest
 from lawdnet.data.faces import encode, sample_faces
 from lawdnet.data.group_by import face_distance, group_names
 from lawdnet.data.manifest import SEGMENTS
@@ -137,9 +138,9 @@ class VideoTask(Task[VideoItem, VideoRecord]):
         self.extractors = extractors_of(job.config, job.weights_dir)
         self.marks = feature_marks(job.config, self.extractors)
         self.scorer = _sync_scorer(job.sync) if job.sync else None
-        self.embedder = (
-            FaceEmbedder.find(weights_place(job.weights_dir)) if face_distance(job.config.group_by) else None
-        )
+        place = weights_place(job.weights_dir)
+        self.speech = Silero(place) if job.config.speech == SILERO else None
+        self.embedder = FaceEmbedder.find(place) if face_distance(job.config.group_by) else None
 
     @staticmethod
     def count(record: VideoRecord) -> None:
@@ -202,6 +203,7 @@ class VideoTask(Task[VideoItem, VideoRecord]):
             config=self.config,
             tally=tally,
             scorer=self._score if self.scorer else None,
+            speech=partial(self.speech, beat=self.beat) if self.speech else None,
         )
         rows: list[SegmentRow] = []
         began = time.perf_counter()

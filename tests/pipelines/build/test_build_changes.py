@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -375,3 +376,43 @@ def test_a_built_video_out_of_reach_stays(drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "away").rename(tmp_path / "mount")
     assert builds().info == before.info
     assert builds.worked_on == []
+
+
+def test_a_dataset_keeps_what_measured_its_speech(
+    drawn: Path, builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network where its weights are; later builds measure new videos in the same way."""
+    for name in ("a.mp4", "b.mp4"):
+        copy(drawn, builds.source / name)
+    before = builds()
+    assert before.info["speech_measure"] == "voicing"
+    assert "speech" not in before.info["config"], "the hashes of older datasets hold"
+
+    class Half:
+        """Stands for the network: the second half of a video is speech."""
+
+        def __init__(self, weights_dir: object) -> None:
+            pass
+
+        @staticmethod
+        def is_here(weights_dir: object) -> bool:
+            return True
+
+        def __call__(self, audio: Any, num_frames: int, beat: Any = no_beat) -> Any:
+            assert len(audio) == 640 * num_frames
+            return np.arange(num_frames) / num_frames + 0.01
+
+    for module in ("build", "task"):
+        monkeypatch.setattr(f"pipelines.build.{module}.Silero", Half)
+    assert builds().info == before.info
+    with pytest.raises(ValueError, match=r"other settings \(speech None → silero\)"):
+        builds(dataclasses.replace(CONFIG, speech="silero"))
+    found = build(builds.source, tmp_path / "new", CONFIG, execute=map_in_process)
+    assert (found.info["speech_measure"], found.info["config"]["speech"]) == ("silero", "silero")
+    assert found.hash != before.hash
+    ratio, start, length = (
+        found.index()[name][0].as_py() for name in ("score_speech_ratio", "start_frame", "num_frames")
+    )
+    assert ratio == pytest.approx(np.mean(np.arange(start, start + length) / 75 + 0.01 > 0.5), abs=1e-6)
+    with pytest.raises(ValueError, match=r"other settings \(speech silero → None\)"):
+        build(builds.source, tmp_path / "new", dataclasses.replace(CONFIG, speech="voicing"), execute=map_in_process)
