@@ -285,7 +285,9 @@ def video_segments(
         stop = piece.start + len(piece.frames_jpeg)
         samples = audio.samples[piece.start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
         with tally.timed("score"):
-            measured = segment_scores(piece.scores, piece.matrix_T33, piece.detected_T, samples, config.crop_width)
+            measured = segment_scores(
+                piece.scores, piece.landmarks_T68x2, piece.matrix_T33, piece.detected_T, samples, config.crop_width
+            )
             if speaks_T is not None:
                 measured["speech_ratio"] = float(speaks_T[piece.start : stop].mean())
             segment = Segment(
