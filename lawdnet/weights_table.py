@@ -176,6 +176,18 @@ TABLE = (
         sha256="6726825d",
     ),
     Weights(
+        name="arcface",
+        file="w600k_r50.onnx",
+        purpose="CSIM by ArcFace in evaluate and compare",
+        sources=(
+            Url(
+                "https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_l.zip",
+                "w600k_r50.onnx",
+            ),
+        ),
+        licence="not for commercial use",
+    ),
+    Weights(
         name="syncnet_v2",
         file="syncnet_v2.model",
         purpose="measures lip sync (--sync FILE)",

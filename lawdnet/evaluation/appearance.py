@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from lawdnet.evaluation import arcface
 from lawdnet.evaluation.face_embedding import EXTRA, FILE, FaceEmbedder
 from lawdnet.models.device import images_to_tensor
 from lawdnet.storage import Location, files_sha256
@@ -236,24 +237,16 @@ def open_inception(file: Path, dims: int = 2048) -> Any:
         inception.load_state_dict_from_url = download
 
 
-class DlibSimilarity:
-    """CSIM: cosine similarity of the face embeddings of true and shown frames, here dlib's (King 2017).
+class _Similarity:
+    """CSIM: cosine similarity of the face embeddings of true and shown frames.
 
-    The field uses ArcFace; its figures and dlib's cannot be compared. The package is `dlib-bin`. Both faces are cut out
-    at the true landmarks, so no detector is needed.
-
-    Raises:
-        ValueError: the package or the weights are missing.
+    Both faces are cut out at the true landmarks, so no detector is needed.
     """
 
-    name = "csim_dlib"
-    text = "cosine similarity of dlib's face embeddings, every fifth frame, aligned crop, 8-bit RGB"
     is_paired = False
 
-    def __init__(self, weights_dir: Location | None = None, device: str = "cpu") -> None:
-        need_package("dlib", EXTRA)
-        self._file = _file(FILE, weights_dir)
-        self._embedder = FaceEmbedder(self._file)
+    def __init__(self, file: Path, embed: Callable[[UInt8, Float32], np.ndarray]) -> None:
+        self._file, self._embed = file, embed
         self._means: dict[str, _Mean] = {}
 
     @property
@@ -264,9 +257,7 @@ class DlibSimilarity:
     def add(self, row: str, true_THW3: UInt8, shown_THW3: UInt8, points_T68x2: Float32) -> None:
         """See `AppearanceMetric.add`."""
         some = slice(None, None, SIMILARITY_EVERY)
-        true, shown = (
-            self._embedder.embed(images_THW3[some], points_T68x2[some]) for images_THW3 in (true_THW3, shown_THW3)
-        )
+        true, shown = (self._embed(images_THW3[some], points_T68x2[some]) for images_THW3 in (true_THW3, shown_THW3))
         norms = np.linalg.norm(true, axis=1) * np.linalg.norm(shown, axis=1)
         self._means.setdefault(row, _Mean()).add(((true * shown).sum(1) / norms).tolist())
 
@@ -275,7 +266,43 @@ class DlibSimilarity:
         return self._means.get(row, _Mean()).value
 
 
-METRICS: tuple[Callable[[Location | None, str], AppearanceMetric], ...] = (Lpips, Fid, DlibSimilarity)
+class DlibSimilarity(_Similarity):
+    """CSIM by dlib's embedding (King 2017), whose package is `dlib-bin`; its figures are not those of ArcFace.
+
+    Raises:
+        ValueError: the package or the weights are missing.
+    """
+
+    name = "csim_dlib"
+    text = "cosine similarity of dlib's face embeddings, every fifth frame, aligned crop, 8-bit RGB"
+
+    def __init__(self, weights_dir: Location | None = None, device: str = "cpu") -> None:
+        need_package("dlib", EXTRA)
+        file = _file(FILE, weights_dir)
+        super().__init__(file, FaceEmbedder(file).embed)
+
+
+class ArcFaceSimilarity(_Similarity):
+    """CSIM by ArcFace's embedding, as the field has it, where its file is.
+
+    Raises:
+        ValueError: the weights are missing or something else.
+    """
+
+    name = "csim_arcface"
+    text = "cosine similarity of ArcFace's face embeddings, every fifth frame, five points, RGB in [-1, 1]"
+
+    def __init__(self, weights_dir: Location | None = None, device: str = "cpu") -> None:
+        file = _file(arcface.FILE, weights_dir)
+        super().__init__(file, arcface.ArcFace(file).embed)
+
+
+METRICS: tuple[Callable[[Location | None, str], AppearanceMetric], ...] = (
+    Lpips,
+    Fid,
+    DlibSimilarity,
+    ArcFaceSimilarity,
+)
 
 
 @dataclass

@@ -260,9 +260,7 @@ def test_a_registry_that_is_not_there_is_named(online: Path, server: Server, mon
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     package = Package("fakenets==1.0", "0" * 64, "fakenets/net.pth")
-    with pytest.raises(
-        FetchError, match=r"cannot reach its registry: \[Errno 111\] Connection refused; `pip"
-    ) as caught:
+    with pytest.raises(FetchError, match=r"cannot reach its registry: .*refused; `pip") as caught:
         fetch(entry(package))
     assert "\n" not in str(caught.value)
     assert fetch(entry(package, Url(server.url))).read_bytes() == CONTENT
