@@ -21,8 +21,8 @@ def build(
     source: Annotated[
         str,
         typer.Argument(
-            help="Videos: a folder (searched recursively), one video, a list file, or an s3://… or gs://… URI. Never "
-            "changed."
+            help="Videos: a folder (searched recursively), one video, a list file (.txt, or a .csv or .parquet table "
+            "with a column `path`), or an s3://… or gs://… URI. Never changed."
         ),
     ],
     out: Annotated[
@@ -80,10 +80,9 @@ def build(
         config = build_config(settings, **given, **rules)
         videos = locate(source)
         root = locate(out)
+        weights = console.located(weights_dir)
     with console.Meter("build", "videos") as meter:
-        dataset = build_dataset(
-            videos, root, config, weights_dir=weights_dir, sync=sync, gpu=gpu, on_progress=Watch(meter)
-        )
+        dataset = build_dataset(videos, root, config, weights_dir=weights, sync=sync, gpu=gpu, on_progress=Watch(meter))
         seconds = meter.seconds
     content = describe(dataset) | {"seconds": round(seconds, 3)}
     if not content["segments"]:
@@ -110,6 +109,7 @@ class Watch:
         else:
             self.frames += record.frames
         segments = console.count(record.segments, "segment")
+        segments += f", not completed: {record.not_completed}" if record.not_completed else ""
         result = segments if record.is_accepted else f"{record.status}, {record.reason}: {record.detail}"
         rate = f"{self.frames / max(self.meter.seconds, 1e-3):.0f} frames/s, " if self.frames else ""
         note = f"{rate}{self.rejects} rejected"

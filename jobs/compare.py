@@ -14,6 +14,7 @@ import typer
 from jobs import console, options
 
 if TYPE_CHECKING:
+    from lawdnet.storage import Location
     from lawdnet.types import Landmarks
 
 TEXTS = {
@@ -51,12 +52,13 @@ def compare(
     from lawdnet.video import probe
 
     found = _Found()
-    true = found.face(real, landmarks, weights_dir)
+    weights = console.located(weights_dir)
+    true = found.face(real, landmarks, weights)
     quality = measure(real, generated, true).to_dict()
     found.figures.update({name: quality.pop(name) for name in ("psnr", "ssim", "mouth_psnr", "mouth_ssim")})
     if true:
         found.mouths(real, generated, true)
-        found.faces(real, generated, true, landmarks, weights_dir=weights_dir, device=device)
+        found.faces(real, generated, true, landmarks, weights_dir=weights, device=device)
     rates = {"fps_real": probe(real).fps, "fps_generated": probe(generated).fps}
     content: dict[str, Any] = {"real": str(real), "generated": str(generated), **quality, **rates}
     if sync and true:
@@ -89,7 +91,7 @@ class _Found:
             self.missing[name] = error.detail
             return None
 
-    def face(self, path: Path, landmarks: str, weights_dir: Path | None) -> Landmarks | None:
+    def face(self, path: Path, landmarks: str, weights_dir: Location | None) -> Landmarks | None:
         """Return the landmarks of a video, or None, with the reason in `missing`."""
         found: Landmarks | None = self.attempt(
             f"landmarks of {path.name}", partial(_face, path, landmarks, weights_dir)
@@ -114,7 +116,7 @@ class _Found:
         true: Landmarks,
         landmarks: str,
         *,
-        weights_dir: Path | None,
+        weights_dir: Location | None,
         device: str,
     ) -> None:
         """Measure how the mouth moves, and how the face looks."""
@@ -147,7 +149,7 @@ class _Found:
         self.protocol["landmarks"] = {"text": true.source}
 
 
-def _face(path: Path, landmarks: str, weights_dir: Path | None) -> Landmarks | None:
+def _face(path: Path, landmarks: str, weights_dir: Location | None) -> Landmarks | None:
     from lawdnet.evaluation.videos import face_of
     from lawdnet.landmarks import source_for
 

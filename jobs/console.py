@@ -27,6 +27,8 @@ from jobs import options
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from lawdnet.storage import Location
+
 PLAIN_SECONDS = 5.0
 """Shortest time between two progress lines when stderr is not a terminal."""
 
@@ -42,6 +44,7 @@ CLOCK = "%Y-%m-%d %H:%M:%S "
 
 LOCATIONS = frozenset(
     {"checkpoint", "dataset", "datasets", "html", "init", "out", "pairs", "run", "source", "speeches", "videos"}
+    | {"weights_dir"}
 )
 """Text parameters that take a path or an s3:// or gs:// URI; parameters of type `Path` take local paths only."""
 
@@ -67,6 +70,13 @@ def parsing_options() -> Iterator[None]:
         raise
     except ValueError as error:
         raise WrongUsage(str(error)) from error
+
+
+def located(text: str | None) -> Location | None:
+    """Return the location that an option names, if it is given."""
+    from lawdnet.storage import locate
+
+    return locate(text) if text else None
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

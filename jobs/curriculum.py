@@ -99,7 +99,7 @@ def curriculum(
         build_config,
         config,
         run_options,
-        weights_dir=weights_dir,
+        weights_dir=console.located(weights_dir),
         sync=sync,
         gpu=gpu,
         begin=partial(_begin, config),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lawdnet.evaluation.landmarks import LandmarksByRow
     from lawdnet.evaluation.window import Window
     from lawdnet.report.evaluation import EvaluationTable, SideBySide
+    from lawdnet.storage import Location
     from lawdnet.types import UInt8
 
 ROWS = {"generated": "", "baseline": "baseline_", "truth": "truth_"}
@@ -76,7 +77,7 @@ def evaluate(
         raise ValueError(
             f"{dataset}: no segments of split {split!r}; build with a larger --set val_fraction, or give --split train"
         )
-    extras = Extras.open(weights_dir, device, with_videos=bool(html))
+    extras = Extras.open(console.located(weights_dir), device, with_videos=bool(html))
     content = _measure(checkpoint, opened, refs, sync, extras, device=device, seed=seed)
     figures: dict[str, float] = content["figures"]
     content |= {"split": split, "videos": len({ref.video_id for ref in refs})}
@@ -103,7 +104,7 @@ class Extras:
     notes: list[str]
 
     @classmethod
-    def open(cls, weights_dir: Path | None, device: str, *, with_videos: bool) -> Extras:
+    def open(cls, weights_dir: Location | None, device: str, *, with_videos: bool) -> Extras:
         """Open what can be opened; a note says what cannot."""
         from lawdnet.evaluation.appearance import Appearance
         from lawdnet.evaluation.landmarks import LandmarksByRow, MeshLandmarker, find_bundle
@@ -280,8 +281,9 @@ def _check_feature(checkpoint: Path, meta: Mapping[str, Any], dataset: Dataset, 
     """Check that the dataset has the network's audio feature, computed with the same weights.
 
     Raises:
-        ValueError: the feature is missing, or has another dimension or other weights.
+        ValueError: the feature is missing (also of some videos only), or has another dimension or other weights.
     """
+    dataset.check_feature(name)
     found = dataset.feature_dim(name)
     if found != wanted:
         raise ValueError(f"{checkpoint}: needs {wanted} {name} values per frame, but {dataset.root} has {found}")

@@ -24,6 +24,9 @@ def infer(
 ) -> None:
     """Lip-sync a video to an audio file. The result is as long as the audio.
 
+    A network knows the kind of faces that it was trained on: that of the quickstart knows drawn heads, and smears the
+    mouth of a real person.
+
     Example: `lawdnet infer run --video anna.mp4 --audio hello.wav --out anna-hello.mp4`
     """
     for path in (checkpoint, video, audio):
@@ -34,8 +37,9 @@ def infer(
 
     with console.parsing_options():
         one_face(face)
-        source = source_for(video, landmarks, weights_dir)
-    engine = Engine(checkpoint, device=device, weights_dir=weights_dir)
+        weights = console.located(weights_dir)
+        source = source_for(video, landmarks, weights)
+    engine = Engine(checkpoint, device=device, weights_dir=weights)
     with console.Meter("infer", "frames") as meter:
         template = engine.prepare(video, source, face=face)
         made = engine.render(template, audio, out, on_progress=lambda done, total: _show(meter, done, total))

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from lawdnet.data.manifest import Dataset
 
 EXAMPLES = 3
-"""Paths shown per reason: the longest videos."""
+"""Paths shown per reason, the longest videos, and per group."""
+GROUPS = 10
+"""Groups shown: the largest."""
 
 
 def inspect(
@@ -91,13 +93,36 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "crop_width": dataset.crop_width,
         "splits": splits,
         "groups": {"all": groups.total, **asdict(groups)},
+        "members": members(rows),
         "landmarks": dict(Counter(row["landmarks"] for row in rows if row["status"] == "accepted")),
         "extractors": {name: entry["dim"] for name, entry in dataset.info["extractors"].items()},
         "funnel": dataset.info.get("funnel", []),
         "stages": stages if any(stages.values()) else {},
+        "lacking": lacking(rows),
         "reasons": reasons([row for row in rows if row["status"] != "accepted"]),
         "hash": dataset.hash,
     }
+
+
+def members(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the paths of the videos in each group of two or more, the largest group first."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["status"] == "accepted" and row.get("group"):
+            found.setdefault(f"{row['split']}: {row['group']}", []).append(row["path"])
+    several = {name: paths for name, paths in found.items() if len(paths) > 1}
+    return dict(sorted(several.items(), key=lambda item: -len(item[1])))
+
+
+def lacking(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the count and the first examples of the videos that lack each feature of the dataset."""
+    pairs = [
+        {"reason": name, "path": row["path"], "detail": row["detail"], "frames": 0}
+        for row in rows
+        if row["status"] == "accepted"
+        for name in filter(None, (row.get("lacks") or "").split(","))
+    ]
+    return reasons(pairs)
 
 
 def reasons(refused: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -156,6 +181,7 @@ def summary(content: dict[str, Any]) -> list[str]:
         ("features", ", ".join(f"{name} ({dim})" for name, dim in content["extractors"].items())),
     ]
     lines = console.columns(rows)
+    lines += _member_lines(content["members"])
     lines += _score_lines(content.get("scores", {}))
     if len(content["funnel"]) > 1:
         lines += ["segments left after each rule:", *funnel_lines(content["funnel"])]
@@ -164,7 +190,12 @@ def summary(content: dict[str, Any]) -> list[str]:
         lines.append(f"processing time: {', '.join(seconds)}")
     if content["reasons"]:
         lines.append(f"not used: {videos['rejected']} rejected, {videos['failed']} failed")
-    return lines + reason_lines(content["reasons"])
+    lines += reason_lines(content["reasons"])
+    if content["lacking"]:
+        lines.append(
+            "features that could not be added (run the same `lawdnet build` again, or `lawdnet select --has`):"
+        )
+    return lines + reason_lines(content["lacking"])
 
 
 def _group_row(groups: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -173,6 +204,14 @@ def _group_row(groups: Mapping[str, int]) -> list[tuple[str, str]]:
         return []
     alone = f"; {console.count(groups['alone'], 'video')} in no group" if groups["alone"] else ""
     return [("groups", f"{groups['all']} (train {groups['train']}, val {groups['val']}{alone})")]
+
+
+def _member_lines(members: Mapping[str, Sequence[str]]) -> list[str]:
+    lines = []
+    for name, paths in list(members.items())[:GROUPS]:
+        more = f", … and {len(paths) - EXAMPLES} more" if len(paths) > EXAMPLES else ""
+        lines.append(f"  {name[:40]}: {', '.join(paths[:EXAMPLES])}{more}")
+    return lines + ([f"  … and {len(members) - GROUPS} more groups"] if len(members) > GROUPS else [])
 
 
 def _score_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -47,11 +47,16 @@ Landmarks = Annotated[
 ]
 Face = Annotated[str, typer.Option(help="Which face to use if there are several: largest, or a number from 0.")]
 Features = Annotated[
-    str, typer.Option(help="Audio features to store, separated by commas: mel, deepspeech, deepspeech2, hubert.")
+    str,
+    typer.Option(help="Audio features to store, separated by commas: mel, deepspeech, deepspeech2, hubert, whisper."),
 ]
 WeightsDir = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="Folder with the weights of landmark and feature networks; searched first."),
+    str | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder with the weights of landmark and feature networks, searched first, or an s3://… or gs://… URI, "
+        "from which published files are fetched.",
+    ),
 ]
 ScoringSync = Annotated[
     Path | None,
@@ -88,9 +93,11 @@ Where = Annotated[
 GroupBy = Annotated[
     str,
     typer.Option(
-        metavar="folder|regex:PATTERN",
-        help="Keep all videos of a group, such as those of one person, on one side of the split: those in one folder, "
-        "or those in whose paths the pattern (its first group, or all of it) matches the same text.",
+        metavar="folder|regex:PATTERN|column:NAME|face",
+        help="Keep all videos of a group, such as those of one person, on one side of the split: those in one folder; "
+        "those in whose paths the pattern (its first group, or all of it) matches the same text; those with the same "
+        "text in this column of SOURCE, a .csv or .parquet list; or those that show the same face (needs the extra "
+        "evaluation; face<=0.38 states the distance).",
         show_default=False,
     ),
 ]

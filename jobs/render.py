@@ -77,7 +77,7 @@ def render(
             root,
             landmarks=landmarks,
             face=face,
-            weights_dir=weights_dir,
+            weights_dir=console.located(weights_dir),
             gpu=gpu,
             on_progress=Watch(meter),
         )

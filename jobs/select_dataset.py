@@ -23,6 +23,14 @@ def select(
         typer.Option(metavar="DATASET2", help="Folder of the new dataset; without it, only the counts are shown."),
     ] = None,
     where: options.Where = [],  # noqa: B006 typer copies it
+    has: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FEATURE",
+            help="Keep only segments with this feature, which a build may have failed to add to some; may be repeated.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006 typer copies it
     max_per_video: Annotated[
         int | None, typer.Option(min=1, help="Keep at most this many segments of each video, spread evenly over it.")
     ] = None,
@@ -50,9 +58,9 @@ def select(
     names = score_names(opened.index())
     with console.parsing_options():
         rules = parse_rules(where, names)
-        if not rules and max_per_video is None and not fresh:
-            raise ValueError("no rule given; use --where, --max-per-video or --fresh")
-    selection = choose(opened, rules, max_per_video=max_per_video, is_fresh=fresh)
+        if not rules and not has and max_per_video is None and not fresh:
+            raise ValueError("no rule given; use --where, --has, --max-per-video or --fresh")
+    selection = choose(opened, rules, features=has, max_per_video=max_per_video, is_fresh=fresh)
     content = describe(selection)
     lines = [*funnel_lines(content["funnel"]), *_left(content)]
     if not content["segments"]:

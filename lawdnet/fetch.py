@@ -6,6 +6,7 @@ again (pip).
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -173,12 +174,20 @@ def _copy(file: IO[bytes], out: Path) -> None:
 
 def _pip_download(requirements: Path, folder: Path, binary: str) -> None:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
-    command += ["--timeout", str(TIMEOUT), "--no-deps", "--require-hashes", binary, ":all:"]
+    command += ["--timeout", str(TIMEOUT), "--retries", "2", "--no-deps", "--require-hashes", binary, ":all:"]
     command += ["--requirement", str(requirements), "--dest", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["pip failed"]
-        raise FetchError(next((line for line in lines if line.startswith("ERROR")), lines[-1]).removeprefix("ERROR: "))
+        raise FetchError(_reason(done.stderr))
+
+
+def _reason(stderr: str) -> str:
+    """What went wrong, in one line of pip's output. Where pip reaches no registry, it says that there is no version."""
+    if broken := re.search(r"connection broken by (.+): /", stderr):
+        why = broken[1].rsplit(": ", 1)[-1].strip("'\"() ")
+        return f"pip cannot reach its registry: {why}; `pip config list` shows which it is"
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["pip failed"]
+    return next((line for line in lines if line.startswith("ERROR")), lines[-1]).removeprefix("ERROR: ")
 
 
 def _download(url: str, part: Path) -> None:

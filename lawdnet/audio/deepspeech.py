@@ -19,7 +19,7 @@ import numpy as np
 from lawdnet.audio.base import Chunking, check_mono, in_chunks
 from lawdnet.audio.mfcc import Float64, mfcc
 from lawdnet.models.device import pick_device
-from lawdnet.storage import files_sha256
+from lawdnet.storage import Location, files_sha256
 from lawdnet.types import FPS, Beat, Float32, no_beat
 from lawdnet.weights import find_weights, need_package
 
@@ -61,7 +61,7 @@ class DeepSpeech:
     frame_shift = 1 / FPS
 
     def __init__(
-        self, *, file: str = FILE, batch: int = 4, weights_dir: Path | None = None, device: str = "auto"
+        self, *, file: str = FILE, batch: int = 4, weights_dir: Location | None = None, device: str = "auto"
     ) -> None:
         need_package("tensorflow", self.name)
         self.path = find_weights(file, weights_dir)

@@ -6,14 +6,13 @@ Shape letters: F frames of the spectrogram (100 Hz), Q frequencies, R rows at 50
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lawdnet.audio.base import Chunking, check_mono, in_chunks
 from lawdnet.models.device import pick_device
-from lawdnet.storage import files_sha256
+from lawdnet.storage import Location, files_sha256
 from lawdnet.types import FPS, Beat, Float32, no_beat
 from lawdnet.weights import find_weights, weights_folders
 
@@ -56,7 +55,7 @@ class DeepSpeech2:
     frame_shift = 1 / FPS
 
     def __init__(
-        self, *, file: str = FILE, batch: int = 4, weights_dir: Path | None = None, device: str = "auto"
+        self, *, file: str = FILE, batch: int = 4, weights_dir: Location | None = None, device: str = "auto"
     ) -> None:
         if file == FILE and any((folder / RENAMED).exists() for folder in weights_folders(weights_dir)):
             file = RENAMED

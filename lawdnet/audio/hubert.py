@@ -17,7 +17,7 @@ import numpy as np
 
 from lawdnet.audio.base import Chunking, check_mono, in_chunks
 from lawdnet.models.device import pick_device
-from lawdnet.storage import files_sha256
+from lawdnet.storage import Location, files_sha256
 from lawdnet.types import FPS, SAMPLES_PER_FRAME, Beat, Float32, no_beat
 from lawdnet.weights import need_package, weights_folders
 
@@ -67,7 +67,7 @@ class Hubert:
         model: str = MODEL,
         layer: int | None = None,
         batch: int | None = None,
-        weights_dir: Path | None = None,
+        weights_dir: Location | None = None,
         device: str = "auto",
     ) -> None:
         need_package("transformers", self.name)
@@ -158,7 +158,7 @@ def _check_config(folder: Path, layer: int | None) -> dict[str, Any]:
     return config
 
 
-def _find_model(model: str, weights_dir: Path | None) -> Path:
+def _find_model(model: str, weights_dir: Location | None) -> Path:
     """Find the folder of a model: as named, in `weights_folders`, or on the hub (cached or downloaded)."""
     folders = weights_folders(weights_dir)
     candidates = [

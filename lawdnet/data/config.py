@@ -19,6 +19,8 @@ from lawdnet.types import CLIP_FRAMES, MAX_CLIPS, MIN_CLIPS
 
 FORMAT_VERSION = 2
 NEAR_DUPLICATES = ("group", "reject", "keep")
+VOICING, SILERO = "voicing", "silero"
+"""What measures the score speech_ratio."""
 ADDED_LATER = ("group_by", "near_duplicates")
 """Settings that the first datasets of this format version did not have."""
 
@@ -56,11 +58,14 @@ class BuildConfig:
     val_fraction: float = 0.05
     """Share of the *videos*, not segments, that are held out for validation, in [0, 1)."""
     group_by: str = ""
-    """Which videos must be on one side of the split: `folder` or `regex:PATTERN`, see
-    `lawdnet.data.group_by.group_names`. Empty: each video stands alone."""
+    """Which videos must be on one side of the split: `folder`, `regex:PATTERN`, `column:NAME`, `face` or
+    `face<=DISTANCE`, see `lawdnet.data.group_by`. Empty: each video stands alone."""
     near_duplicates: str = "group"
     """What to do with re-encodings of a video: `group` (same side of the split), `reject` (only the first stays), or
     `keep` (do not look for them)."""
+    speech: str = "auto"
+    """What measures the score speech_ratio: `silero` (a network), `voicing` (loud and periodic audio), or `auto`:
+    silero where its weights are on the machine that starts the build. A dataset keeps what its first build chose."""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of extractors and landmark sources: name → option → value."""
 
@@ -89,6 +94,8 @@ class BuildConfig:
         if self.near_duplicates not in NEAR_DUPLICATES:
             choices = ", ".join(NEAR_DUPLICATES)
             raise ValueError(f"near_duplicates: unknown {self.near_duplicates!r}; choose from {choices}")
+        if self.speech not in ("auto", VOICING, SILERO):
+            raise ValueError(f"speech: unknown {self.speech!r}; choose from auto, {VOICING}, {SILERO}")
         check_group_by(self.group_by)
         face_rank(self.face)
         for rule in self.where:
@@ -107,12 +114,15 @@ class BuildConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values for JSON.
 
-        A setting of `ADDED_LATER` is left out where it has its default, so that the hashes of older datasets hold.
+        A setting of `ADDED_LATER` is left out where it has its default, and `speech` where it is what all had, so that
+        the hashes of older datasets hold.
         """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for name in ADDED_LATER:
             if values[name] == getattr(type(self), name):
                 del values[name]
+        if self.speech != SILERO:
+            del values["speech"]
         values |= {name: list(values[name]) for name in ("features", "where")}
         return values | {"options": {name: dict(options) for name, options in self.options.items()}}
 

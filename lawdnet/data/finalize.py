@@ -27,8 +27,20 @@ SEEN = ("video_id", "landmarks_sha256", "split", "segments", "frames_used")
 """The columns of a video's row that decide what training sees of it."""
 
 
-def finalize(root: Location, config: BuildConfig, extractors: Mapping[str, Mapping[str, Any]], source: str) -> Dataset:
+def finalize(
+    root: Location,
+    config: BuildConfig,
+    extractors: Mapping[str, Mapping[str, Any]],
+    source: str,
+    marks: Mapping[str, str],
+    listed: Mapping[str, str],
+) -> Dataset:
     """Write index.parquet, videos.parquet and dataset.json, and remove segment files that nothing names.
+
+    Args:
+        extractors: what dataset.json says about each.
+        marks: extractor → the mark of its rows (see `VideoRecord.features`).
+        listed: key of an input → the group that the list of inputs names now.
 
     Raises:
         ValueError: a rule needs a score that was not measured, or a record cannot be read.
@@ -36,8 +48,14 @@ def finalize(root: Location, config: BuildConfig, extractors: Mapping[str, Mappi
     records = read_records(root)
     _reject_duplicates(root, records)
     stored = {record.video_id for record in records.values() if record.is_accepted}
+    for key, record in records.items():
+        if record.listed != (name := listed.get(key, record.listed)):
+            record.listed = name
+            _store(root, key, record)
     assign_groups(records, config)
     accepted = {key: record for key, record in records.items() if record.is_accepted}
+    for record in accepted.values():
+        record.lacks = ",".join(record.lacking(marks))
     _split(root, accepted, config.val_fraction)
     index, funnel = choose(index_of(root, accepted), config)
     videos = [record.row().columns() for record in after_rules(list(records.values()), index)]
@@ -69,7 +87,9 @@ def _sweep(root: Location, kept: Collection[str]) -> None:
 
 def _hash(config: BuildConfig, extractors: Mapping[str, Any], videos: Iterable[Mapping[str, Any]]) -> str:
     """Hash of everything that training sees: settings, models, and the bytes of videos and landmarks."""
-    parts = sorted([video[name] for name in SEEN] for video in videos if video["status"] == "accepted")
+    accepted = [video for video in videos if video["status"] == "accepted"]
+    # older datasets have no column `lacks`, and their hashes hold
+    parts = sorted([*(video[name] for name in SEEN), *filter(None, [video["lacks"]])] for video in accepted)
     return digest([config.hash(), {name: dict(info) for name, info in extractors.items()}, parts])
 
 
@@ -139,7 +159,7 @@ def _reject_duplicates(root: Location, records: Mapping[str, VideoRecord]) -> No
     first: dict[str, str] = {}
     for key, record in records.items():
         if record.is_accepted and (kept := first.setdefault(record.sha256, record.path)) != record.path:
-            record.refuse(Refusal("rejected", RejectReason.DUPLICATE, f"the same bytes as {kept}"))
+            record.reject(Refusal("rejected", RejectReason.DUPLICATE, f"the same bytes as {kept}"))
             video_records(root).write(key, record)
 
 
@@ -153,10 +173,15 @@ def _split(root: Location, accepted: Mapping[str, VideoRecord], val_fraction: fl
 
 
 def _rewrite_split(root: Location, key: str, record: VideoRecord) -> None:
-    store = video_records(root)
     path = root / SEGMENTS / f"{record.video_id}.parquet"
     with local_copy(path) as old, atomic(path) as temporary:
         rewrite_segments(old, temporary, lambda table: _on_side(table, record.split))
+    _store(root, key, record)
+
+
+def _store(root: Location, key: str, record: VideoRecord) -> None:
+    """Store a record that was read without the rows of its segments."""
+    store = video_records(root)
     stored = store.read(key)
     assert stored is not None
     store.write(key, replace(record, rows=stored.rows))

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lawdnet import __version__
-from lawdnet.data.config import FORMAT_VERSION, BuildConfig
+from lawdnet.data.config import FORMAT_VERSION, SILERO, VOICING, BuildConfig
 from lawdnet.data.schema import IDENTITY_COLUMNS, SCORE, VIDEO_SCHEMA, VideoRow
 from lawdnet.face.geometry import crop_height
 from lawdnet.storage import Location, atomic, locate, parquet_file
@@ -82,6 +82,21 @@ class Dataset:
         if name not in stored:
             raise ValueError(f"{self.root}: no feature {name!r}; the dataset has {', '.join(stored)}")
         return int(stored[name]["dim"])
+
+    def check_feature(self, name: str) -> None:
+        """Check that all segments have a feature.
+
+        Raises:
+            ValueError: it is not stored, or could not be added to some of the videos; the message says what to do.
+        """
+        self.feature_dim(name)
+        lacking = [row.path for row in self.video_rows() if row.is_accepted and name in row.lacks.split(",")]
+        if lacking:
+            raise ValueError(
+                f"{self.root}: {len(lacking)} videos, {lacking[0]} the first, lack the feature {name} (`lawdnet "
+                "inspect` says why); run the same `lawdnet build` again to add it, or leave them out: "
+                f"lawdnet select {self.root} --has {name} --out DATASET2"
+            )
 
     def videos(self) -> pa.Table:
         """Return a row per input, in the columns of VIDEO_SCHEMA.
@@ -171,6 +186,7 @@ def manifest(
         "crop_height": crop_height(config.crop_width),
         "source": source,
         "extractors": extractors,
+        "speech_measure": SILERO if config.speech == SILERO else VOICING,
         "rules": list(config.where),
         "funnel": list(funnel),
         "counts": asdict(Counts.of(rows)),

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lawdnet.data.config import BuildConfig
+from lawdnet.data.config import VOICING, BuildConfig
 from lawdnet.data.disjoint import DisjointSets
 from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset, index_schema, manifest, write_index, write_videos
 from lawdnet.data.schema import SCORE, VideoRow, rewrite_segments, with_columns
@@ -287,6 +287,7 @@ def _manifest(datasets: Sequence[Dataset], rows: Sequence[Mapping[str, Any]], in
     first = datasets[0]
     content = hashlib.sha256("\n".join(["merge", *(dataset.hash for dataset in datasets)]).encode())
     rules = [rule for rule in first.info["rules"] if all(rule in other.info["rules"] for other in datasets)]
+    measures = dict.fromkeys(dataset.info.get("speech_measure", VOICING) for dataset in datasets)
     sources = [{"path": str(d.root), **{key: d.info.get(key) for key in KEPT}} for d in datasets]
     return manifest(
         _config(datasets),
@@ -295,7 +296,7 @@ def _manifest(datasets: Sequence[Dataset], rows: Sequence[Mapping[str, Any]], in
         source="",
         funnel=_funnel(index),
         dataset_hash=content.hexdigest()[:16],
-    ) | {"rules": rules, "merged": sources}
+    ) | {"rules": rules, "speech_measure": " and ".join(measures), "merged": sources}
 
 
 def _config(datasets: Sequence[Dataset]) -> BuildConfig:

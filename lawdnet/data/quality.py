@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lawdnet.face.lips import lip_gap
 from lawdnet.face.points import MOUTH_CORNERS, NOSE_TIP, OUTER_EYE_CORNERS
 from lawdnet.types import SAMPLE_RATE, Bool, Float32, UInt8
 
@@ -119,12 +120,18 @@ def face_angles(points_68x2: Float32) -> tuple[float, float]:
 
 
 def segment_scores(
-    images: Sequence[ImageScores], matrix_T33: Float32, detected_T: Bool, waveform: Float32, crop_width: int
+    images: Sequence[ImageScores],
+    points_T68x2: Float32,
+    matrix_T33: Float32,
+    detected_T: Bool,
+    waveform: Float32,
+    crop_width: int,
 ) -> dict[str, float]:
     """Measure everything about a segment that needs no network; all values are finite.
 
     Args:
         images: T results of `image_scores`.
+        points_T68x2: landmarks in px of any one scale.
         matrix_T33: frame px → crop px.
         detected_T: whether the face of a frame was found rather than interpolated.
         waveform: the segment's audio, 16 kHz mono in [-1, 1], at least one sample.
@@ -134,7 +141,7 @@ def segment_scores(
         face_px: mean width of the crop in frame px; scale_change: largest over smallest face size, at least 1;
         face_share: share of frames in which the face was found, 0 … 1; sharpness: median; brightness: mean, 0 … 255;
         yaw, pitch, roll: the largest by size in degrees, with its sign, except for the most extreme twentieth of the
-        frames; and the scores of `audio_scores`.
+        frames; mouth_motion: standard deviation of `lip_gap`, at least 0; and the scores of `audio_scores`.
     """
     values_T5 = np.array(images, np.float64)
     assert len(values_T5) == len(matrix_T33) == len(detected_T) > 0
@@ -149,6 +156,7 @@ def segment_scores(
         "yaw": yaw,
         "pitch": pitch,
         "roll": roll,
+        "mouth_motion": float(np.nan_to_num(lip_gap(points_T68x2)).std()),
         "brightness": float(brightness_T.mean()),
         **audio_scores(waveform),
     }

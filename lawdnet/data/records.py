@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -51,11 +52,18 @@ class VideoRecord(TaskRecord):
     group: str = ""
     perceptual_hash: str = ""
     """See `lawdnet.data.near_duplicates.encode`; empty if too little moved, or an earlier version built the video."""
+    listed: str = ""
+    """The group that the list of inputs names."""
+    faces: str = ""
+    """See `lawdnet.data.faces.encode`; empty unless a build has grouped by faces."""
     rows: list[SegmentRow] = field(default_factory=list)
     features: dict[str, str] = field(default_factory=dict)
     """Stored extractors, with a hash of what their rows depend on."""
     sync: str | None = None
     """Hash of what its sync scores depend on; None if it has none."""
+    not_completed: str = ""
+    """Why features or sync scores could not be added by the last build that tried; empty if all is there."""
+    lacks: str = ""
 
     @property
     def is_accepted(self) -> bool:
@@ -63,11 +71,22 @@ class VideoRecord(TaskRecord):
         return self.status == "accepted"
 
     def refuse(self, refusal: Refusal) -> None:
-        """Also for a video that was accepted before and could not be completed: it has no segments any more."""
+        """A video that was accepted before and could not be completed keeps its segments; a later build tries again."""
+        if self.is_accepted:
+            self.not_completed = f"{refusal.reason}: {refusal.printable}"
+        else:
+            super().refuse(refusal)
+
+    def reject(self, refusal: Refusal) -> None:
+        """Record that the video counts for nothing, whatever it was before: it has no segments any more."""
         super().refuse(refusal)
         self.video_id, self.sync = "", None
         self.segments = self.frames_used = 0
         self.rows, self.features = [], {}
+
+    def lacking(self, marks: Mapping[str, str]) -> list[str]:
+        """Extractors whose rows are not stored, or come from other weights or options."""
+        return [name for name, mark in marks.items() if self.features.get(name) != mark]
 
     def brief(self) -> Self:
         """Without the rows of its segments, which need far more memory than all else."""
@@ -75,7 +94,12 @@ class VideoRecord(TaskRecord):
 
     def row(self) -> VideoRow:
         """The row of videos.parquet."""
-        return VideoRow(**{field.name: getattr(self, field.name) for field in fields(VideoRow)})
+        row = VideoRow(**{field.name: getattr(self, field.name) for field in fields(VideoRow)})
+        if self.is_accepted and (self.lacks or self.not_completed):
+            what = f"lacks {self.lacks}" if self.lacks else "could not be completed"
+            why = f" ({self.not_completed})" if self.not_completed else ""
+            row = replace(row, detail=f"{row.detail}; {what}{why}: the same build, run again, tries again")
+        return row
 
     @classmethod
     def from_fields(cls, content: dict[str, Any]) -> Self:

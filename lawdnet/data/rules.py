@@ -24,6 +24,7 @@ SCORES = {
     "yaw": "head turned to the side, degrees",
     "pitch": "head turned up or down, degrees",
     "roll": "head tilted, degrees",
+    "mouth_motion": "how much the mouth opens and closes, in eye distances",
     "brightness": "mean brightness of the face, 0 … 255",
     "loudness": "loudness of the audio, dBFS",
     "speech_ratio": "share of the audio that is speech",

@@ -49,6 +49,7 @@ VIDEO_SCHEMA = pa.schema(
         "sha256": pa.string(),
         "landmarks_sha256": pa.string(),
         "group": pa.string(),
+        "lacks": pa.string(),
     }
 )
 
@@ -85,6 +86,8 @@ class VideoRow:
     landmarks_sha256: str = ""
     group: str = ""
     """Name of the group that is on one side of the split; empty for a video that stands alone."""
+    lacks: str = ""
+    """Features of the dataset that could not be added to the video, separated by commas."""
 
     @property
     def is_accepted(self) -> bool:

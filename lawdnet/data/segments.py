@@ -44,6 +44,10 @@ from lawdnet.video.shots import with_cuts
 
 Scorer = Callable[[Segment, Float32], Mapping[str, float]]
 """Computes more scores of a segment, given the 640·T samples of its audio."""
+SpeechDetector = Callable[[Float32, int], Float32]
+"""Gives the T frames of a video the probability that somebody speaks, from its 640·T samples."""
+SPEAKS = 0.5
+"""Probability above which a frame counts as speech."""
 
 
 def video_id(path: Path, sha256: str) -> str:
@@ -250,6 +254,7 @@ def video_segments(
     config: BuildConfig,
     tally: Tally,
     scorer: Scorer | None = None,
+    speech: SpeechDetector | None = None,
 ) -> Iterator[Segment]:
     """Make the segments of one video, in order for each face; few crops wait in memory.
 
@@ -258,6 +263,7 @@ def video_segments(
         name: the video id.
         tally: counts frames and seconds during the work.
         scorer: computes more scores of a finished segment.
+        speech: measures the score speech_ratio instead of `lawdnet.data.quality`.
 
     Raises:
         Rejected: at any point; the segments made before belong to a video that must not be kept.
@@ -273,12 +279,17 @@ def video_segments(
             extractor: frame_features(made, audio.samples, video.num_frames, beat=tally.beat)
             for extractor, made in extractors.items()
         }
+        speaks_T = speech(audio.samples, video.num_frames) > SPEAKS if speech else None
     spans = [_TrackSpan(number, track, video.height, video.width, config) for number, track in enumerate(tracks)]
     for index, piece in enumerate(_crop(video.path, spans, audio.frames, config, tally)):
         stop = piece.start + len(piece.frames_jpeg)
         samples = audio.samples[piece.start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
         with tally.timed("score"):
-            measured = segment_scores(piece.scores, piece.matrix_T33, piece.detected_T, samples, config.crop_width)
+            measured = segment_scores(
+                piece.scores, piece.landmarks_T68x2, piece.matrix_T33, piece.detected_T, samples, config.crop_width
+            )
+            if speaks_T is not None:
+                measured["speech_ratio"] = float(speaks_T[piece.start : stop].mean())
             segment = Segment(
                 segment_id=f"{name}-{index:04d}",
                 video_id=name,

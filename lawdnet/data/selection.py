@@ -54,17 +54,24 @@ class Selection:
 
 
 def choose(
-    source: Dataset, rules: Sequence[Rule], *, max_per_video: int | None = None, is_fresh: bool = False
+    source: Dataset,
+    rules: Sequence[Rule],
+    *,
+    features: Sequence[str] = (),
+    max_per_video: int | None = None,
+    is_fresh: bool = False,
 ) -> Selection:
     """Apply rules to a dataset's index; no segment file is opened.
 
     Args:
         rules: a segment is kept if it meets all of them.
+        features: a segment is kept if it has all of them; a feature may be missing where a build could not add it.
         max_per_video: keep at most this many of the segments of a video that meet the rules, spread evenly over it.
         is_fresh: ignore the rules that the source was made with, and start from everything that was measured.
 
     Raises:
-        ValueError: a rule uses a score that was not measured, or `max_per_video` is less than 1.
+        ValueError: a rule uses a score that was not measured, a feature is not stored, or `max_per_video` is less
+            than 1.
     """
     if max_per_video is not None and max_per_video < 1:
         raise ValueError(f"max_per_video: {max_per_video} must be at least 1")
@@ -74,6 +81,9 @@ def choose(
         index = mark(index, np.ones(len(index), np.int32), [""])
         before = ()
     index, steps = apply_rules(index, rules)
+    for name in features:
+        index, step = _with_feature(index, source, name)
+        steps.append(step)
     if max_per_video is not None:
         index, step = _spread(index, max_per_video)
         steps.append(step)
@@ -91,6 +101,17 @@ def choose(
 def _funnel(dataset: Dataset) -> tuple[FunnelStep, ...]:
     """Return the funnel in dataset.json, which may be missing."""
     return tuple(FunnelStep(**step) for step in dataset.info.get("funnel", ()))
+
+
+def _with_feature(index: pa.Table, source: Dataset, name: str) -> tuple[pa.Table, FunnelStep]:
+    """Drop the remaining rows of videos that lack a feature."""
+    source.feature_dim(name)
+    lacking = [row.video_id for row in source.video_rows() if name in row.lacks.split(",")]
+    is_out = pc.and_(pc.is_in(index["video_id"], pa.array(lacking, pa.string())), pc.equal(index["dropped"], ""))
+    dropped_R = is_out.to_numpy().astype(np.int32)
+    text, dropped = f"has {name}", int(dropped_R.sum())
+    left = pc.sum(pc.equal(index["dropped"], "")).as_py() - dropped
+    return mark(index, dropped_R, [text]), FunnelStep(text, dropped, left)
 
 
 def _spread(index: pa.Table, most: int) -> tuple[pa.Table, FunnelStep]:

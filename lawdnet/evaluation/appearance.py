@@ -16,18 +16,17 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from lawdnet.evaluation import arcface
+from lawdnet.evaluation.face_embedding import EXTRA, FILE, FaceEmbedder
 from lawdnet.models.device import images_to_tensor
-from lawdnet.storage import files_sha256
+from lawdnet.storage import Location, files_sha256
 from lawdnet.types import Float32, UInt8
 from lawdnet.weights import find_local, need_package, published
 
-EXTRA = "evaluation"
 BATCH = 16
 """Frames that a network sees at once."""
 SIMILARITY_EVERY = 5
 """Identity hardly changes from frame to frame, and dlib's network is slow on a CPU."""
-CHIP_PX, CHIP_MARGIN = 150, 0.25
-"""Size and margin of the face that dlib's embedding sees, as in dlib's own example."""
 
 
 class AppearanceMetric(Protocol):
@@ -75,7 +74,7 @@ class _Mean:
         return self.total / self.count if self.count else None
 
 
-def _file(name: str, weights_dir: Path | None) -> Path:
+def _file(name: str, weights_dir: Location | None) -> Path:
     """Return a weights file; nothing is fetched for a metric that few people need.
 
     Raises:
@@ -98,7 +97,7 @@ class Lpips:
     text = "LPIPS 0.1 (AlexNet) of the aligned crop, RGB in [-1, 1]; lower is better"
     is_paired = True
 
-    def __init__(self, weights_dir: Path | None = None, device: str = "cpu") -> None:
+    def __init__(self, weights_dir: Location | None = None, device: str = "cpu") -> None:
         need_package("lpips", EXTRA)
         self._file = _file("alexnet-owt-7be5be79.pth", weights_dir)
         self._device = torch.device(device)
@@ -180,7 +179,7 @@ class Fid:
     text = "FID (pytorch-fid, 2048 features) of the aligned crop, RGB in [0, 1]; lower is better"
     is_paired = False
 
-    def __init__(self, weights_dir: Path | None = None, device: str = "cpu", dims: int = 2048) -> None:
+    def __init__(self, weights_dir: Location | None = None, device: str = "cpu", dims: int = 2048) -> None:
         need_package("pytorch_fid", EXTRA)
         self._file = _file("pt_inception-2015-12-05-6726825d.pth", weights_dir)
         self._device = torch.device(device)
@@ -238,27 +237,16 @@ def open_inception(file: Path, dims: int = 2048) -> Any:
         inception.load_state_dict_from_url = download
 
 
-class DlibSimilarity:
-    """CSIM: cosine similarity of the face embeddings of true and shown frames, here dlib's (King 2017).
+class _Similarity:
+    """CSIM: cosine similarity of the face embeddings of true and shown frames.
 
-    The field uses ArcFace; its figures and dlib's cannot be compared. The package is `dlib-bin`. Both faces are cut out
-    at the true landmarks, so no detector is needed.
-
-    Raises:
-        ValueError: the package or the weights are missing.
+    Both faces are cut out at the true landmarks, so no detector is needed.
     """
 
-    name = "csim_dlib"
-    text = "cosine similarity of dlib's face embeddings, every fifth frame, aligned crop, 8-bit RGB"
     is_paired = False
 
-    def __init__(self, weights_dir: Path | None = None, device: str = "cpu") -> None:
-        need_package("dlib", EXTRA)
-        self._file = _file("dlib_face_recognition_resnet_model_v1.dat", weights_dir)
-        import dlib
-
-        self._dlib = dlib
-        self._network = dlib.face_recognition_model_v1(str(self._file))
+    def __init__(self, file: Path, embed: Callable[[UInt8, Float32], np.ndarray]) -> None:
+        self._file, self._embed = file, embed
         self._means: dict[str, _Mean] = {}
 
     @property
@@ -269,28 +257,52 @@ class DlibSimilarity:
     def add(self, row: str, true_THW3: UInt8, shown_THW3: UInt8, points_T68x2: Float32) -> None:
         """See `AppearanceMetric.add`."""
         some = slice(None, None, SIMILARITY_EVERY)
-        true, shown = (self.embed(images_THW3[some], points_T68x2[some]) for images_THW3 in (true_THW3, shown_THW3))
+        true, shown = (self._embed(images_THW3[some], points_T68x2[some]) for images_THW3 in (true_THW3, shown_THW3))
         norms = np.linalg.norm(true, axis=1) * np.linalg.norm(shown, axis=1)
         self._means.setdefault(row, _Mean()).add(((true * shown).sum(1) / norms).tolist())
-
-    def embed(self, images_THW3: UInt8, points_T68x2: Float32) -> np.ndarray:
-        """Return T×128 embeddings of the faces with these landmarks."""
-        chips = [self._chip(image, points) for image, points in zip(images_THW3, points_T68x2, strict=True)]
-        return np.array(self._network.compute_face_descriptor(chips), np.float64)
-
-    def _chip(self, image_HW3: UInt8, points_68x2: Float32) -> Any:
-        points = [self._dlib.point(*map(int, point)) for point in np.rint(points_68x2)]
-        low, high = points_68x2.min(0), points_68x2.max(0)
-        box = self._dlib.rectangle(*map(int, np.rint([*low, *high])))
-        shape = self._dlib.full_object_detection(box, points)
-        return self._dlib.get_face_chip(np.ascontiguousarray(image_HW3), shape, CHIP_PX, CHIP_MARGIN)
 
     def result(self, row: str) -> float | None:
         """See `AppearanceMetric.result`."""
         return self._means.get(row, _Mean()).value
 
 
-METRICS: tuple[Callable[[Path | None, str], AppearanceMetric], ...] = (Lpips, Fid, DlibSimilarity)
+class DlibSimilarity(_Similarity):
+    """CSIM by dlib's embedding (King 2017), whose package is `dlib-bin`; its figures are not those of ArcFace.
+
+    Raises:
+        ValueError: the package or the weights are missing.
+    """
+
+    name = "csim_dlib"
+    text = "cosine similarity of dlib's face embeddings, every fifth frame, aligned crop, 8-bit RGB"
+
+    def __init__(self, weights_dir: Location | None = None, device: str = "cpu") -> None:
+        need_package("dlib", EXTRA)
+        file = _file(FILE, weights_dir)
+        super().__init__(file, FaceEmbedder(file).embed)
+
+
+class ArcFaceSimilarity(_Similarity):
+    """CSIM by ArcFace's embedding, as the field has it, where its file is.
+
+    Raises:
+        ValueError: the weights are missing or something else.
+    """
+
+    name = "csim_arcface"
+    text = "cosine similarity of ArcFace's face embeddings, every fifth frame, five points, RGB in [-1, 1]"
+
+    def __init__(self, weights_dir: Location | None = None, device: str = "cpu") -> None:
+        file = _file(arcface.FILE, weights_dir)
+        super().__init__(file, arcface.ArcFace(file).embed)
+
+
+METRICS: tuple[Callable[[Location | None, str], AppearanceMetric], ...] = (
+    Lpips,
+    Fid,
+    DlibSimilarity,
+    ArcFaceSimilarity,
+)
 
 
 @dataclass
@@ -304,7 +316,7 @@ class Appearance:
     """Rows that were added, in order."""
 
     @classmethod
-    def open(cls, weights_dir: Path | None = None, device: str = "cpu") -> Appearance:
+    def open(cls, weights_dir: Location | None = None, device: str = "cpu") -> Appearance:
         """Open every metric that can be opened."""
         found = cls()
         for kind in METRICS:

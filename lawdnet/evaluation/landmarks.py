@@ -20,7 +20,7 @@ from lawdnet.landmarks.mediapipe_mesh import to_68
 from lawdnet.landmarks.mesh import around, find_mesh
 from lawdnet.landmarks.square import Square
 from lawdnet.landmarks.tflite import check_bundle, load
-from lawdnet.storage import files_sha256
+from lawdnet.storage import Location, files_sha256
 from lawdnet.types import Float32, Landmarks, UInt8
 from lawdnet.weights import find_local, find_weights
 
@@ -52,7 +52,7 @@ class FrameLandmarker(Protocol):
         ...
 
 
-def find_bundle(weights_dir: Path | None = None, *, fetch: bool = False) -> Path:
+def find_bundle(weights_dir: Location | None = None, *, fetch: bool = False) -> Path:
     """Return the file with the network of `MeshLandmarker`.
 
     Args:

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from lawdnet.models.saved import find_checkpoint, load_generator
 from lawdnet.tasks.background import ahead
 from lawdnet.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Beat, Float32, Rejected, UInt8, no_beat
 from lawdnet.video import VideoWriter
+
+if TYPE_CHECKING:
+    from lawdnet.storage import Location
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of frames done and the total."""
@@ -110,7 +113,7 @@ class Engine:
         batch_size: int = 8,
         mouth_px: int | None = None,
         audio_feature: str | None = None,
-        weights_dir: Path | None = None,
+        weights_dir: Location | None = None,
         beat: Beat = no_beat,
     ) -> None:
         if batch_size < 1:
@@ -293,7 +296,7 @@ def num_frames(waveform: Float32) -> int:
     return -(-len(waveform) // SAMPLES_PER_FRAME)
 
 
-def _extractor(info: GeneratorInfo, weights_dir: Path | None) -> AudioExtractor:
+def _extractor(info: GeneratorInfo, weights_dir: Location | None) -> AudioExtractor:
     """Return the extractor that the training data were made with, with its options.
 
     Raises:

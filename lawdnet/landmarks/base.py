@@ -13,6 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
+from lawdnet.storage import Location
 from lawdnet.types import Face, Rejected, RejectReason, UInt8, Video
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def has_csv(video_path: Path) -> bool:
     return csv_of(video_path).is_file()
 
 
-def source_for(path: Path, name: str = "auto", weights_dir: Path | None = None) -> LandmarkSource:
+def source_for(path: Path, name: str = "auto", weights_dir: Location | None = None) -> LandmarkSource:
     """Create the source for one video; see `choose_source`.
 
     Args:
@@ -107,7 +108,7 @@ def source_for(path: Path, name: str = "auto", weights_dir: Path | None = None) 
     return choose_source(path, name, lambda chosen: make_with_weights(chosen, weights_dir))
 
 
-def make_with_weights(name: str, weights_dir: Path | None) -> LandmarkSource:
+def make_with_weights(name: str, weights_dir: Location | None) -> LandmarkSource:
     """Create a source with the folder that is searched first for its weights, if it has any; see `make_source`."""
     options = {"weights_dir": weights_dir} if "weights_dir" in source_options(name) else {}
     return make_source(name, **options)

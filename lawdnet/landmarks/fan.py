@@ -19,7 +19,7 @@ import numpy as np
 
 from lawdnet.landmarks.base import Frames, in_batches
 from lawdnet.models.device import images_to_tensor, pick_device
-from lawdnet.storage import files_sha256
+from lawdnet.storage import Location, files_sha256
 from lawdnet.types import Face, Float32, UInt8, Video
 from lawdnet.weights import find_local, find_weights, need_package
 
@@ -63,7 +63,7 @@ class FaceAlignment:
     def __init__(
         self,
         *,
-        weights_dir: Path | None = None,
+        weights_dir: Location | None = None,
         detector: str = "sfd",
         detect_px: int = 640,
         min_score: float = 0.5,
@@ -160,7 +160,7 @@ class FaceAlignment:
         return flip(heat_B68HW, is_label=True)
 
 
-def _weights(name: str, weights_dir: Path | None) -> Path:
+def _weights(name: str, weights_dir: Location | None) -> Path:
     """Find a weights file in the usual folders or where the package itself downloads it, or fetch it."""
     import torch
 

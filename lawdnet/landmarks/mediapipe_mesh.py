@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from lawdnet.landmarks.base import Frames, in_batches
 from lawdnet.landmarks.mesh import Mesh, around_detection, find_mesh
 from lawdnet.landmarks.square import Square
 from lawdnet.landmarks.tflite import Network, check_bundle, load
-from lawdnet.storage import files_sha256
+from lawdnet.storage import Location, files_sha256
 from lawdnet.types import Face, Float32, UInt8, Video
 from lawdnet.weights import find_weights
 
@@ -64,7 +63,7 @@ class MediaPipe:
     def __init__(
         self,
         *,
-        weights_dir: Path | None = None,
+        weights_dir: Location | None = None,
         model: str = "face_landmarker.task",
         num_faces: int = 4,
         min_score: float = 0.5,

@@ -22,9 +22,9 @@ CHANCE = "chance"
 """Column with the total loss of guessing."""
 RESOURCES = {
     "steps_per_second": ("steps per second", 1.0),
-    "samples_per_second": ("samples per second", 1.0),
+    "samples_per_second": ("samples per second, all workers", 1.0),
     "data_wait": ("waiting for data, % of the time", 100.0),
-    "memory_gb": ("memory of the first worker, GB", 1.0),
+    "memory_gb": ("memory of a worker, GB", 1.0),
     "seconds": ("seconds per epoch", 1.0),
     "workers": ("workers", 1.0),
 }

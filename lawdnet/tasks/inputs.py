@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lawdnet.storage import REQUESTS, Location, fingerprints, is_remote, local_copy, locate, scan
+import pyarrow as pa
+
+from lawdnet.storage import REQUESTS, Location, fingerprints, is_remote, local_copy, locate, parquet_file, scan
 from lawdnet.types import Beat, Rejected, RejectReason
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp"}
 AUDIO_SUFFIXES = {".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus", ".wma"} | VIDEO_SUFFIXES
 LIST_SUFFIXES = {".txt", ".lst"}
+TABLE_SUFFIXES = {".csv", ".parquet"}
+PATH_COLUMN = "path"
+"""The column of a table that names the files."""
 CSV_SUFFIXES = (".csv", ".CSV")
 """Suffixes of the landmarks beside a video; the first file that exists is used."""
 
@@ -34,6 +41,8 @@ class InputFile:
     """Changes when the file does; "" if the file does not exist."""
     csv_fingerprint: str
     """The same for the landmarks beside it."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """What a table says about it, by column."""
 
     @property
     def location(self) -> Location:
@@ -50,6 +59,7 @@ def list_inputs(source: Location, suffixes: Collection[str] = VIDEO_SUFFIXES, wh
         source: a folder or a remote prefix, searched to its full depth; one file; or a list, a `.txt` or `.lst` file
             with a path or URI on every line, relative to the list's folder. Blank lines and lines that begin with `#`
             are skipped, and what is listed twice counts once. Listed files need not exist, nor have those suffixes.
+            Or a table, a `.csv` (UTF-8, with a header) or `.parquet` file that has the paths in a column `path`.
         suffixes: suffixes of the files to look for, in lower case, with their dots.
         what: the word for such a file in an error.
 
@@ -60,8 +70,11 @@ def list_inputs(source: Location, suffixes: Collection[str] = VIDEO_SUFFIXES, wh
     if isinstance(source, Path) and not source.exists():
         raise ValueError(f"{source}: no such file or folder")
     is_folder = isinstance(source, Path) and source.is_dir()
-    if not is_folder and source.suffix.lower() in LIST_SUFFIXES:
+    suffix = source.suffix.lower()
+    if not is_folder and suffix in LIST_SUFFIXES:
         found = list(input_files(_listed(source), source.parent))
+    elif not is_folder and suffix in TABLE_SUFFIXES:
+        found = _in_table(source, _csv_rows(source) if suffix == ".csv" else _parquet_rows(source))
     else:
         found = list(_inside(source, suffixes)) if is_folder or is_remote(source) else []
         found = found or list(_single(source, suffixes))
@@ -114,6 +127,45 @@ def _listed(source: Location) -> list[Location]:
     return list(found.values())
 
 
+def _in_table(source: Location, rows: Sequence[Mapping[str, str]]) -> list[InputFile]:
+    """The files that a table names, each once, with what its first row says.
+
+    Raises:
+        ValueError: it has no column of paths, or one of them cannot be read.
+    """
+    if rows and PATH_COLUMN not in rows[0]:
+        raise ValueError(f"{source}: no column {PATH_COLUMN!r}; it has {', '.join(rows[0])}")
+    said: dict[str, Mapping[str, str]] = {}
+    places: dict[str, Location] = {}
+    for number, row in enumerate(rows, 1):
+        if path := row[PATH_COLUMN].strip():
+            with about_line(source, number, "row"):
+                file = resolve(path, source.parent)
+            places.setdefault(str(file), file)
+            said.setdefault(str(file), {name: text for name, text in row.items() if name != PATH_COLUMN})
+    found = input_files(list(places.values()), source.parent)
+    return [replace(file, columns=columns) for file, columns in zip(found, said.values(), strict=True)]
+
+
+def _csv_rows(source: Location) -> list[dict[str, str]]:
+    rows = csv.DictReader(io.StringIO(os.fsdecode(_read_list(source))), restkey="", restval="", strict=True)
+    try:
+        return [{name: text for name, text in row.items() if name} for row in rows]
+    except csv.Error as error:
+        raise ValueError(f"{source}: after line {rows.line_num}: {error}") from None
+
+
+def _parquet_rows(source: Location) -> list[dict[str, str]]:
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)
+    try:
+        with parquet_file(source) as file:
+            names = [column.name for column in file.schema_arrow if any(is_kind(column.type) for is_kind in kinds)]
+            rows = file.read(columns=names).to_pylist()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source}: the table cannot be read ({error})") from error
+    return [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
+
+
 @contextmanager
 def opened(location: Location, companions: Collection[str] = (), *, beat: Beat) -> Iterator[Path]:
     """Open an input as a local file, with the files beside it; see `lawdnet.storage.local_copy`.
@@ -141,25 +193,29 @@ def lines(source: Location) -> Iterator[tuple[int, str]]:
     Raises:
         ValueError: the list cannot be read, or is not text.
     """
+    for number, line in enumerate(_read_list(source).split(b"\n"), 1):
+        text = os.fsdecode(line.rstrip(b"\r"))
+        if text.strip() and not text.strip().startswith("#"):
+            yield number, text
+
+
+def _read_list(source: Location) -> bytes:
     try:
         data = source.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except Exception as error:  # each protocol's client has errors of its own
         raise ValueError(f"{source}: the list cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if b"\0" in data:
         raise ValueError(f"{source}: a list is UTF-8 text, and this file holds zero bytes; save it as UTF-8")
-    for number, line in enumerate(data.split(b"\n"), 1):
-        text = os.fsdecode(line.rstrip(b"\r"))
-        if text.strip() and not text.strip().startswith("#"):
-            yield number, text
+    return data
 
 
 @contextmanager
-def about_line(source: Location, number: int) -> Iterator[None]:
+def about_line(source: Location, number: int, what: str = "line") -> Iterator[None]:
     """Add the list and the line number to every ValueError of the block."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{source}: line {number}: {error}") from None
+        raise ValueError(f"{source}: {what} {number}: {error}") from None
 
 
 def resolve(text: str, folder: Location) -> Location:

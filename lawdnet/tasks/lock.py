@@ -39,13 +39,15 @@ def held(path: Location) -> Iterator[None]:
     """Hold the lock of a folder while the block runs.
 
     Args:
-        path: a small file in the folder that nobody else writes; it is removed when the block ends.
+        path: a small file in the folder that nobody else writes; it is removed when the block ends, and so are the
+            folders that were made for it and are still empty, so that a refusal leaves nothing.
 
     Raises:
         ValueError: another driver that is alive holds the lock.
     """
     _check_free(path)
     mine = _here() | {"id": uuid4().hex, "beat": 0}
+    made = [folder for folder in path.parents if isinstance(folder, Path) and not folder.exists()]
 
     def beat() -> None:
         if mine["beat"] and (_read(path) or mine)["id"] != mine["id"]:
@@ -64,6 +66,8 @@ def held(path: Location) -> Iterator[None]:
         if (_read(path) or {}).get("id") == mine["id"]:  # a machine that had slept may have lost it to another
             with suppress(Exception):
                 path.unlink(missing_ok=True)
+                for folder in made:
+                    folder.rmdir()
 
 
 def _here() -> dict[str, Any]:

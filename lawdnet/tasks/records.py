@@ -30,6 +30,11 @@ class Refusal:
     detail: str
     """One sentence for a person."""
 
+    @property
+    def printable(self) -> str:
+        """The detail as UTF-8: it may name a file."""
+        return self.detail.encode("utf8", "backslashreplace").decode("utf8")
+
 
 @dataclass(kw_only=True)
 class TaskRecord:
@@ -53,7 +58,7 @@ class TaskRecord:
         """Record that the item gave no result."""
         self.status = refusal.status
         self.reason = str(refusal.reason)
-        self.detail = refusal.detail.encode("utf8", "backslashreplace").decode("utf8")  # it may name a file
+        self.detail = refusal.printable
 
     def brief(self) -> Self:
         """This record without the parts that need much memory."""

@@ -99,13 +99,6 @@ class SyncStep(Networks):
         self.plateau.update(float(metrics["total"]), float(metrics["chance"]))
         return metrics
 
-    @torch.no_grad()
-    def evaluate(self, batch: TrainBatch) -> Metrics:
-        """The metrics of a step on this rank's batch alone, without learning from it: for held-out data."""
-        with self.precision.autocast():
-            face_BD, audio_AD = self.syncnet.embed(self._square(batch), _all_audio(batch))
-        return _measure(face_BD.float(), audio_AD.float(), _all_audio(batch), batch.audio_origin_A2)
-
     def preview(self, batch: TrainBatch) -> None:
         """None: a sync network has no images to show."""
 

@@ -13,20 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from lawdnet.audio.base import AudioExtractor
-from lawdnet.data.config import FORMAT_VERSION, BuildConfig, digest
+from lawdnet.audio.silero import Silero
+from lawdnet.data.config import FORMAT_VERSION, SILERO, VOICING, BuildConfig, digest
 from lawdnet.data.finalize import finalize
-from lawdnet.data.group_by import check_paths
+from lawdnet.data.group_by import check_paths, column_name, face_distance
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset
 from lawdnet.data.records import STATE, VideoRecord, read_records, video_records
 from lawdnet.data.rules import parse_rule
 from lawdnet.data.transfer import refuse_inside
+from lawdnet.evaluation.face_embedding import FaceEmbedder
 from lawdnet.landmarks.base import prepare_landmarks
 from lawdnet.storage import Location, read_json, write_json
 from lawdnet.tasks import lock
 from lawdnet.tasks.inputs import InputFile, list_inputs
 from lawdnet.tasks.task import STALL_SECONDS, OnProgress
 from pipelines.build.plan import Plan
-from pipelines.build.task import BuildJob, VideoTask, extractors_of, feature_marks, source_of
+from pipelines.build.task import BuildJob, VideoTask, extractors_of, feature_marks, source_of, weights_place
 from pipelines.executor import Execute, complete
 
 
@@ -35,7 +37,7 @@ def build(
     root: Location,
     config: BuildConfig,
     *,
-    weights_dir: Path | None = None,
+    weights_dir: Location | None = None,
     sync: Path | None = None,
     gpu: float = 0.0,
     on_progress: OnProgress[VideoRecord] | None = None,
@@ -62,17 +64,18 @@ def build(
     source, root = _absolute(source), _absolute(root)
     refuse_inside(root, [source])
     inputs = list_inputs(source)
-    config = _with_stored(source, root, config)
-    job = BuildJob(
-        root=str(root),
-        stall_seconds=stall_seconds,
-        config=config,
-        weights_dir=str(weights_dir) if weights_dir else None,
-        sync=str(sync) if sync else None,
-    )
-    extractors = extractors_of(config, job.weights_dir)
-    job, plan = _plan(inputs, root, job, feature_marks(config, extractors))
-    with lock.held(root / BUILD / lock.DRIVER):
+    with lock.held(root / BUILD / lock.DRIVER):  # first, so that nobody changes what is read of the folder
+        config = _with_stored(source, root, config, weights_dir)
+        job = BuildJob(
+            root=str(root),
+            stall_seconds=stall_seconds,
+            config=config,
+            weights_dir=str(weights_dir) if weights_dir else None,
+            sync=str(sync) if sync else None,
+        )
+        extractors = extractors_of(config, job.weights_dir)
+        marks = feature_marks(config, extractors)
+        job, plan = _plan(inputs, root, job, marks)
         _claim(source, root, config)
         complete(
             VideoTask,
@@ -85,7 +88,7 @@ def build(
             on_progress=on_progress,
             execute=execute,
         )
-        return finalize(root, config, _described(extractors, config), str(source))
+        return finalize(root, config, _described(extractors, config), str(source), marks, plan.listed)
 
 
 def _plan(
@@ -97,9 +100,14 @@ def _plan(
         ValueError: as `build`.
     """
     config = job.config
-    check_paths([file.path for file in inputs], config.group_by)
+    column = column_name(config.group_by)
+    check_paths([file.path for file in inputs], config.group_by, [file.columns.get(column, "") for file in inputs])
     have_csv = [bool(file.csv_fingerprint) for file in inputs]
     finds_faces = prepare_landmarks(config.landmarks, have_csv, lambda name: source_of(config, name, job.weights_dir))
+    if config.speech == SILERO:
+        Silero(weights_place(job.weights_dir))
+    if face_distance(config.group_by):
+        FaceEmbedder.find(weights_place(job.weights_dir))
     job = dataclasses.replace(job, sync_mark=_check_sync(job.sync, config, marks))
     records = read_records(root)
     _check_rules(config, bool(job.sync_mark) or any(record.sync for record in records.values()))
@@ -110,6 +118,7 @@ def _plan(
         marks=marks,
         sync_mark=job.sync_mark,
         finds_faces=finds_faces,
+        group_by=config.group_by,
     )
     plan.check_gone(root)
     return job, plan
@@ -131,8 +140,8 @@ def _absolute(location: Location) -> Location:
     return location.absolute() if isinstance(location, Path) else location
 
 
-def _with_stored(source: Location, root: Location, config: BuildConfig) -> BuildConfig:
-    """The configuration with the features that are stored already: features are added and never removed.
+def _with_stored(source: Location, root: Location, config: BuildConfig, weights_dir: Location | None) -> BuildConfig:
+    """The configuration with the features that are stored already, which are never removed, and no `auto` for speech.
 
     Raises:
         ValueError: the folder belongs to another source or another kind of crops, or no build made it.
@@ -143,12 +152,18 @@ def _with_stored(source: Location, root: Location, config: BuildConfig) -> Build
         if (root / MANIFEST).exists() or (root / SEGMENTS).exists():
             raise ValueError(f"{root}: holds a dataset that was not made by a build; choose another --out") from None
         found = None
+    if config.speech == "auto":
+        has_network = found["structure"].get("speech") == SILERO if found else Silero.is_here(weights_dir)
+        config = dataclasses.replace(config, speech=SILERO if has_network else VOICING)
     if found:
         if found["source"] != _name(source):
             raise ValueError(f"{root}: was built from {found['source']}; choose another --out")
         old, new = found["structure"], config.structure()
         if found["format_version"] != FORMAT_VERSION or old != new:
-            changed = ", ".join(f"{k} {old.get(k)} → {new[k]}" for k in new if old.get(k) != new[k]) or "the format"
+            changed = ", ".join(
+                f"{k} {old.get(k)} → {new.get(k)}" for k in dict.fromkeys([*old, *new]) if old.get(k) != new.get(k)
+            )
+            changed = changed or "the format"
             raise ValueError(f"{root}: was built with other settings ({changed}); choose another --out")
         features = tuple(dict.fromkeys([*found["features"], *config.features]))
         options = {name: found["options"].get(name, {}) for name in features if name not in config.features}

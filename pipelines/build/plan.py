@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from lawdnet.data.group_by import column_name, face_distance
 from lawdnet.data.records import VideoRecord
 from lawdnet.storage import Location
 from lawdnet.tasks.inputs import InputFile
 from lawdnet.types import RejectReason
-from pipelines.build.task import VideoItem, lacking
+from pipelines.build.task import VideoItem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +29,21 @@ class Plan:
     """Hash of what sync scores depend on; None if none are asked for."""
     finds_faces: bool
     """Whether a video without a CSV can have landmarks now."""
+    group_by: str
 
     @cached_property
     def items(self) -> list[VideoItem]:
         """All inputs, as the work that they are."""
-        return [replace(item, to_complete=self._work(item) == "complete") for item in map(VideoItem.of, self.inputs)]
+        return [replace(item, to_complete=self._work(item) == "complete") for item in self._inputs]
+
+    @cached_property
+    def _inputs(self) -> list[VideoItem]:
+        return [VideoItem.of(file, column_name(self.group_by)) for file in self.inputs]
+
+    @property
+    def listed(self) -> dict[str, str]:
+        """The group that the list of inputs names, by key."""
+        return {item.key: item.listed for item in self._inputs if column_name(self.group_by)}
 
     @property
     def stored(self) -> dict[str, VideoRecord]:
@@ -42,7 +53,7 @@ class Plan:
     @cached_property
     def _accepted_sha256(self) -> set[str]:
         """The contents of accepted videos that are as they were."""
-        now = {item.key: item.inputs for item in map(VideoItem.of, self.inputs)}
+        now = {item.key: item.inputs for item in self._inputs}
         return {
             record.sha256
             for key, record in self.records.items()
@@ -50,7 +61,7 @@ class Plan:
         }
 
     def _work(self, item: VideoItem) -> str:
-        """`build`, `complete` (features or sync scores), or nothing."""
+        """`build`, `complete` (features, sync scores, or who is in it), or nothing."""
         record = self.records.get(item.key)
         if self._is_unreachable(item):
             return ""
@@ -60,7 +71,9 @@ class Plan:
             return "build" if self._may_be_good_now(record) else ""
         if f"{record.video_id}.parquet" not in self.files:
             return "build"
-        return "complete" if lacking(record, self.marks) or self.sync_mark not in (None, record.sync) else ""
+        lacks_faces = bool(face_distance(self.group_by)) and not record.faces
+        is_short = record.lacking(self.marks) or self.sync_mark not in (None, record.sync) or lacks_faces
+        return "complete" if is_short else ""
 
     def _is_unreachable(self, item: VideoItem) -> bool:
         """Whether a built video cannot be seen now, as on a mount that is away: like one that is gone, it stays."""
@@ -80,11 +93,12 @@ class Plan:
         """Videos that are no longer in the source, or out of reach, stay as they are: nothing can be added to them.
 
         Raises:
-            ValueError: one of them lacks a feature that the dataset is to have.
+            ValueError: one of them lacks a feature that the dataset is to have, and no earlier build has noted that.
         """
         gone = self.records.keys() - {item.key for item in self.items if not self._is_unreachable(item)}
         records = [self.records[key] for key in gone]
-        short = [record.path for record in records if record.is_accepted and lacking(record, self.marks)]
+        known = [record for record in records if record.is_accepted and not record.not_completed]
+        short = [record.path for record in known if record.lacking(self.marks)]
         if short:
             text = f"{len(short)} videos, {min(short)} the first, lack a feature and are no longer in the source"
             raise ValueError(f"{root}: {text}; put them back, or choose another --out")

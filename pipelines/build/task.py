@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,10 @@ import pyarrow as pa
 from lawdnet import storage
 from lawdnet.audio.base import AudioExtractor, extractor_options, frame_features, make_extractor
 from lawdnet.audio.io import load_video_audio
-from lawdnet.data.config import BuildConfig, digest
-from lawdnet.data.group_by import group_names
+from lawdnet.audio.silero import Silero
+from lawdnet.data.config import SILERO, BuildConfig, digest
+from lawdnet.data.faces import encode, sample_faces
+from lawdnet.data.group_by import face_distance, group_names
 from lawdnet.data.manifest import SEGMENTS
 from lawdnet.data.records import SegmentRow, VideoRecord, video_records
 from lawdnet.data.schema import (
@@ -32,9 +34,10 @@ from lawdnet.data.schema import (
 )
 from lawdnet.data.segments import Tally, video_id, video_segments
 from lawdnet.data.split import split_draw
+from lawdnet.evaluation.face_embedding import FaceEmbedder
 from lawdnet.landmarks.base import LandmarkSource, choose_source, make_source, source_options
 from lawdnet.landmarks.openface import csv_of
-from lawdnet.storage import locate
+from lawdnet.storage import Location, locate
 from lawdnet.tasks.inputs import CSV_SUFFIXES, InputFile, opened
 from lawdnet.tasks.task import Job, Task
 from lawdnet.types import SAMPLES_PER_FRAME, Beat, Float32, Segment
@@ -58,15 +61,18 @@ class VideoItem:
     """Fingerprints of the video and of its CSV."""
     to_complete: bool = False
     """Whether the stored segments stay, and only features or sync scores are added to them."""
+    listed: str = ""
+    """The group that the list of inputs names."""
 
     @classmethod
-    def of(cls, file: InputFile) -> VideoItem:
-        """A video to build."""
-        return cls(file.key, file.path, file.source, [file.fingerprint, file.csv_fingerprint])
+    def of(cls, file: InputFile, column: str = "") -> VideoItem:
+        """A video to build, whose group stands in a column of the list of inputs."""
+        inputs = [file.fingerprint, file.csv_fingerprint]
+        return cls(file.key, file.path, file.source, inputs, listed=file.columns.get(column, ""))
 
     def record(self) -> VideoRecord:
         """A record that says nothing yet."""
-        return VideoRecord(path=self.name, inputs=self.inputs)
+        return VideoRecord(path=self.name, inputs=self.inputs, listed=self.listed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +113,12 @@ def feature_marks(config: BuildConfig, extractors: Mapping[str, AudioExtractor])
     return {name: digest([made.model_sha256, dict(config.options.get(name, {}))]) for name, made in extractors.items()}
 
 
-def lacking(record: VideoRecord, marks: Mapping[str, str]) -> list[str]:
-    """Extractors whose rows are not stored, or come from other weights or options."""
-    return [name for name, mark in marks.items() if record.features.get(name) != mark]
+def weights_place(weights_dir: str | None) -> Location | None:
+    return locate(weights_dir) if weights_dir else None
 
 
 def _options(config: BuildConfig, name: str, known: Mapping[str, Any], weights_dir: str | None) -> dict[str, Any]:
-    shared = {"weights_dir": Path(weights_dir) if weights_dir else None, "tolerance": config.landmark_tolerance}
+    shared = {"weights_dir": weights_place(weights_dir), "tolerance": config.landmark_tolerance}
     return {option: value for option, value in shared.items() if option in known} | dict(config.options.get(name, {}))
 
 
@@ -133,6 +138,9 @@ class VideoTask(Task[VideoItem, VideoRecord]):
         self.extractors = extractors_of(job.config, job.weights_dir)
         self.marks = feature_marks(job.config, self.extractors)
         self.scorer = _sync_scorer(job.sync) if job.sync else None
+        place = weights_place(job.weights_dir)
+        self.speech = Silero(place) if job.config.speech == SILERO else None
+        self.embedder = FaceEmbedder.find(place) if face_distance(job.config.group_by) else None
 
     @staticmethod
     def count(record: VideoRecord) -> None:
@@ -177,7 +185,7 @@ class VideoTask(Task[VideoItem, VideoRecord]):
             record.bytes = path.stat().st_size
             record.sha256 = storage.sha256(path, beat=self.beat)
             record.landmarks_sha256 = storage.sha256(csv) if csv.is_file() else ""
-            group = group_names([record.path], self.config.group_by)[0]
+            group = group_names([record.path], self.config.group_by, [record.listed])[0]
             record.split = "val" if split_draw(group or record.sha256) < self.config.val_fraction else "train"
             video = probe(path)
             source = self._source(path)
@@ -195,6 +203,7 @@ class VideoTask(Task[VideoItem, VideoRecord]):
             config=self.config,
             tally=tally,
             scorer=self._score if self.scorer else None,
+            speech=partial(self.speech, beat=self.beat) if self.speech else None,
         )
         rows: list[SegmentRow] = []
         began = time.perf_counter()
@@ -212,8 +221,15 @@ class VideoTask(Task[VideoItem, VideoRecord]):
         self._note_models(record)
 
     def _complete(self, path: Path, record: VideoRecord, tally: Tally) -> None:
-        """Add what the stored segments lack: features and sync scores. No frame of the video is decoded."""
-        missing = {name: self.extractors[name] for name in lacking(record, self.marks)}
+        """Add what the stored segments lack. No frame of the video is decoded."""
+        if record.lacking(self.marks) or (self.scorer and record.sync != self.job.sync_mark):
+            self._rewrite(path, record, tally)
+        record.not_completed = ""
+        self._note_models(record)
+
+    def _rewrite(self, path: Path, record: VideoRecord, tally: Tally) -> None:
+        """Add features and sync scores to the stored segments."""
+        missing = {name: self.extractors[name] for name in record.lacking(self.marks)}
         with tally.timed("sound"):
             num_frames = probe(path).num_frames  # the record counts what was decoded, which may be one less
             audio_S = load_video_audio(path, num_frames=num_frames).samples
@@ -221,6 +237,7 @@ class VideoTask(Task[VideoItem, VideoRecord]):
                 name: frame_features(made, audio_S, num_frames, beat=tally.beat) for name, made in missing.items()
             }
         rows = iter(record.rows)
+        scored: list[Mapping[str, float]] = []
 
         def completed(table: pa.Table) -> pa.Table:
             self.beat()
@@ -232,18 +249,22 @@ class VideoTask(Task[VideoItem, VideoRecord]):
             with tally.timed("score"):
                 part_S = audio_S[span.start * SAMPLES_PER_FRAME : span.stop * SAMPLES_PER_FRAME]
                 scores = self._score(table_to_segment(table), part_S)
-            row.scores.update(scores)
+            scored.append(scores)
             cells = {SCORE + name: pa.array([value], pa.float32()) for name, value in scores.items()}
             return with_columns(table, cells)
 
         file = self.root / SEGMENTS / f"{record.video_id}.parquet"
         with storage.local_copy(file, beat=self.beat) as old, storage.atomic(file, beat=self.beat) as temporary:
             rewrite_segments(old, temporary, completed)
-        self._note_models(record)
+        for row, scores in zip(record.rows, scored, strict=False):  # none, or one for each row
+            row.scores.update(scores)
 
     def _note_models(self, record: VideoRecord) -> None:
         record.features |= self.marks
         record.sync = self.job.sync_mark or record.sync
+        if self.embedder and not record.faces:
+            file = self.root / SEGMENTS / f"{record.video_id}.parquet"
+            record.faces = encode(self.embedder.person(*sample) for sample in sample_faces(file, record.rows))
 
     def _score(self, segment: Segment, audio_S: Float32) -> Mapping[str, float]:
         assert self.scorer

@@ -36,7 +36,7 @@ def render(
     *,
     landmarks: str = "auto",
     face: str = "largest",
-    weights_dir: Path | None = None,
+    weights_dir: Location | None = None,
     gpu: float = 0.0,
     on_progress: OnProgress[PairRecord] | None = None,
     stall_seconds: float = STALL_SECONDS,
@@ -97,7 +97,7 @@ def _write_ledger(root: Location, network: Location, digest: str, records: Seque
     write_json(root / LEDGER, {"network": str(network), "network_sha256": digest, "pairs": columns})
 
 
-def _check_engine(network: Location, weights_dir: Path | None) -> None:
+def _check_engine(network: Location, weights_dir: Location | None) -> None:
     """Say at once what is missing, not in every worker.
 
     Raises:

@@ -54,7 +54,7 @@ class RenderTask(Task[RenderPair, PairRecord]):
         self.beat = beat
         self.root = locate(job.root)
         self.store = pair_records(self.root)
-        self.weights_dir = Path(job.weights_dir) if job.weights_dir else None
+        self.weights_dir = locate(job.weights_dir) if job.weights_dir else None
         self.template: Template | None = None
         with opened_network(locate(job.network)) as path:
             self.engine: Engine = Engine(path, device=job.device, weights_dir=self.weights_dir, beat=beat)

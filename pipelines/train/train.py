@@ -80,15 +80,15 @@ def train(
     if not dataset.segments("train"):
         raise ValueError(f"{dataset.root}: no training segments; `lawdnet inspect` shows what was rejected and why")
     for name in (config.audio_feature, config.sync_feature):
-        dataset.feature_dim(name)
+        dataset.check_feature(name)
     config = preflight.with_perceptual(config)
-    _read_run(run)
-    todo = [stage for stage in config.stages if preflight.epochs_done(run / stage.name) < stage.epochs]
-    preflight.check_recipe(config, todo, dataset.crop_width)
-    preflight.check_chain(run, config, todo, lineage(dataset), options.init)
-    if options.validate_every and dataset.segments("val") and any(stage.kind == "gan" for stage in todo):
-        check_landmarks(options)
-    with lock.held(run / DRIVER):
+    with lock.held(run / DRIVER):  # first, so that nobody changes what is read of the run
+        _read_run(run)
+        todo = [stage for stage in config.stages if preflight.epochs_done(run / stage.name) < stage.epochs]
+        preflight.check_recipe(config, todo, dataset.crop_width)
+        preflight.check_chain(run, config, todo, lineage(dataset), options.init)
+        if options.validate_every and dataset.segments("val") and any(stage.kind == "gan" for stage in todo):
+            check_landmarks(options)
         virtual_ranks = _claim(run, dataset, config, options)
         preflight.check_gates(run, config, options, before=todo[:1])
         if todo:

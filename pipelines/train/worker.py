@@ -218,11 +218,17 @@ class Worker:
             metrics.noted(row, run=self.root.name, stage=self.stage.name)
 
     def _log_step(self, row: dict[str, Any]) -> None:
-        """Log a step, its metrics as the mean over all virtual ranks; all workers call it together."""
-        everyone = [(share.weight, one) for share, one in gather((self.share, row))]
+        """Log a step; all workers call it together."""
         same = {name: row[name] for name in ("epoch", "step", "lr")}
-        means = {name: sum(weight * one[name] for weight, one in everyone) for name in row if name not in same}
-        self._note({"kind": "step", **same, **means})
+        self._note({"kind": "step", **self._means(row), **same})
+
+    def _means(self, row: dict[str, float]) -> dict[str, float]:
+        """Metrics as the mean over all virtual ranks, and samples per second as their sum; all call it together."""
+        working = [(share.weight, one) for share, one in gather((self.share, row)) if share.weight]
+        means = {name: sum(weight * one[name] for weight, one in working) for name in row}
+        if "samples_per_second" in means:
+            means["samples_per_second"] *= len(working)
+        return means
 
     def _log_resume(self, position: Position, begun: Position | None) -> None:
         if position == START and begun is None:
@@ -236,7 +242,7 @@ class Worker:
                 "kind": "resume",
                 **asdict(position),
                 "world": self.world,
-                "lanes": self.job.virtual_ranks,
+                "virtual_ranks": self.job.virtual_ranks,
                 "repeated_steps": repeated,
                 "text": f"resumes from {position} with {self.world} workers; repeats {many}",
             }
@@ -271,6 +277,7 @@ class Worker:
         if epoch % options.save_every_epochs == 0 or is_last:
             self._save(Position(epoch), validated)
         self._collect_alarms(Position(epoch))
+        means = self._means(means)
         self._note({"kind": "epoch", "epoch": epoch, "workers": self.world, **means})
         if validated:
             self._note({"kind": "validation", "epoch": epoch, **validated})

@@ -33,7 +33,7 @@ def curriculum(
     config: TrainConfig,
     options: RunOptions,
     *,
-    weights_dir: Path | None = None,
+    weights_dir: Location | None = None,
     sync: Path | None = None,
     gpu: float = 0.0,
     begin: Begin,
@@ -91,7 +91,7 @@ def _render_step(
     build_config: BuildConfig,
     steps: Steps,
     *,
-    weights_dir: Path | None,
+    weights_dir: Location | None,
     gpu: float,
 ) -> list[PairRecord]:
     """Render the pairs with the run's network and the landmarks of the build."""

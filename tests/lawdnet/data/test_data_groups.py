@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.disjoint import DisjointSets
+from lawdnet.data.faces import encode
 from lawdnet.data.group_by import check_paths, group_names
 from lawdnet.data.groups import assign_groups
 from lawdnet.data.near_duplicates import STARTS
@@ -13,6 +15,7 @@ from lawdnet.data.records import SegmentRow, VideoRecord
 from lawdnet.data.split import split_draw, split_videos
 
 PATHS = ["ann/1/a.mp4", "ann/2/b.mp4", "s3://bucket/bob/c.mp4", "d.mp4"]
+LISTED = ["A", "B", "A", ""]
 
 
 @pytest.mark.parametrize(
@@ -26,15 +29,22 @@ PATHS = ["ann/1/a.mp4", "ann/2/b.mp4", "s3://bucket/bob/c.mp4", "d.mp4"]
         ("regex:(?i)ANN|BOB", ["ann", "ann", "bob", ""]),
         ("regex:n|(b)", ["", "", "b", ""]),  # a match whose first group took no part names nothing
         ("regex:([a-z]+)/([0-9])", ["ann", "ann", "", ""]),
+        ("column:who", LISTED),
+        ("face", ["", "", "", ""]),
+        ("face<=0.5", ["", "", "", ""]),
     ],
 )
 def test_names_of_groups(group_by: str, names: list[str]) -> None:
-    assert group_names(PATHS, group_by) == names
+    assert group_names(PATHS, group_by, LISTED) == names
     assert BuildConfig(group_by=group_by).group_by == group_by
 
 
 @pytest.mark.parametrize(
-    "group_by", ["parent", "regex:", "regex:(", "regex:a)(b", "regex:(?<=a)b", r"regex:(a)\1", "list:speaker"]
+    "group_by",
+    [
+        *("parent", "regex:", "regex:(", "regex:a)(b", "regex:(?<=a)b", r"regex:(a)\1", "list:speaker", "column:"),
+        *("face:0.4", "face<=", "face<=0", "face<=2", "face<=nan", "face>=0.4"),
+    ],
 )
 def test_a_bad_choice_is_refused_at_once(group_by: str) -> None:
     with pytest.raises(ValueError, match="group_by: "):
@@ -43,14 +53,18 @@ def test_a_bad_choice_is_refused_at_once(group_by: str) -> None:
 
 def test_no_pattern_takes_exponential_time() -> None:
     """Python's `re` would not end here."""
-    assert group_names(["a" * 5000 + "!"], "regex:^(a+)+$") == [""]
+    assert group_names(["a" * 5000 + "!"], "regex:^(a+)+$", [""]) == [""]
 
 
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"group_by: regex:zoe matches none of the 4 paths, such as ann/1/a\.mp4"):
-        check_paths(PATHS, "regex:zoe")
-    check_paths(PATHS, "regex:ann")
-    check_paths(PATHS, "")
+        check_paths(PATHS, "regex:zoe", LISTED)
+    check_paths(PATHS, "regex:ann", LISTED)
+    check_paths(PATHS, "", LISTED)
+    check_paths(PATHS, "face", [""] * 4)
+    check_paths(PATHS, "column:who", LISTED)
+    with pytest.raises(ValueError, match=r"column:who names a group for none of the 4 inputs; .* column path"):
+        check_paths(PATHS, "column:who", [""] * 4)
 
 
 def test_the_settings_change_no_older_hash() -> None:
@@ -130,6 +144,22 @@ def test_groups_of_folders_and_of_copies_are_joined() -> None:
     assert groups(records) == {"1": sha, "2": "", "3": sha, "4": "", "5": "", "6": ""}, "the first one's draw"
     assert groups(records, near_duplicates="keep") == dict.fromkeys("123456", "")
     assert groups(records, group_by="regex:(b)/") == {"1": "b", "2": "", "3": "b", "4": "b", "5": "", "6": ""}
+
+
+def test_one_face_is_one_group_with_its_copies_and_names() -> None:
+    records = {name: record(f"{name}.mp4") for name in "abcde"}
+    one, other, far = (np.eye(128)[n] for n in range(3))
+    records["a"].faces = encode([one])
+    records["b"].faces = encode([other])
+    records["c"].faces = encode([0.9 * one, 0.8 * other])  # two people: theirs is one group
+    records["d"].faces = encode([far])
+    records["d"].perceptual_hash = records["e"].perceptual_hash = record("", ONE).perceptual_hash
+    assert groups(records, group_by="face") == dict.fromkeys("abc", "sha a.mp4") | dict.fromkeys("de", "sha d.mp4")
+    assert groups(records, group_by="face<=0.15") == {
+        "a": "sha a.mp4", "b": "", "c": "sha a.mp4", "d": "sha d.mp4", "e": "sha d.mp4",
+    }  # fmt: skip
+    records["e"].listed = records["a"].listed = "who"
+    assert groups(records, group_by="column:who") == {"a": "who", "b": "", "c": "", "d": "who", "e": "who"}
 
 
 def test_a_copy_is_rejected_if_wished_and_its_record_stands() -> None:

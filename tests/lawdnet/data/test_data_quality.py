@@ -18,11 +18,13 @@ from lawdnet.data.quality import (
     segment_scores,
 )
 from lawdnet.face.align import crop_face, fit_all, transform_points
+from lawdnet.face.lips import LOWER, UPPER
+from lawdnet.face.points import OUTER_EYE_CORNERS
 from lawdnet.synthetic import Pose, TalkingHead, make_identity, make_speech
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared"
-NAMES = {"face_px", "scale_change", "face_share", "sharpness", "yaw", "pitch", "roll", "brightness", "loudness",
-         "speech_ratio", "silence"}  # fmt: skip
+NAMES = {"face_px", "scale_change", "face_share", "sharpness", "yaw", "pitch", "roll", "mouth_motion", "brightness",
+         "loudness", "speech_ratio", "silence"}  # fmt: skip
 SECONDS = np.arange(5 * 16_000) / 16_000
 EYES_CANONICAL, NOSE_CANONICAL = [(-4.446, -2.664, 3.173), (4.446, -2.664, 3.173)], [(0, 1.127, 7.476)]
 MOUTH_CANONICAL = [(-2.456, 4.343, 4.284), (2.456, 4.343, 4.284)]
@@ -107,7 +109,15 @@ def test_a_segment_has_every_score_by_its_contract() -> None:
     pictures[7] = pictures[7]._replace(yaw=-80.0, sharpness=1e6, brightness=120.0)
     matrices = np.stack([np.diag([s, s, 1]) for s in np.linspace(0.5, 1.0, 20)]).astype(np.float32)
     detected = np.arange(20) >= 5
-    scores = segment_scores(pictures, matrices, detected, np.zeros(20 * 640, np.float32), 320)
+    points = np.random.default_rng(0).uniform(0, 99, (1, 68, 2)).repeat(20, 0)
+    points[:, [*UPPER, *LOWER]] = (50, 50)
+    points[:, OUTER_EYE_CORNERS] = ((10, 9), (90, 9))
+    points[10:, list(LOWER), 1] += 8  # a tenth of the eye distance, in half of the frames
+    still, silent = np.float32(points[:1]).repeat(20, 0), np.zeros(20 * 640, np.float32)
+    assert segment_scores(pictures, still, matrices, detected, silent, 320)["mouth_motion"] == 0
+    assert segment_scores(pictures, still * 0, matrices, detected, silent, 320)["mouth_motion"] == 0
+    scores = segment_scores(pictures, np.float32(points), matrices, detected, silent, 320)
+    assert scores["mouth_motion"] == pytest.approx(0.05)
     assert scores.keys() == NAMES
     assert all(type(value) is float for value in scores.values())
     assert np.isfinite(list(scores.values())).all()

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from lawdnet.evaluation import appearance
+from lawdnet.evaluation import appearance, face_embedding
 from lawdnet.evaluation.appearance import Appearance, DlibSimilarity, Fid, Lpips
+from lawdnet.evaluation.face_embedding import FaceEmbedder
 from lawdnet.types import Float32, UInt8
 from tests.support.drawn_datasets import WIDTH, drawn_segment
+from tests.support.real_weights import real_weights
 
 MIXED_6 = {"b": 128, "c": 160, "d": 160, "e": 192}
 """Channels of Inception's 7×7 blocks."""
@@ -154,7 +156,8 @@ class FakeDlib:
 def test_csim_is_the_cosine_of_embeddings_cut_out_at_the_true_landmarks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(appearance, "need_package", lambda *_: None)
+    for module in (appearance, face_embedding):
+        monkeypatch.setattr(module, "need_package", lambda *_: None)
     monkeypatch.setitem(__import__("sys").modules, "dlib", FakeDlib())
     (tmp_path / DLIB).write_bytes(b"stands for the network")
     ours = DlibSimilarity(tmp_path)
@@ -168,15 +171,8 @@ def test_csim_is_the_cosine_of_embeddings_cut_out_at_the_true_landmarks(
     assert ours.result("") == pytest.approx(1 / (200**2 + 1), rel=1e-6)
 
 
-def dlib_weights() -> Path:
-    folder = Path(__file__).resolve().parents[3].parent / "shared" / "weights"
-    if not (folder / DLIB).is_file():
-        pytest.skip(f"needs ../shared/weights/{DLIB}")
-    return folder
-
-
 def test_dlibs_embedding_is_dlibs(monkeypatch: pytest.MonkeyPatch) -> None:
-    dlib, folder = usable("dlib"), dlib_weights()
+    dlib, folder = usable("dlib"), real_weights("dlib_face")
     segment = drawn_segment("val", 1, frames=63)
     crop = cv2.cvtColor(cv2.imdecode(np.frombuffer(segment.frames_jpeg[0], np.uint8), 1), cv2.COLOR_BGR2RGB)
     assert crop.shape[1] == WIDTH
@@ -187,7 +183,16 @@ def test_dlibs_embedding_is_dlibs(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     network = dlib.face_recognition_model_v1(str(folder / DLIB))
     expected = np.array(network.compute_face_descriptor(np.ascontiguousarray(crop), shape))
-    np.testing.assert_allclose(DlibSimilarity(folder).embed(crop[None], points[None])[0], expected, atol=1e-6)
+    np.testing.assert_allclose(FaceEmbedder.find(folder).embed(crop[None], points[None])[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("content", [b"a file of another network" * 99, b"\1\4net_\1"])
+def test_a_swapped_or_truncated_embedding_is_named(tmp_path: Path, content: bytes) -> None:
+    usable("dlib")
+    (tmp_path / DLIB).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{DLIB}: not dlib's face embedding"):
+        FaceEmbedder.find(tmp_path)
+    assert "csim_dlib" in Appearance.open(tmp_path).missing
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

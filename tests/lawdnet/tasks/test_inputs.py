@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lawdnet.storage import Location, atomic, fingerprint, local_copy, locate
@@ -205,3 +207,48 @@ def test_a_list_costs_one_request_per_object(s3: S3Server, tmp_path: Path) -> No
     s3.requests.clear()
     assert len(list_inputs(tmp_path / "list.txt")) == 50
     assert len(s3.requests) == 50
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_says_more_about_each_file(source: Location, suffix: str) -> None:
+    fill(source)
+    table = source / f"list{suffix}"
+    if suffix == ".csv":
+        table.write_bytes(
+            b'\xef\xbb\xbfwho,path,take\r\nAnn,b.mp4,1\r\n"Bob, Jr",a/x.mkv,2\r\n,UP.MP4\r\nEve,b.mp4,9\r\n'
+        )
+    else:
+        columns = {"who": ["Ann", "Bob, Jr", None, "Eve"], "path": ["b.mp4", "a/x.mkv", "UP.MP4", "b.mp4"]}
+        with atomic(table) as temporary:
+            pq.write_table(pa.table({**columns, "take": [1, 2, None, 9], "blob": [b"x"] * 4}), temporary)
+    found = list_inputs(table)
+    assert {file.path: dict(file.columns) for file in found} == {
+        "b.mp4": {"who": "Ann", "take": "1"},
+        "a/x.mkv": {"who": "Bob, Jr", "take": "2"},
+        "UP.MP4": {"who": "", "take": ""},
+    }
+    by_path = {file.path: file for file in list_inputs(source)}
+    for file in found:
+        known = by_path[file.path]
+        assert (file.key, file.fingerprint, file.csv_fingerprint) == (
+            known.key,
+            known.fingerprint,
+            known.csv_fingerprint,
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"file,who\nb.mp4,Ann\n", "no column 'path'; it has file, who"),
+        ("a.csv", b"path\n", "no video here"),
+        ("a.csv", b'path\n"b.mp4', "line 1: unexpected end of data"),
+        ("a.csv", b"p\0ath\nb.mp4\n", "zero bytes"),
+        ("a.csv", b"path\nb.mp4\nnope://x/y.mp4\n", "row 2: "),
+        ("a.parquet", b"PAR1", "the table cannot be read"),
+    ],
+)
+def test_a_table_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        list_inputs(tmp_path / name)

@@ -37,6 +37,17 @@ def test_the_mark_is_there_while_the_work_lasts(mark: Path) -> None:
     assert not mark.exists()
 
 
+def test_folders_that_were_made_for_nothing_go(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    for name in ("old/.build/driver", "new/.build/driver"):
+        with pytest.raises(KeyError), lock.held(tmp_path / name):
+            raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+    with lock.held(tmp_path / "new" / ".build" / "driver"):
+        (tmp_path / "new" / "result").touch()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["result"]
+
+
 def test_a_second_driver_on_this_machine_is_refused_at_once(mark: Path) -> None:
     with lock.held(mark):
         with pytest.raises(ValueError, match=f"process {os.getpid()} on .* is working on it"), lock.held(mark):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_a_record_of_the_version_before_is_read(tmp_path: Path) -> None:
     store.path("key").write_text(json.dumps(BEFORE))
     record = store.read("key")
     assert record is not None
-    assert record.row().columns() == BEFORE["row"] | {"group": ""}
+    assert record.row().columns() == BEFORE["row"] | {"group": "", "lacks": ""}
     assert record.inputs == BEFORE["inputs"]
     assert record.rows == [SegmentRow(**SEGMENT)]
     assert (record.features, record.sync, record.run) == (BEFORE["features"], None, "")
@@ -87,13 +88,17 @@ def test_what_cannot_be_read_is_an_error(tmp_path: Path, content: bytes, message
         assert "delete it to do this item again" in str(caught.value)
 
 
-def test_a_refusal_takes_away_what_was_accepted() -> None:
+def test_a_rejection_takes_away_what_was_accepted_and_a_refusal_does_not() -> None:
     record = VideoRecord(inputs=[], path="a.mp4", status="accepted", video_id="a-1", segments=1, frames=60,
                          frames_used=54, rows=[SegmentRow(**SEGMENT)], features={"mel": "1"}, sync="2")  # fmt: skip
-    record.refuse(Refusal("rejected", RejectReason.NO_AUDIO, "\udcff.mp4 has no audio"))
+    kept = replace(record)
+    record.reject(Refusal("rejected", RejectReason.NO_AUDIO, "\udcff.mp4 has no audio"))
     assert (record.status, record.reason, record.detail) == ("rejected", "no_audio", r"\udcff.mp4 has no audio")
     assert (record.video_id, record.segments, record.frames, record.frames_used) == ("", 0, 60, 0)
     assert (record.rows, record.features, record.sync) == ([], {}, None)
+    kept.refuse(Refusal("rejected", RejectReason.CRASH, "\udcff.mp4 ended its worker"))
+    assert (kept.is_accepted, kept.segments, kept.features) == (True, 1, {"mel": "1"})
+    assert kept.not_completed == r"crash: \udcff.mp4 ended its worker"
 
 
 def test_other_files_of_the_folder_are_no_records(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -11,23 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from jobs.inspect_dataset import describe, summary
 from lawdnet.audio.base import EXTRACTORS
+from lawdnet.audio.io import load_video_audio
 from lawdnet.audio.mel import Mel
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
 from lawdnet.data.records import SegmentRow, VideoRecord, read_records, video_records
 from lawdnet.data.schema import read_segment, table_to_segment
-from lawdnet.data.selection import check_files
+from lawdnet.data.selection import check_files, choose, write_selection
 from lawdnet.landmarks.openface import read_csv, write_csv
 from lawdnet.storage import local_copy
+from lawdnet.tasks.lock import held
 from lawdnet.types import FPS, Rejected, RejectReason, no_beat
 from lawdnet.video import decode
 from pipelines.build.build import build
 from pipelines.build.task import VideoItem
+from pipelines.train.train import train
 from tests.support.drawn_clip import copy
 from tests.support.in_process import map_in_process
+from tests.support.runs import tiny
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)
 
@@ -148,23 +155,87 @@ def test_a_refused_rule_costs_nothing(drawn: Path, builds: Builds) -> None:
     assert builds().info == before.info
 
 
-def test_a_video_that_cannot_be_completed_counts_for_nothing(
+AVERAGED = BuildConfig(crop_width=80, val_fraction=0.0, options={"mel": {"hops": "mean"}})
+"""Other rows of a feature that is stored: a rebuild computes them anew."""
+
+
+def test_a_finished_video_stays_when_a_feature_cannot_be_added(
+    drawn: Path, builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed is said, kept from training that needs it, and tried again."""
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        copy(drawn, builds.source / name)
+    before = builds()
+
+    def refuse(path: Path, **options: Any) -> Any:
+        if path.name == "a.mp4":
+            raise Rejected(RejectReason.TIMEOUT, "nothing for 300 s")
+        if path.name == "b.mp4":
+            raise RuntimeError("out of memory")
+        return load_video_audio(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.build.task.load_video_audio", refuse)
+        dataset = builds(AVERAGED)
+    check_files(dataset)
+    assert len(dataset.segments()) == len(before.segments()) == 3
+    found = rows(dataset)
+    assert {name: row["lacks"] for name, row in found.items()} == {"a.mp4": "mel", "b.mp4": "mel", "c.mp4": ""}
+    assert {row["status"] for row in found.values()} == {"accepted"}
+    assert "lacks mel (timeout: nothing for 300 s)" in found["a.mp4"]["detail"]
+    assert "lacks mel (internal_error: RuntimeError: out of memory)" in found["b.mp4"]["detail"]
+    assert "; lacks" not in found["c.mp4"]["detail"]
+    lines = "\n".join(summary(describe(dataset)))
+    assert "2 × mel" in lines
+    assert "out of memory" in lines
+    with pytest.raises(ValueError, match=r"2 videos, a\.mp4 the first, lack the feature mel.* select .* --has mel"):
+        train(dataset, tmp_path / "run", tiny(["syncnet"]))
+    assert not (tmp_path / "run").exists()
+
+    whole = write_selection(choose(dataset, [], features=["mel"]), tmp_path / "whole")
+    whole.check_feature("mel")
+    assert {ref.video_id for ref in whole.segments()} == {found["c.mp4"]["video_id"]}
+    assert whole.info["rules"][-1] == "has mel"
+    assert dataset.hash != before.hash
+
+    again = builds(AVERAGED)
+    assert sorted(builds.worked_on) == ["a.mp4", "b.mp4"]
+    again.check_feature("mel")
+    at_once = build(builds.source, tmp_path / "at_once", AVERAGED, execute=map_in_process)
+    assert (again.hash, again.index()) == (at_once.hash, at_once.index())
+    assert {row["detail"] for row in rows(again).values()} == {row["detail"] for row in rows(at_once).values()}
+
+
+def test_what_could_not_be_added_stands_in_no_ones_way(
     drawn: Path, builds: Builds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The source of such a video may be moved away all the same."""
     for name in ("a.mp4", "b.mp4"):
         copy(drawn, builds.source / name)
     builds()
-
-    def refuse(path: Path, **options: Any) -> Any:
-        raise Rejected(RejectReason.NO_AUDIO, "gone") if path.name == "a.mp4" else RuntimeError("out of memory")
-
-    averaged = BuildConfig(crop_width=80, val_fraction=0.0, options={"mel": {"hops": "mean"}})
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.build.task.load_video_audio", refuse)
-        dataset = builds(averaged)
-    for row in rows(dataset).values():
-        assert (row["segments"], row["frames_used"], row["video_id"]) == (0, 0, "")
-    assert dataset.info["counts"]["segments"] == 0
+        patch.setattr("pipelines.build.task.load_video_audio", lambda *_, **__: 1 / 0)
+        builds(AVERAGED)
+    (builds.source / "a.mp4").unlink()
+    assert {name: row["lacks"] for name, row in rows(builds(AVERAGED)).items()} == {"a.mp4": "mel", "b.mp4": ""}
+
+
+def test_scores_that_could_not_be_added_leave_the_old_ones(
+    drawn: Path, builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index says what the segments' files say."""
+    copy(drawn, builds.source / "a.mp4")
+    before = builds()
+    monkeypatch.setattr("pipelines.build.build._check_sync", lambda *_: "mark")
+    monkeypatch.setattr("pipelines.build.task._sync_scorer", lambda path: lambda *_: {"sync_offset": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "pipelines.build.task.rewrite_segments", lambda old, to, change: change(pq.read_table(old)) and 1 / 0
+        )
+        failed = builds(sync=builds.root)
+    assert failed.index().equals(before.index())
+    assert "could not be completed (internal_error: ZeroDivisionError" in rows(failed)["a.mp4"]["detail"]
+    assert builds(sync=builds.root).index()["score_sync_offset"].to_pylist() == [1.0]
 
 
 def test_a_file_that_decodes_to_less_than_it_promises_is_completed_as_it_was_built(
@@ -188,6 +259,24 @@ def test_a_file_that_decodes_to_less_than_it_promises_is_completed_as_it_was_bui
     added()
     added(averaged)
     assert heard == [75 * 640] * 3
+
+
+def test_what_is_done_is_read_under_the_lock(drawn: Path, builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another build that ends meanwhile would otherwise be worked on again."""
+    copy(drawn, builds.source / "a.mp4")
+    driver = builds.root / ".build" / "driver"
+    read: list[bool] = []
+
+    def watched(root: Path) -> Any:
+        read.append(driver.exists())
+        return read_records(root)
+
+    monkeypatch.setattr("pipelines.build.build.read_records", watched)
+    builds()
+    assert read == [True]
+    with held(driver), pytest.raises(ValueError, match="is working on it"):
+        builds(BuildConfig(crop_width=100))
+    assert read == [True]
 
 
 def test_the_old_dataset_stands_until_the_new_one_does(
@@ -287,3 +376,43 @@ def test_a_built_video_out_of_reach_stays(drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "away").rename(tmp_path / "mount")
     assert builds().info == before.info
     assert builds.worked_on == []
+
+
+def test_a_dataset_keeps_what_measured_its_speech(
+    drawn: Path, builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network where its weights are; later builds measure new videos in the same way."""
+    for name in ("a.mp4", "b.mp4"):
+        copy(drawn, builds.source / name)
+    before = builds()
+    assert before.info["speech_measure"] == "voicing"
+    assert "speech" not in before.info["config"], "the hashes of older datasets hold"
+
+    class Half:
+        """Stands for the network: the second half of a video is speech."""
+
+        def __init__(self, weights_dir: object) -> None:
+            pass
+
+        @staticmethod
+        def is_here(weights_dir: object) -> bool:
+            return True
+
+        def __call__(self, audio: Any, num_frames: int, beat: Any = no_beat) -> Any:
+            assert len(audio) == 640 * num_frames
+            return np.arange(num_frames) / num_frames + 0.01
+
+    for module in ("build", "task"):
+        monkeypatch.setattr(f"pipelines.build.{module}.Silero", Half)
+    assert builds().info == before.info
+    with pytest.raises(ValueError, match=r"other settings \(speech None → silero\)"):
+        builds(dataclasses.replace(CONFIG, speech="silero"))
+    found = build(builds.source, tmp_path / "new", CONFIG, execute=map_in_process)
+    assert (found.info["speech_measure"], found.info["config"]["speech"]) == ("silero", "silero")
+    assert found.hash != before.hash
+    ratio, start, length = (
+        found.index()[name][0].as_py() for name in ("score_speech_ratio", "start_frame", "num_frames")
+    )
+    assert ratio == pytest.approx(np.mean(np.arange(start, start + length) / 75 + 0.01 > 0.5), abs=1e-6)
+    with pytest.raises(ValueError, match=r"other settings \(speech silero → None\)"):
+        build(builds.source, tmp_path / "new", dataclasses.replace(CONFIG, speech="voicing"), execute=map_in_process)

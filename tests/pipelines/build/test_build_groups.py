@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from jobs.inspect_dataset import describe
+from jobs.inspect_dataset import describe, summary
 from lawdnet.audio.io import load_audio
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
@@ -21,6 +22,7 @@ from lawdnet.video.writing import VideoWriter
 from pipelines.build.build import build
 from tests.support.drawn_clip import copy
 from tests.support.in_process import map_in_process
+from tests.support.real_weights import people, real_weights
 
 
 def config(**settings: Any) -> BuildConfig:
@@ -135,3 +137,81 @@ def test_a_re_encoding_is_rejected_if_wished_and_comes_back(copies: Path, tmp_pa
     again = build(copies, root, config(near_duplicates="keep"), execute=nothing)
     assert again.index().equals(before)
     assert again.hash == kept.hash != without.hash
+
+
+def test_groups_stand_in_a_column_of_the_list(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = source / "list.csv"
+    people = dict(zip(PATHS, ("one", "two", "one", "two", "", "two"), strict=True))
+    rows_of = [f"{path},{who}" for path, who in people.items()]
+    table.write_text("\n".join(["path,speaker", *rows_of]))
+    share = (split_draw("one") + split_draw("two")) / 2
+    listed = config(group_by="column:speaker", near_duplicates="keep", val_fraction=share)
+    with monkeypatch.context() as patch:
+        patch.setattr("lawdnet.data.finalize.rewrite_segments", nothing)  # workers draw from the group's name
+        dataset = build(table, tmp_path / "dataset", listed, execute=map_in_process)
+    found = sides(dataset, PATHS)
+    assert {path: rows(dataset)[path]["group"] for path in PATHS} == people
+    low = min(("one", "two"), key=split_draw)
+    assert {people[path] for path, side in found.items() if side == "val"} - {""} == {low}
+    assert any(
+        line.strip().startswith(f"{'train' if low == 'one' else 'val'}: two: ") for line in summary(describe(dataset))
+    )
+    # another list, other groups: nothing is decoded, and a video that is gone keeps its group
+    table.write_text("path,speaker\n" + "\n".join(f"{path},{'three' if who == 'one' else who}"
+                                                   for path, who in list(people.items())[:-1]))  # fmt: skip
+    again = build(table, tmp_path / "dataset", listed, execute=nothing)
+    assert {path: rows(again)[path]["group"] for path in PATHS} == {
+        path: who.replace("one", "three") for path, who in people.items()
+    }
+    sides(again, PATHS)
+    with pytest.raises(ValueError, match="column:who names a group for none of the 5 inputs"):
+        build(table, tmp_path / "dataset", config(group_by="column:who"), execute=nothing)
+
+
+class Colours:
+    """Stands for the network: people are told apart by the mean of their crops."""
+
+    @classmethod
+    def find(cls, weights_dir: object) -> Colours:
+        return cls()
+
+    def person(self, images_THW3: Any, points_T68x2: Any) -> Any:
+        return np.resize(images_THW3.mean((0, 1, 2)) / 255, 128)
+
+
+def test_no_face_is_on_both_sides(copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third clip is of the same drawn person, whom only the face connects; faces are added without decoding."""
+    for module in ("build", "task"):
+        monkeypatch.setattr(f"pipelines.build.{module}.FaceEmbedder", Colours)
+    write_talking_head(copies / "stranger.mp4", identity=4, motion=9, speech=8, seconds=3, size=(160, 128))
+    plain = build(copies, tmp_path / "dataset", config(near_duplicates="keep"), execute=map_in_process)
+    assert {row["group"] for row in rows(plain).values()} == {""}
+    by_face = config(group_by="face<=0.2", near_duplicates="keep", val_fraction=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.build.task.rewrite_segments", nothing)
+        patch.setattr("lawdnet.data.segments.decode", nothing)
+        dataset = build(copies, tmp_path / "dataset", by_face, execute=map_in_process)
+    found = sides(dataset, ["b_original.mp4", "other.mp4", "stranger.mp4", "z_again.mp4"])
+    assert found["b_original.mp4"] == found["other.mp4"] == found["z_again.mp4"] != found["stranger.mp4"]
+    assert list(describe(dataset)["members"].values()) == [["b_original.mp4", "other.mp4", "z_again.mp4"]]
+    at_once = build(copies, tmp_path / "at_once", by_face, execute=map_in_process)
+    assert at_once.hash == dataset.hash
+    assert build(copies, tmp_path / "dataset", by_face, execute=nothing).hash == dataset.hash
+
+
+def test_real_people_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two clips of one person, and two people who look alike (0.43 apart)."""
+    pytest.importorskip("dlib", reason="needs dlib-bin: pip install -e '.[evaluation]'")
+    weights = real_weights("dlib_face")
+    for clip in people("p05", "p06", "p63"):
+        (tmp_path / "source").mkdir(exist_ok=True)
+        for file in (clip, clip.with_suffix(".csv")):
+            (tmp_path / "source" / file.name).symlink_to(file)
+    dataset = build(
+        tmp_path / "source",
+        tmp_path / "dataset",
+        BuildConfig(crop_width=160, group_by="face", near_duplicates="keep", max_clips=6),
+        weights_dir=weights,
+        execute=map_in_process,
+    )
+    assert list(describe(dataset)["members"].values()) == [["p05.mp4", "p06.mp4"]]

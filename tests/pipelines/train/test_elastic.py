@@ -158,3 +158,11 @@ def test_two_workers_learn_what_one_learns(dataset: Dataset, tmp_path: Path, ray
         assert [row["workers"] for row in rows(tmp_path / "two", stage, "epoch")] == [2]
         one, two = (weights(tmp_path / name, stage)["networks"] for name in ("one", "two"))
         assert_same(one, two, 1e-4)
+        for kind in ("step", "epoch"):  # what is logged is of all workers, not of the first
+            (alone, *_), (shared, *_) = (rows(tmp_path / name, stage, kind) for name in ("one", "two"))
+            losses = alone.keys() - {"kind", "time", "workers", "seconds", "data_wait", "memory_gb"}
+            for name in {name for name in losses if not name.endswith("_per_second")}:
+                assert shared[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-4), (kind, name)
+        (shared,) = rows(tmp_path / "two", stage, "epoch")
+        in_a_step = shared["samples_per_second"] / shared["steps_per_second"]
+        assert in_a_step == pytest.approx({"syncnet": 6, "frame_32": 8}[stage], rel=0.1)

@@ -226,6 +226,8 @@ def test_validation_of_a_sync_network_says_where_it_finds_the_sound(dataset: Dat
 def test_a_run_has_one_driver_at_a_time(dataset: Dataset, tmp_path: Path) -> None:
     with held(tmp_path / ".driver"), pytest.raises(ValueError, match=f"{tmp_path}: process .* is working on it"):
         train(dataset, tmp_path, tiny(["frame_32"]), here())
+    with held(tmp_path / ".driver"), pytest.raises(ValueError, match=f"{tmp_path}: process .* is working on it"):
+        train(dataset, tmp_path, tiny(["clip_96"]), here())  # its checks of the run wait for the lock
     train(dataset, tmp_path, tiny(["frame_32"]), here())
     assert not (tmp_path / ".driver").exists()
 
