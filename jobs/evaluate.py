@@ -191,7 +191,7 @@ def _measure_generator(
     from lawdnet.evaluation.plan import LONG_CLIPS, foreign_segments
     from lawdnet.evaluation.sync import SyncScorer
     from lawdnet.evaluation.validation import metrics, validate
-    from lawdnet.inference.engine import open_generator
+    from lawdnet.inference.loading import open_generator
     from lawdnet.models.device import pick_device
     from lawdnet.types import CLIP_FRAMES
 

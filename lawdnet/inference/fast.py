@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -69,11 +70,16 @@ class MouthGenerator:
         self.box = box.cells_of(SHRINK).times(SHRINK).within(Box(0, size[0], 0, size[1]))
         self._boxes = _decoder_boxes(self.box, size)
         self._hidden_cells = _hidden_cells(hidden)
-        pair, first = generator.pair_encoder[0], generator.decoder[0]
+        # nn.Sequential forgets the types of its layers
+        self._source_layers: list[Any] = list(generator.source_encoder)
+        self._decoder_layers: list[Any] = list(generator.decoder)
+        pair_layers: list[Any] = list(generator.pair_encoder)
+        pair, first = pair_layers[0], self._decoder_layers[0]
+        self._pair_bias = pair.bias
         self._pair_source, self._pair_reference = (half.contiguous() for half in pair.weight.detach().chunk(2, 1))
         self._decoder_source, self._decoder_warped = (half.contiguous() for half in first.weight.detach().chunk(2, 1))
-        self._to_image = PairwiseConv(generator.decoder[4])
-        self._pair_rest = list(generator.pair_encoder[1:])
+        self._to_image = PairwiseConv(self._decoder_layers[4])
+        self._pair_rest = pair_layers[1:]
         if pair.weight.device.type == "cpu":
             self._pair_rest = list(_with_fourier(self._pair_rest, (size[0] // SHRINK, size[1] // SHRINK)))
         with torch.inference_mode():
@@ -84,16 +90,13 @@ class MouthGenerator:
     def references(self, reference_15HW: Tensor) -> References:
         """Compute what depends on the references, five crops stacked by channel, in [0, 1]."""
         feature_1Chw = self.generator.reference_encoder(_channels_last(reference_15HW[None]))
-        bias = self.generator.pair_encoder[0].bias
         return References(
             appearance_1Chw=self.generator.appearance(feature_1Chw),
-            pair_1Chw=F.conv2d(feature_1Chw, self._pair_reference, bias, padding=1),
+            pair_1Chw=F.conv2d(feature_1Chw, self._pair_reference, self._pair_bias, padding=1),
         )
 
     @torch.inference_mode()
-    def sources(
-        self, masked_source_B3HW: Tensor, references: References, image_BC86: Tensor | None = None
-    ) -> Sources:
+    def sources(self, masked_source_B3HW: Tensor, references: References, image_BC86: Tensor | None = None) -> Sources:
         """Compute what depends on the frames.
 
         Args:
@@ -108,7 +111,7 @@ class MouthGenerator:
             image_BC86 = self._image_features(features, references)
         else:
             features = self._source_features(image, needed)
-        decoder = conv(features, self._decoder_source, self.generator.decoder[0].bias, wanted)
+        decoder = conv(features, self._decoder_source, self._decoder_layers[0].bias, wanted)
         return Sources(image_BC86=image_BC86, decoder_BChw=decoder.values_BChw)
 
     @torch.inference_mode()
@@ -122,10 +125,10 @@ class MouthGenerator:
         size = self.size[0] // SHRINK, self.size[1] // SHRINK
         decoded = conv(Part(warped_BChw, needed, size), self._decoder_warped, None, first)
         part = Part(decoded.values_BChw.add_(sources.decoder_BChw).relu_(), first, size)
-        part = up(part, generator.decoder[1], doubled)
-        part = _residual(part, generator.decoder[2], middle, residual)
-        part = up(part, generator.decoder[3], large)
-        return self._to_image(part, self.box).sigmoid()
+        part = up(part, self._decoder_layers[1], doubled)
+        part = _residual(part, self._decoder_layers[2], middle, residual)
+        part = up(part, self._decoder_layers[3], large)
+        return cast("Tensor", self._to_image(part, self.box)).sigmoid()
 
     def _image_features(self, features: Part, references: References) -> Tensor:
         x_BChw = F.conv2d(features.values_BChw, self._pair_source, padding=1).add_(references.pair_1Chw).relu_()
@@ -147,7 +150,7 @@ class MouthGenerator:
         return Part(values_BChw, box, (image.size[0] // SHRINK, image.size[1] // SHRINK))
 
     def _encode(self, image: Part, box: Box) -> Part:
-        layers = self.generator.source_encoder
+        layers = self._source_layers
         half = before_conv(box, 3, 2).within(Box(0, image.size[0] // 2, 0, image.size[1] // 2))
         full = before_conv(half, 3, 2).within(Box(0, image.size[0], 0, image.size[1]))
         return conv_relu(conv_relu(conv_relu(image, layers[0], full), layers[1], half), layers[2], box)

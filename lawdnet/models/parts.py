@@ -83,7 +83,7 @@ class Part:
 
 
 def before_conv(box: Box, kernel: int, stride: int = 1) -> Box:
-    """Return what a convolution with padding kernel // 2 reads for a part of its result; it may reach beyond the map."""
+    """Return what a convolution with padding kernel // 2 reads for a box; it may reach beyond the map."""
     pad = kernel // 2
     top, left = box.top * stride - pad, box.left * stride - pad
     return Box(top, (box.bottom - 1) * stride + kernel - pad, left, (box.right - 1) * stride + kernel - pad)
@@ -122,6 +122,9 @@ class PairwiseConv(nn.Module):
     A kernel one px wider, with stride 2, holds the weights four times, each shifted to the px that it is for.
     """
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         assert layer.stride == (1, 1)
@@ -151,11 +154,16 @@ class FourierConv(nn.Module):
         side: of a tile, in cells; larger than the kernel.
     """
 
+    spectrum_FIO: Tensor
+    bias: Tensor | None
+
     def __init__(self, layer: nn.Conv2d, side: int) -> None:
         super().__init__()
         self.kernel, self.side = layer.kernel_size[0], side
         spectrum_OIff = torch.fft.rfft2(layer.weight.detach(), (side, side)).conj()  # convolution layers correlate
-        self.register_buffer("spectrum_FIO", spectrum_OIff.permute(2, 3, 1, 0).flatten(0, 1).resolve_conj().contiguous())
+        self.register_buffer(
+            "spectrum_FIO", spectrum_OIff.permute(2, 3, 1, 0).flatten(0, 1).resolve_conj().contiguous()
+        )
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach()[:, None, None])
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
