@@ -24,7 +24,8 @@ REGIONS = {"lower-face": (MASK_BOX, (14, 12, 11)), "mouth": ((slice(48, 82), sli
 JAW_DROP = 0.14
 """How far below the chin the paste may reach, in crop widths: a generated jaw may be wider open than the true one."""
 JAW_FEATHER = 0.06
-"""Width of the soft edge along the jaw line, in crop widths."""
+"""Width of the soft edge along the jaw line, in crop widths: a third of it outside, because in a profile the line runs
+through the corner of the mouth."""
 JAW_SCALE = 8
 """The jaw line is drawn with this many steps per px."""
 
@@ -69,7 +70,7 @@ def paste_alpha(height: int, width: int, region: str = "lower-face") -> Float32:
 def inside_jaw(height: int, width: int, jaw_17x2: Float32) -> Float32:
     """Return a factor for `paste_alpha` that keeps off what is beside a turned head: 1 in the face, 0 outside.
 
-    It fades out inside the jaw line; only around the chin it reaches `JAW_DROP` below it.
+    It fades out along the jaw line; around the chin it reaches `JAW_DROP` below it.
 
     Args:
         height, width: of the crop.
@@ -88,9 +89,9 @@ def inside_jaw(height: int, width: int, jaw_17x2: Float32) -> Float32:
     face = np.zeros((height, width), np.uint8)
     shift = JAW_SCALE.bit_length() - 1
     cv2.fillPoly(face, [np.round(polygon * JAW_SCALE).astype(np.int32)], 1, shift=shift)
-    # a border beyond the crop, so that its edges are no edges of the face
-    distance = cv2.distanceTransform(cv2.copyMakeBorder(face, 1, 1, 1, 1, cv2.BORDER_REPLICATE), cv2.DIST_L2, 5)
-    rise = np.clip(distance[1:-1, 1:-1] / (JAW_FEATHER * width), 0, 1)
+    inside, outside = (cv2.distanceTransform(side, cv2.DIST_L2, 5) for side in (face, 1 - face))
+    from_line = inside - outside + 0.5 - face  # both count whole px to the first one across the line
+    rise = np.clip(from_line / (JAW_FEATHER * width) + 1 / 3, 0, 1)
     return np.asarray(rise**2 * (3 - 2 * rise), np.float32)
 
 

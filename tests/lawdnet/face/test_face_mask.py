@@ -76,7 +76,7 @@ def test_nothing_is_pasted_beside_a_turned_head(width: int) -> None:
     alpha = paste_alpha(height, width) * face
     row = round(0.7 * width)
     assert alpha[row, round(0.35 * width)] == pytest.approx(1, abs=0.02)
-    assert (alpha[:, round(0.72 * width) :] == 0).all()
+    assert (alpha[:, round(0.74 * width) :] == 0).all()
     assert paste_alpha(height, width)[row, round(0.75 * width)] > 0.5  # which it would have been
     assert np.abs(np.diff(face[row])).max() < 2 / (0.06 * width)  # soft
 
@@ -84,7 +84,7 @@ def test_nothing_is_pasted_beside_a_turned_head(width: int) -> None:
 def test_the_jaw_may_drop_but_not_widen() -> None:
     face = inside_jaw(416, 320, jaw(320))
     assert face[round(1.1 * 320), 160] > 0.9
-    assert face[round(1.0 * 320), round(0.9 * 320)] == 0
+    assert face[round(1.0 * 320), round(0.92 * 320)] == 0
     assert (face[: round(0.45 * 320), 60:260] == 1).all()  # nothing ends at the ears or at the top
 
 
