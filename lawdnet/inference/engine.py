@@ -43,6 +43,8 @@ OnProgress = Callable[[int, int], None]
 """Called with the number of frames done and the total."""
 OUTPUT_RATE = 48_000
 """Sample rate of the audio in a result; the network uses 16 kHz."""
+CRF, PRESET = 17, "veryfast"
+"""Of the encoder, by measurement: see docs/decisions.md."""
 AHEAD = 4
 """Finished frames that wait for the encoder."""
 
@@ -232,7 +234,15 @@ class Engine:
         total = num_frames(waveform)
         with (
             closing(ahead(self.frames(template, waveform, still_silence=still_silence), AHEAD)) as drawn,
-            VideoWriter(out, height=template.height, width=template.width, audio=output, sample_rate=rate) as writer,
+            VideoWriter(
+                out,
+                height=template.height,
+                width=template.width,
+                audio=output,
+                sample_rate=rate,
+                crf=CRF,
+                preset=PRESET,
+            ) as writer,
         ):
             for done, frame_HW3 in enumerate(drawn, 1):
                 writer.write(frame_HW3)
