@@ -27,6 +27,8 @@ from jobs import options
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from lawdnet.storage import Location
+
 PLAIN_SECONDS = 5.0
 """Shortest time between two progress lines when stderr is not a terminal."""
 
@@ -41,7 +43,21 @@ CLOCK = "%Y-%m-%d %H:%M:%S "
 """Time format at the start of each line of a job's log."""
 
 LOCATIONS = frozenset(
-    {"checkpoint", "dataset", "datasets", "html", "init", "out", "pairs", "run", "source", "speeches", "videos"}
+    {
+        "audio",
+        "checkpoint",
+        "dataset",
+        "datasets",
+        "html",
+        "init",
+        "out",
+        "pairs",
+        "run",
+        "source",
+        "speeches",
+        "video_location",
+        "videos",
+    }
 )
 """Text parameters that take a path or an s3:// or gs:// URI; parameters of type `Path` take local paths only."""
 
@@ -204,8 +220,8 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def existing(path: Path) -> Path:
-    """Return the path if it exists.
+def existing(path: Location) -> Location:
+    """Return the location if it exists.
 
     Raises:
         ValueError: there is no such file or folder.

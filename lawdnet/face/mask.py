@@ -44,6 +44,12 @@ def keep_mask(height: int, width: int) -> Float32:
     return _frozen(1 - np.outer(rows, columns))
 
 
+def check_region(region: str) -> None:
+    """Raise ValueError unless there is such a region."""
+    if region not in REGIONS:
+        raise ValueError(f"region: {region!r}, expected one of {', '.join(REGIONS)}")
+
+
 @cache
 def paste_alpha(height: int, width: int, region: str = "lower-face") -> Float32:
     """Return the opacity of a generated crop for `paste_face`: 1 over the mouth, fading out inside a rectangle.
@@ -61,8 +67,7 @@ def paste_alpha(height: int, width: int, region: str = "lower-face") -> Float32:
     Raises:
         ValueError: there is no such region.
     """
-    if region not in REGIONS:
-        raise ValueError(f"region: {region!r}, expected one of {', '.join(REGIONS)}")
+    check_region(region)
     (rows, columns), (top, bottom, side) = REGIONS[region]
     return _frozen(np.outer(_ramps(0, height, rows, top, bottom), _ramps(1, width, columns, side, side)))
 

@@ -24,6 +24,7 @@ from lawdnet.inference.stream import back_and_forth, ping_pong
 from lawdnet.inference.template import Template, network_crop, prepare
 from lawdnet.landmarks.base import LandmarkSource
 from lawdnet.models.device import pick_device
+from lawdnet.storage import Location, locate
 from lawdnet.tasks.background import ahead
 from lawdnet.types import (
     AUDIO_CONTEXT,
@@ -80,7 +81,7 @@ class Engine:
     """Generates the mouth of a template for given audio. Safe to use from several threads.
 
     Args:
-        checkpoint: a run, a stage folder or an epoch folder of it, or a `.pth` of LawDNet 2024.
+        checkpoint: a run, a stage folder or an epoch folder of it, or a `.pth` of LawDNet 2024; local or remote.
         device: `auto` (a GPU if there is one), or a torch device.
         batch_size: number of frames that the network generates at once.
         region: what is pasted: `lower-face`, or `mouth`, which changes less of the frame and is faster.
@@ -96,7 +97,7 @@ class Engine:
 
     def __init__(
         self,
-        checkpoint: Path,
+        checkpoint: str | Location,
         *,
         device: str = "auto",
         batch_size: int = 8,
@@ -112,7 +113,7 @@ class Engine:
         self.device = pick_device(device)
         self.batch_size = batch_size
         self.beat = beat
-        generator, meta = open_generator(Path(checkpoint), mouth_px=mouth_px, audio_feature=audio_feature)
+        generator, meta = open_generator(locate(checkpoint), mouth_px=mouth_px, audio_feature=audio_feature)
         info = GeneratorInfo.from_meta(meta)
         self.mouth_px = info.mouth_px
         self.crop_width = info.crop_width

@@ -11,7 +11,8 @@ from lawdnet.audio.base import AudioExtractor, extractor_options, make_extractor
 from lawdnet.face.geometry import stage_size
 from lawdnet.models.generator import Generator
 from lawdnet.models.legacy import load_legacy_generator
-from lawdnet.models.saved import find_checkpoint, load_generator
+from lawdnet.models.saved import find_checkpoint, load_generator, read_meta
+from lawdnet.storage import Location, local_copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,19 @@ class GeneratorInfo:
         )
 
 
+def generator_info(checkpoint: Location) -> GeneratorInfo:
+    """Read what inference needs to know about a generator, of a checkpoint without its weights; see `Engine`.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it is damaged.
+    """
+    if checkpoint.is_file():
+        return GeneratorInfo.from_meta(open_generator(checkpoint)[1])
+    return GeneratorInfo.from_meta(read_meta(find_checkpoint(checkpoint)))
+
+
 def open_generator(
-    checkpoint: Path, *, mouth_px: int | None = None, audio_feature: str | None = None
+    checkpoint: Location, *, mouth_px: int | None = None, audio_feature: str | None = None
 ) -> tuple[Generator, Mapping[str, Any]]:
     """Open the generator of a run, a checkpoint or a `.pth`, in evaluation mode; return it with its metadata.
 
@@ -52,7 +64,8 @@ def open_generator(
     told = {"mouth_px": mouth_px, "audio_feature": audio_feature}
     told = {name: value for name, value in told.items() if value is not None}
     if checkpoint.is_file():
-        generator, meta = load_legacy_generator(checkpoint)
+        with local_copy(checkpoint) as path:
+            generator, meta = load_legacy_generator(path)
         if mouth_px is not None:
             told["crop_width"] = stage_size(mouth_px)[1]
     elif told:
