@@ -25,6 +25,7 @@ from jobs.report import report
 from jobs.select_dataset import select
 from jobs.submit import Cluster, Command
 from jobs.synth import synth
+from jobs.template import template
 from jobs.train import train
 from jobs.weights import weights
 
@@ -48,6 +49,7 @@ for function in (
     train,
     report,
     infer,
+    template,
     render,
     evaluate,
     compare,

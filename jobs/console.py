@@ -43,8 +43,22 @@ CLOCK = "%Y-%m-%d %H:%M:%S "
 """Time format at the start of each line of a job's log."""
 
 LOCATIONS = frozenset(
-    {"checkpoint", "dataset", "datasets", "html", "init", "out", "pairs", "run", "source", "speeches", "videos"}
-    | {"weights_dir"}
+    {
+        "audio",
+        "checkpoint",
+        "dataset",
+        "datasets",
+        "html",
+        "init",
+        "out",
+        "pairs",
+        "run",
+        "source",
+        "speeches",
+        "video_location",
+        "videos",
+        "weights_dir",
+    }
 )
 """Text parameters that take a path or an s3:// or gs:// URI; parameters of type `Path` take local paths only."""
 
@@ -214,8 +228,8 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def existing(path: Path) -> Path:
-    """Return the path if it exists.
+def existing(path: Location) -> Location:
+    """Return the location if it exists.
 
     Raises:
         ValueError: there is no such file or folder.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -66,10 +66,11 @@ def evaluate(
         from lawdnet.training.gates import check_gates, parse_gate
 
         gates = [parse_gate(text) for text in gate]
-    console.existing(checkpoint)
     from lawdnet.data.manifest import Dataset
     from lawdnet.evaluation.plan import plan
     from lawdnet.storage import locate
+
+    network = console.existing(locate(checkpoint))
 
     opened = Dataset(locate(dataset))
     refs = plan(opened.segments(), limit=limit, split=split)
@@ -78,7 +79,7 @@ def evaluate(
             f"{dataset}: no segments of split {split!r}; build with a larger --set val_fraction, or give --split train"
         )
     extras = Extras.open(console.located(weights_dir), device, with_videos=bool(html))
-    content = _measure(checkpoint, opened, refs, sync, extras, device=device, seed=seed)
+    content = _measure(network, opened, refs, sync, extras, device=device, seed=seed)
     figures: dict[str, float] = content["figures"]
     content |= {"split": split, "videos": len({ref.video_id for ref in refs})}
     content["failed"] = check_gates(gates, figures, content["kind"])
@@ -140,7 +141,7 @@ class Extras:
 
 
 def _measure(
-    checkpoint: Path,
+    checkpoint: Location,
     dataset: Dataset,
     refs: list[SegmentRef],
     sync: Path | None,
@@ -161,7 +162,7 @@ def _measure(
         )
 
 
-def find_network(path: Path) -> Path:
+def find_network(path: Location) -> Location:
     """Find the newest generator checkpoint below a path, or the newest sync network's if there is no generator.
 
     Raises:
@@ -170,16 +171,16 @@ def find_network(path: Path) -> Path:
     from lawdnet.models.saved import find_checkpoint
 
     try:
-        return cast("Path", find_checkpoint(path))  # below a local path
+        return find_checkpoint(path)
     except ValueError as error:
         try:
-            return cast("Path", find_checkpoint(path, "syncnet"))
+            return find_checkpoint(path, "syncnet")
         except ValueError:
             raise error from None
 
 
 def _measure_generator(
-    checkpoint: Path,
+    checkpoint: Location,
     dataset: Dataset,
     refs: list[SegmentRef],
     sync: Path | None,
@@ -192,7 +193,7 @@ def _measure_generator(
     from lawdnet.evaluation.plan import LONG_CLIPS, foreign_segments
     from lawdnet.evaluation.sync import SyncScorer
     from lawdnet.evaluation.validation import metrics, validate
-    from lawdnet.inference.engine import open_generator
+    from lawdnet.inference.loading import open_generator
     from lawdnet.models.device import pick_device
     from lawdnet.types import CLIP_FRAMES
 
@@ -245,7 +246,7 @@ def _missing(figures: Mapping[str, float]) -> list[str]:
 
 
 def _measure_syncnet(
-    folder: Path, dataset: Dataset, refs: list[SegmentRef], *, device: str, seed: int, meter: console.Meter
+    folder: Location, dataset: Dataset, refs: list[SegmentRef], *, device: str, seed: int, meter: console.Meter
 ) -> dict[str, Any]:
     from lawdnet.evaluation.plan import LONG_CLIPS, foreign_segments
     from lawdnet.evaluation.validation import metrics, offsets, validate_sync
@@ -277,7 +278,7 @@ def _measure_syncnet(
     }
 
 
-def _check_feature(checkpoint: Path, meta: Mapping[str, Any], dataset: Dataset, name: str, wanted: int) -> None:
+def _check_feature(checkpoint: Location, meta: Mapping[str, Any], dataset: Dataset, name: str, wanted: int) -> None:
     """Check that the dataset has the network's audio feature, computed with the same weights.
 
     Raises:

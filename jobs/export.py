@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,8 +11,10 @@ from jobs.evaluate import find_network
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run, or a stage or checkpoint folder in it.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.pth", help="File to write.", show_default=False)],
+    run: Annotated[
+        str, typer.Argument(help="A run, or a stage or checkpoint folder in it; also as an s3://… or gs://… URI.")
+    ],
+    out: Annotated[str, typer.Option(metavar="FILE.pth", help="File or URI to write.", show_default=False)],
     module: Annotated[
         bool,
         typer.Option(
@@ -34,25 +35,27 @@ def export(
 
     Example: `lawdnet export run --out netG_model_epoch_170.pth`
     """
-    console.existing(run)
+    from lawdnet.storage import atomic, locate
+
     with console.parsing_options():
-        if out.suffix != ".pth" or out.is_dir():
+        source, target = locate(run), locate(out)
+        if target.suffix != ".pth" or target.is_dir():
             raise ValueError(f"{out}: must be a file name that ends in .pth")
+    console.existing(source)
     import torch
 
     from lawdnet.models.export import incompatibilities, to_legacy
     from lawdnet.models.export import options as legacy_options
     from lawdnet.models.saved import read_meta
-    from lawdnet.storage import atomic
 
-    folder = find_network(run)
+    folder = find_network(source)
     problems = incompatibilities(folder)
     meta = read_meta(folder)
     if problems and not force:
         reasons = "; ".join(problems)
         raise ValueError(f"{folder}: the published code cannot use this network: {reasons}; --force writes it anyway")
     content = to_legacy(folder, prefix="module." if module else "")
-    with atomic(out) as temporary:
+    with atomic(target) as temporary:
         torch.save(content, temporary)
     networks = {name: sum(value.numel() for value in state.values()) for name, state in content["state_dict"].items()}
     needed = legacy_options(folder)
@@ -62,7 +65,7 @@ def export(
     if needed:
         lines.append(f"start the published code with {' '.join(needed)}")
     result = {
-        "out": str(out),
+        "out": str(target),
         "checkpoint": str(folder),
         "stage": meta["stage"],
         "epoch": meta["epoch"],

@@ -33,7 +33,10 @@ LocalDataset = Annotated[
     str, typer.Option(metavar="DATASET", help="Local folder of the new dataset.", show_default=False)
 ]
 Checkpoint = Annotated[
-    Path, typer.Argument(help="A run, a stage or checkpoint folder in it, or a published .pth file.")
+    str,
+    typer.Argument(
+        help="A run, a stage or checkpoint folder in it, or a published .pth file; also as an s3://… or gs://… URI."
+    ),
 ]
 
 # Faces, features and the networks that compute them

@@ -93,17 +93,25 @@ def crop_face(frame_HW3: UInt8, matrix_33: Float32, crop_width: int) -> UInt8:
     return crop
 
 
-def paste_face(frame_HW3: UInt8, crop_HW3: UInt8, matrix_33: Float32, alpha_HW: Float32) -> UInt8:
+def part_of_crop(matrix_33: Matrix, x: float, y: float) -> Float32:
+    """Return the matrix for the part of a crop that begins at column x and row y of it."""
+    return (_shift(-x, -y) @ np.asarray(matrix_33, np.float64)).astype(np.float32)
+
+
+def paste_face(
+    frame_HW3: UInt8, crop_HW3: UInt8, matrix_33: Float32, alpha_HW: Float32, *, in_place: bool = False
+) -> UInt8:
     """Paste a crop back into its frame; every frame px looks up its value in the crop, so there are no holes.
 
     Args:
-        frame_HW3: uint8; not changed.
+        frame_HW3: uint8; changed only `in_place`.
         crop_HW3: uint8, the new face.
         matrix_33: frame px → crop px, as given to `crop_face`.
         alpha_HW: opacity of the crop's px in [0, 1]; it is 0 outside the crop.
+        in_place: paste into the given frame instead of a copy.
 
     Returns:
-        A new frame, identical to the old one wherever the opacity is 0.
+        A frame identical to the old one wherever the opacity is 0.
 
     Raises:
         ValueError: the matrix is not finite or cannot be inverted, or alpha and crop differ in size.
@@ -111,7 +119,7 @@ def paste_face(frame_HW3: UInt8, crop_HW3: UInt8, matrix_33: Float32, alpha_HW: 
     if crop_HW3.shape[:2] != alpha_HW.shape:
         raise ValueError(f"alpha: shape {alpha_HW.shape}, expected that of the crop, {crop_HW3.shape[:2]}")
     to_frame = np.linalg.inv(_checked(matrix_33))
-    pasted = frame_HW3.copy()
+    pasted = frame_HW3 if in_place else frame_HW3.copy()
     x, y, width, height = cv2.boundingRect((alpha_HW > 0).astype(np.uint8))
     # one more crop px on each side, because interpolated opacity reaches that far
     box_to_frame = to_frame @ _shift(x - 1, y - 1)

@@ -1,45 +1,53 @@
 """Using a trained generator: prepare a template once, then render it with any audio.
 
-Shape letters: B batch, T frames, C feature dimension, H W crop, 33 a matrix that takes frame px to crop px.
+Shape letters: B batch, T frames, C feature dimension, H W frame or crop, h w the generated part of a crop.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lawdnet.audio import load_audio
-from lawdnet.audio.base import AudioExtractor, extractor_options, frame_features, make_extractor, windows
-from lawdnet.face.align import paste_face, scale_matrix
+from lawdnet.audio.base import frame_features, windows
 from lawdnet.face.geometry import stage_size
-from lawdnet.face.mask import keep_mask, paste_alpha
+from lawdnet.inference.loading import GeneratorInfo, extractor_of, open_generator
+from lawdnet.inference.mouths import Mouths
+from lawdnet.inference.silence import silent_frames
 from lawdnet.inference.stream import back_and_forth, ping_pong
 from lawdnet.inference.template import Template, network_crop, prepare
 from lawdnet.landmarks.base import LandmarkSource
-from lawdnet.models.device import images_to_tensor, pick_device
-from lawdnet.models.generator import Generator
-from lawdnet.models.legacy import load_legacy_generator
-from lawdnet.models.saved import find_checkpoint, load_generator
+from lawdnet.models.device import pick_device
+from lawdnet.storage import Location, locate
 from lawdnet.tasks.background import ahead
-from lawdnet.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Beat, Float32, Rejected, UInt8, no_beat
+from lawdnet.types import (
+    AUDIO_CONTEXT,
+    AUDIO_WINDOW,
+    SAMPLE_RATE,
+    SAMPLES_PER_FRAME,
+    Beat,
+    Bool,
+    Float32,
+    Rejected,
+    UInt8,
+    no_beat,
+)
 from lawdnet.video import VideoWriter
-
-if TYPE_CHECKING:
-    from lawdnet.storage import Location
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of frames done and the total."""
 OUTPUT_RATE = 48_000
 """Sample rate of the audio in a result; the network uses 16 kHz."""
+CRF, PRESET = 17, "veryfast"
+"""Of the encoder, by measurement: see docs/decisions.md."""
+AHEAD = 4
+"""Finished frames that wait for the encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,45 +65,27 @@ class Summary:
     """Frames per second of wall clock time, end to end."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class GeneratorInfo:
-    """What inference needs to know about a generator."""
-
-    mouth_px: int
-    """Size of the mouth square in px."""
-    crop_width: int
-    """Width in px of the crops in the training data."""
-    audio_feature: str
-    features: Mapping[str, Mapping[str, Any]]
-    """Feature of the training data → `options` and `model_sha256` of its extractor; empty for a `.pth`."""
-
-    @classmethod
-    def from_meta(cls, meta: Mapping[str, Any]) -> GeneratorInfo:
-        """Return the part of a checkpoint's metadata that inference needs."""
-        return cls(
-            mouth_px=int(meta["mouth_px"]),
-            crop_width=int(meta["crop_width"]),
-            audio_feature=meta["audio_feature"],
-            features=meta.get("features", {}),
-        )
-
-
 @dataclass(frozen=True)
-class _Batch:
-    """Consecutive frames, with the crops of those that have a face."""
+class _Frame:
+    """A frame of the template, its crop if it has a face, and what is said in it."""
 
-    ticks: list[int]
-    frames: list[UInt8]
-    crops: list[UInt8]
+    tick: int
+    image_HW3: UInt8
+    """Its own: the mouth is pasted into it."""
+    crop_HW3: UInt8 | None
+    audio_C5: Float32
+    still: bool
 
 
 class Engine:
     """Generates the mouth of a template for given audio. Safe to use from several threads.
 
     Args:
-        checkpoint: a run, a stage folder or an epoch folder of it, or a `.pth` of LawDNet 2024.
+        checkpoint: a run, a stage folder or an epoch folder of it, or a `.pth` of LawDNet 2024; local or remote.
         device: `auto` (a GPU if there is one), or a torch device.
         batch_size: number of frames that the network generates at once.
+        region: what is pasted: `lower-face`, or `mouth`, which changes less of the frame and is faster.
+        match_colour: give the mouth the colour that the frame has along the seam.
         mouth_px, audio_feature: for a `.pth` only, which does not contain them; see `load_legacy_generator`.
         weights_dir: folder that is searched first for the weights of the audio feature.
         beat: called whenever the work makes progress, for a watchdog.
@@ -107,10 +97,12 @@ class Engine:
 
     def __init__(
         self,
-        checkpoint: Path,
+        checkpoint: str | Location,
         *,
         device: str = "auto",
         batch_size: int = 8,
+        region: str = "lower-face",
+        match_colour: bool = True,
         mouth_px: int | None = None,
         audio_feature: str | None = None,
         weights_dir: Location | None = None,
@@ -121,17 +113,21 @@ class Engine:
         self.device = pick_device(device)
         self.batch_size = batch_size
         self.beat = beat
-        generator, meta = open_generator(Path(checkpoint), mouth_px=mouth_px, audio_feature=audio_feature)
+        generator, meta = open_generator(locate(checkpoint), mouth_px=mouth_px, audio_feature=audio_feature)
         info = GeneratorInfo.from_meta(meta)
-        self.generator: torch.nn.Module = generator.to(self.device).eval()
         self.mouth_px = info.mouth_px
         self.crop_width = info.crop_width
-        self.extractor = _extractor(info, weights_dir)
+        self.extractor = extractor_of(info, weights_dir)
         if self.extractor.feature_dim != generator.config.audio_dim:
             needed = f"needs {generator.config.audio_dim} {self.extractor.name} values per frame"
             raise ValueError(f"{checkpoint}: {needed}, not {self.extractor.feature_dim}")
-        self._bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        self._keep_HW = torch.from_numpy(keep_mask(*stage_size(self.mouth_px)).copy()).to(self.device)
+        self._mouths = Mouths(
+            generator.to(self.device).eval().requires_grad_(False),
+            mouth_px=self.mouth_px,
+            crop_width=self.crop_width,
+            region=region,
+            match_colour=match_colour,
+        )
 
     def prepare(self, video: Path, source: LandmarkSource, *, face: str = "largest") -> Template:
         """Find the face of a video and choose its references; the result can be kept and used again.
@@ -149,12 +145,22 @@ class Engine:
                 Path(video), source, mouth_px=self.mouth_px, crop_width=self.crop_width, face=face, beat=self.beat
             )
 
-    def frames(self, template: Template, waveform: Float32) -> Iterator[UInt8]:
+    def frames(
+        self,
+        template: Template,
+        waveform: Float32,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        still_silence: bool = False,
+    ) -> Iterator[UInt8]:
         """Stream the frames for a waveform, one for every 1/25 s of it that has begun.
 
         Args:
             template: prepared by an engine with the same mouth and crop size.
             waveform: 16 kHz mono in [-1, 1].
+            start, stop: the first frame to yield, and the one after the last, as in a slice of all frames.
+            still_silence: show the mouth at rest in silent frames; it is generated once per frame of the template.
 
         Yields:
             H×W×3 uint8 RGB of the template's size. Frames without a face are the template's own.
@@ -162,9 +168,35 @@ class Engine:
         Raises:
             ValueError: the waveform is empty, or the template was prepared for another size.
         """
-        if template.reference_5HW3.shape[1:3] != stage_size(self.mouth_px):
-            raise ValueError(f"{template.path}: prepared for another network; prepare it with this engine")
-        return self._generate_all(template, self.audio_windows(waveform))
+        self._check(template)
+        audio_TC5 = self.audio_windows(waveform)
+        still_T = silent_frames(waveform) if still_silence else np.zeros(len(audio_TC5), bool)
+        if still_T.any():
+            audio_TC5[still_T] = self.silent_window()
+        return self._stream(template, audio_TC5[start:stop], still_T[start:stop], start)
+
+    def draw(self, template: Template, shown: list[tuple[int, UInt8]], audio_BC5: Float32) -> list[UInt8]:
+        """Generate single frames, for whoever decides which frame comes next only when it is due.
+
+        Args:
+            template: as for `frames`.
+            shown: B ticks of the template, with its frames H×W×3, which are changed.
+            audio_BC5: feature windows.
+
+        Returns:
+            B images, as `frames` yields them.
+
+        Raises:
+            ValueError: the template was prepared for another size.
+        """
+        self._check(template)
+        frames = [self._frame(template, *one, audio, False) for one, audio in zip(shown, audio_BC5, strict=True)]
+        return [self._pasted(template, frame, mouth) for frame, mouth in self._completed(template, frames)]
+
+    def silent_window(self) -> Float32:
+        """Return the C×5 feature window of silence."""
+        silence = np.zeros(AUDIO_WINDOW * SAMPLES_PER_FRAME, np.float32)
+        return np.asarray(self.audio_windows(silence)[AUDIO_CONTEXT])
 
     def audio_windows(self, waveform: Float32) -> Float32:
         """Return the T×C×5 feature windows of a 16 kHz mono waveform, T = ceil(samples / 640)."""
@@ -173,13 +205,21 @@ class Engine:
         return windows(frame_features(self.extractor, waveform, num_frames(waveform), beat=self.beat))
 
     def render(
-        self, template: Template, audio: Path | Float32, out: Path, on_progress: OnProgress | None = None
+        self,
+        template: Template,
+        audio: Path | Float32,
+        out: Path,
+        on_progress: OnProgress | None = None,
+        *,
+        still_silence: bool = False,
     ) -> Summary:
         """Write an MP4 of the template speaking `audio`, with that audio (48 kHz mono from a file).
 
         Args:
             audio: any file with audio, or a 16 kHz mono waveform in [-1, 1].
             out: appears when it is complete; an existing file is replaced.
+            on_progress: called after every frame.
+            still_silence: see `frames`.
 
         Raises:
             Rejected: the audio cannot be read.
@@ -194,8 +234,16 @@ class Engine:
             output, rate = audio, SAMPLE_RATE
         total = num_frames(waveform)
         with (
-            closing(ahead(self.frames(template, waveform), self.batch_size)) as drawn,
-            VideoWriter(out, height=template.height, width=template.width, audio=output, sample_rate=rate) as writer,
+            closing(ahead(self.frames(template, waveform, still_silence=still_silence), AHEAD)) as drawn,
+            VideoWriter(
+                out,
+                height=template.height,
+                width=template.width,
+                audio=output,
+                sample_rate=rate,
+                crf=CRF,
+                preset=PRESET,
+            ) as writer,
         ):
             for done, frame_HW3 in enumerate(drawn, 1):
                 writer.write(frame_HW3)
@@ -212,59 +260,51 @@ class Engine:
             fps=total / seconds,
         )
 
-    def _generate_all(self, template: Template, audio_TC5: Float32) -> Iterator[UInt8]:
-        reference_15HW = images_to_tensor(template.reference_5HW3, self.device).flatten(0, 1)
-        start = 0
-        for batch in ahead(self._batches(template, len(audio_TC5)), 2):
-            self.beat()
-            audio_BC5 = audio_TC5[start : start + len(batch.ticks)]
-            yield from self._generate(template, batch, reference_15HW, audio_BC5)
-            start += len(batch.ticks)
+    def _stream(self, template: Template, audio_TC5: Float32, still_T: Bool, start: int) -> Iterator[UInt8]:
+        """Decode and crop in one thread, generate in another, and paste in the caller's."""
+        with (
+            closing(ahead(self._batches(template, audio_TC5, still_T, start), 2)) as batches,
+            closing(ahead((self._completed(template, batch) for batch in batches), 1)) as completed,
+        ):
+            for batch in completed:
+                self.beat()
+                for frame, mouth_hw3 in batch:
+                    yield self._pasted(template, frame, mouth_hw3)
 
-    def _batches(self, template: Template, total: int) -> Iterator[_Batch]:
-        """Yield the template's frames in order, cropped for the network; the last batch may be smaller."""
-        usable_T = template.usable_T
-        shown = islice(back_and_forth(template.path, len(usable_T)), total)
-        while taken := list(islice(shown, self.batch_size)):
-            crops = [
-                network_crop(frame_HW3, template.matrix_T33[tick], self.crop_width, self.mouth_px)
-                for tick, frame_HW3 in taken
-                if usable_T[tick]
-            ]
-            yield _Batch([tick for tick, _ in taken], [frame for _, frame in taken], crops)
+    def _batches(self, template: Template, audio_TC5: Float32, still_T: Bool, start: int) -> Iterator[list[_Frame]]:
+        """Yield the template's frames in order; the last batch may be smaller."""
+        length = len(template.matrix_T33)
+        first = start % max(1, 2 * length - 2)  # then the order repeats
+        shown = islice(back_and_forth(template.path, length), first, None)
+        said = zip(audio_TC5, still_T.tolist(), strict=True)
+        while taken := list(islice(said, self.batch_size)):
+            yield [self._frame(template, *next(shown), *one) for one in taken]
 
-    def _generate(
-        self, template: Template, batch: _Batch, reference_15HW: Tensor, audio_BC5: Float32
-    ) -> Iterator[UInt8]:
-        usable_B = template.usable_T[batch.ticks]
-        made = self.complete(batch.crops, reference_15HW, audio_BC5[usable_B]) if batch.crops else ()
-        faces: Iterator[UInt8] = iter(made)
-        height, width = stage_size(self.mouth_px)
-        for tick, frame_HW3, usable in zip(batch.ticks, batch.frames, usable_B, strict=True):
-            if usable:
-                matrix_33 = scale_matrix(template.matrix_T33[tick], self.crop_width, width)
-                frame_HW3 = paste_face(frame_HW3, next(faces), matrix_33, paste_alpha(height, width))
-            yield frame_HW3
+    def _frame(self, template: Template, tick: int, image_HW3: UInt8, audio_C5: Float32, still: bool) -> _Frame:
+        matrix_33 = template.matrix_T33[tick]
+        has_face = bool(np.isfinite(matrix_33).all())
+        crop_HW3 = network_crop(image_HW3, matrix_33, self.crop_width, self.mouth_px) if has_face else None
+        return _Frame(tick, image_HW3, crop_HW3, audio_C5, still)
 
-    @torch.inference_mode()
-    def complete(self, crops: list[UInt8], reference_15HW: Tensor, audio_BC5: Float32) -> UInt8:
-        """Return the network's output for B crops of one person.
+    def _completed(self, template: Template, frames: list[_Frame]) -> list[tuple[_Frame, UInt8 | None]]:
+        """Return the frames with their mouths."""
+        faces = [(frame, frame.crop_HW3) for frame in frames if frame.crop_HW3 is not None]
+        made: Iterator[UInt8] = iter(())
+        if faces:
+            windows_BC5 = np.stack([frame.audio_C5 for frame, _ in faces])
+            still_B = np.array([frame.still for frame, _ in faces])
+            ticks, crops = [frame.tick for frame, _ in faces], [crop for _, crop in faces]
+            made = iter(self._mouths.complete(template, ticks, crops, windows_BC5, still_B))
+        return [(frame, None if frame.crop_HW3 is None else next(made)) for frame in frames]
 
-        Args:
-            crops: B images H×W×3 at the network's size; the mouth is hidden here.
-            reference_15HW: five references on the engine's device, in [0, 1].
-            audio_BC5: feature windows.
+    def _pasted(self, template: Template, frame: _Frame, mouth_hw3: UInt8 | None) -> UInt8:
+        if mouth_hw3 is not None and frame.crop_HW3 is not None:
+            self._mouths.paste(template, frame.tick, frame.image_HW3, frame.crop_HW3, mouth_hw3)
+        return frame.image_HW3
 
-        Returns:
-            B×H×W×3 uint8.
-        """
-        source_B3HW = images_to_tensor(np.stack(crops), self.device) * self._keep_HW
-        reference_B15HW = reference_15HW.expand(len(crops), -1, -1, -1)
-        audio = torch.from_numpy(audio_BC5).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            made_B3HW = self.generator(source_B3HW, reference_B15HW, audio)
-        images: UInt8 = (made_B3HW.float() * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-        return images
+    def _check(self, template: Template) -> None:
+        if template.reference_5HW3.shape[1:3] != stage_size(self.mouth_px):
+            raise ValueError(f"{template.path}: prepared for another network; prepare it with this engine")
 
 
 @contextmanager
@@ -294,47 +334,3 @@ def _check_out(out: Path, video: Path, audio: Path | Float32) -> None:
 def num_frames(waveform: Float32) -> int:
     """Return the number of frames that a 16 kHz waveform lasts; one that has begun counts."""
     return -(-len(waveform) // SAMPLES_PER_FRAME)
-
-
-def _extractor(info: GeneratorInfo, weights_dir: Location | None) -> AudioExtractor:
-    """Return the extractor that the training data were made with, with its options.
-
-    Raises:
-        ValueError: its weights are missing, or differ from those of the training data.
-    """
-    name = info.audio_feature
-    known = info.features.get(name, {})
-    options = dict(known.get("options", {}))
-    if "weights_dir" in extractor_options(name):
-        options["weights_dir"] = weights_dir
-    extractor = make_extractor(name, **options)
-    if known.get("model_sha256") not in (None, extractor.model_sha256):
-        found = f"SHA-256 {extractor.model_sha256}, expected {known['model_sha256']}"
-        hint = "give the folder with the right ones with --weights-dir"
-        raise ValueError(f"{name}: these weights are not those of the training data ({found}); {hint}")
-    return extractor
-
-
-def open_generator(
-    checkpoint: Path, *, mouth_px: int | None = None, audio_feature: str | None = None
-) -> tuple[Generator, Mapping[str, Any]]:
-    """Open the generator of a run, a checkpoint or a `.pth`, in evaluation mode; return it with its metadata.
-
-    Args:
-        checkpoint: see `Engine`.
-        mouth_px, audio_feature: see `Engine`.
-
-    Raises:
-        ValueError: there is no such checkpoint, it is damaged, or an argument was given that the checkpoint contains.
-    """
-    told = {"mouth_px": mouth_px, "audio_feature": audio_feature}
-    told = {name: value for name, value in told.items() if value is not None}
-    if checkpoint.is_file():
-        generator, meta = load_legacy_generator(checkpoint)
-        if mouth_px is not None:
-            told["crop_width"] = stage_size(mouth_px)[1]
-    elif told:
-        raise ValueError(f"{', '.join(told)}: {checkpoint} contains this already; leave it out")
-    else:
-        generator, meta = load_generator(find_checkpoint(checkpoint))
-    return generator, meta | told

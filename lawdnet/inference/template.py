@@ -12,9 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from lawdnet.face.align import crop_face, fit_all
+from lawdnet.face.align import crop_face, fit_all, transform_points
 from lawdnet.face.geometry import stage_size
 from lawdnet.face.lips import lip_gap
+from lawdnet.face.points import JAW
 from lawdnet.face.track import Track, bridge, inside, smooth
 from lawdnet.landmarks.base import LandmarkSource
 from lawdnet.landmarks.tracks import MAX_GAP, SMOOTHING, cut_at, find_tracks
@@ -37,9 +38,9 @@ CANDIDATES = 48
 """Number of crops kept in the search for references; even."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Template:
-    """A video that a new mouth can be generated into."""
+    """A video that a new mouth can be generated into; equal only to itself, so that an engine can remember it."""
 
     path: Path
     height: int
@@ -50,6 +51,8 @@ class Template:
     reference_5HW3: UInt8
     """Crops at the network's size, from different times, with the mouth from shut to open."""
     reference_ticks: tuple[int, ...]
+    jaw_T17x2: Float32 | None = None
+    """The jaw line in crop px at the crop width of the training data, which limits what is pasted; None: no limit."""
 
     @property
     def usable_T(self) -> Bool:
@@ -122,7 +125,7 @@ def prepare(
     """
     video = probe(path)
     tracks = find_tracks(video, source, face=face, max_gap=MAX_GAP, beat=beat)
-    points_T68x2, matrix_T33 = _fitted(tracks, video.num_frames, crop_width)
+    points_T68x2, matrix_T33, _ = _fitted(tracks, video.num_frames, crop_width)
     usable_T = _finite(matrix_T33)
     gap_T = lip_gap(points_T68x2)
     whole_T = inside(points_T68x2, video.height, video.width)
@@ -139,25 +142,30 @@ def prepare(
         shown = index
         ticks = tick + 1
     references = choose(candidates.best, video)
+    in_shots = cut_at(tracks, cuts.shots[1:])
+    _, matrix_T33, jaw_T17x2 = _fitted(in_shots, max(ticks, video.num_frames), crop_width)
     return Template(
         path=path,
         height=video.height,
         width=video.width,
-        matrix_T33=_fitted(cut_at(tracks, cuts.shots[1:]), max(ticks, video.num_frames), crop_width)[1][:ticks],
+        matrix_T33=matrix_T33[:ticks],
         reference_5HW3=np.stack([c.crop_HW3 for c in references]),
         reference_ticks=tuple(c.tick for c in references),
+        jaw_T17x2=jaw_T17x2[:ticks],
     )
 
 
-def _fitted(tracks: Sequence[Track], num_frames: int, crop_width: int) -> tuple[Float32, Float32]:
-    """Return points and matrices of every tick, as a build makes them; NaN if no face was found."""
+def _fitted(tracks: Sequence[Track], num_frames: int, crop_width: int) -> tuple[Float32, Float32, Float32]:
+    """Return points, matrices and jaw lines (crop px) of every tick, as a build makes them; NaN without a face."""
     points_T68x2 = np.full((num_frames, NUM_LANDMARKS, 2), np.nan, np.float32)
     matrix_T33 = np.full((num_frames, 3, 3), np.nan, np.float32)
+    smooth_T68x2 = points_T68x2.copy()
     for track in tracks:
-        filled = bridge(track, MAX_GAP)
-        points_T68x2[track.start : track.stop] = filled.points_N68x2
-        matrix_T33[track.start : track.stop] = fit_all(smooth(filled.points_N68x2, SMOOTHING), crop_width)
-    return points_T68x2, matrix_T33
+        span = slice(track.start, track.stop)
+        points_T68x2[span] = bridge(track, MAX_GAP).points_N68x2
+        smooth_T68x2[span] = smooth(points_T68x2[span], SMOOTHING)
+        matrix_T33[span] = fit_all(smooth_T68x2[span], crop_width)
+    return points_T68x2, matrix_T33, transform_points(smooth_T68x2[:, JAW], matrix_T33)
 
 
 def network_crop(frame_HW3: UInt8, matrix_33: Float32, crop_width: int, mouth_px: int) -> UInt8:

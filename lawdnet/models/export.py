@@ -6,7 +6,6 @@ The file also holds notes under a key that the published code ignores, so that `
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,13 +23,14 @@ from lawdnet.models.legacy import (
     syncnet_to_legacy,
 )
 from lawdnet.models.saved import load_generator, load_syncnet, read_meta, read_state
+from lawdnet.storage import Location
 
 PUBLISHED = GeneratorConfig(warp_layout="lawdnet2024")
 LEARNING_RATE = 1e-4
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def to_legacy(folder: Path, *, prefix: str = "module.") -> dict[str, Any]:
+def to_legacy(folder: Location, *, prefix: str = "module.") -> dict[str, Any]:
     """Return the content of a published file, ready for `torch.save`.
 
     Args:
@@ -67,7 +67,7 @@ def to_legacy(folder: Path, *, prefix: str = "module.") -> dict[str, Any]:
     }
 
 
-def incompatibilities(folder: Path) -> list[str]:
+def incompatibilities(folder: Location) -> list[str]:
     """Return why the published code cannot use this checkpoint as it is, one sentence per reason."""
     meta = read_meta(folder)
     if meta["kind"] == "syncnet":
@@ -97,7 +97,7 @@ def incompatibilities(folder: Path) -> list[str]:
     return found
 
 
-def options(folder: Path) -> list[str]:
+def options(folder: Location) -> list[str]:
     """Return the options that the published code needs for this generator, if they are not its defaults."""
     meta = read_meta(folder)
     if meta["kind"] == "syncnet":
@@ -110,7 +110,7 @@ def options(folder: Path) -> list[str]:
     return [f"--{name} {ours}" for name, (ours, theirs) in wanted.items() if ours != theirs]
 
 
-def _syncnet(folder: Path) -> State:
+def _syncnet(folder: Location) -> State:
     syncnet = load_syncnet(folder)
     if syncnet.config.head != "merge":
         raise ValueError(

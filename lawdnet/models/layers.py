@@ -45,9 +45,13 @@ class UpConvReLU2d(ConvReLU2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, H, W) to (B, outputs, 2H, 2W)."""
+        return F.relu(self.doubled(x))
+
+    def doubled(self, x: Tensor) -> Tensor:
+        """Return the same before the ReLU."""
         flipped = F.pad(self.weight.flip(2, 3), (1, 1, 1, 1))
         kernel = F.avg_pool2d(flipped, 2, stride=1, divisor_override=1).transpose(0, 1)
-        return F.relu(F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1))
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
 class ConvReLUPool2d(ConvReLU2d):

@@ -15,6 +15,7 @@ and the N moves are averaged with weights softmax(e). If scale s, angle a and sh
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lawdnet.models.layers import init_he
+from lawdnet.models.parts import Box
 
 LAYOUTS = ("correct", "lawdnet2024")
 MIN_RADIUS = 1e-6
@@ -63,16 +65,40 @@ class LocalAffineWarp(nn.Module):
         with torch.no_grad():
             self.key_points.bias.uniform_(-0.9, 0.9).atanh_()
 
-    def forward(self, feature_BCHW: Tensor, code_BD: Tensor) -> Tensor:
-        """Return the warped feature, of the same shape and dtype; values from outside the map are 0."""
+    def forward(self, feature_BCHW: Tensor, code_BD: Tensor, box: Box | None = None) -> Tensor:
+        """Return the warped feature, of the same dtype; values from outside the map are 0.
+
+        Args:
+            feature_BCHW: all of the map, because the warp may fetch values from anywhere.
+            code_BD: what bends it.
+            box: the part of the result to return; without it, all. It saves no work with layout `lawdnet2024`.
+        """
         # Positions need more than half precision: bfloat16 has steps of 1/256 here, a third of a pixel at width 160.
         dtype = torch.promote_types(feature_BCHW.dtype, torch.float32)
         with torch.autocast(feature_BCHW.device.type, enabled=False):
             parameters_7NM = self._parameters_7NM(code_BD.to(self.trunk.weight.dtype)).to(dtype)
-            grid_MHW2 = self._sampling_grid(parameters_7NM, feature_BCHW.shape[2], feature_BCHW.shape[3])
-            feature_M1HW = feature_BCHW.to(dtype).reshape(-1, 1, *feature_BCHW.shape[2:])
-            warped_M1HW = F.grid_sample(feature_M1HW, grid_MHW2, mode="bilinear", align_corners=False)
-        return warped_M1HW.view(feature_BCHW.shape).to(feature_BCHW.dtype)
+            height, width = feature_BCHW.shape[2:]
+            if box is None:
+                grid_Mhw2 = self._sampling_grid(parameters_7NM, height, width)
+            else:
+                grid_Mhw2 = self._part_of_sampling_grid(parameters_7NM, height, width, box)
+            feature_M1HW = feature_BCHW.to(dtype).reshape(-1, 1, height, width)
+            warped_M1hw = F.grid_sample(feature_M1HW, grid_Mhw2, mode="bilinear", align_corners=False)
+        return warped_M1hw.view(*feature_BCHW.shape[:2], *grid_Mhw2.shape[1:3]).to(feature_BCHW.dtype)
+
+    def _part_of_sampling_grid(self, parameters_7NM: Tensor, height: int, width: int, box: Box) -> Tensor:
+        """Compute only the cells of the coarse field that the part is interpolated from."""
+        rows, columns = box.slices
+        if self.layout == "lawdnet2024":
+            return self._sampling_grid(parameters_7NM, height, width)[:, rows, columns]
+        like = parameters_7NM.dtype, parameters_7NM.device
+        from_rows_hg, g_rows = _interpolation(height, self.grid, box.top, box.bottom, *like)
+        from_columns_wg, g_columns = _interpolation(width, self.grid, box.left, box.right, *like)
+        axis_G = _axis(self.grid, parameters_7NM)
+        move_M2gg = _average_parts(parameters_7NM, axis_G[g_rows], axis_G[g_columns])[0]
+        move_M2hw = from_rows_hg @ move_M2gg @ from_columns_wg.T
+        position_M2hw = move_M2hw + cell_centres(height, width, move_M2hw)[:, rows, columns]
+        return position_M2hw.permute(0, 2, 3, 1)
 
     def _sampling_grid(self, parameters_7NM: Tensor, height: int, width: int) -> Tensor:
         move_M2GG = average_move(parameters_7NM, self.grid)
@@ -119,8 +145,8 @@ def average_move(parameters_7NM: Tensor, grid: int) -> Tensor:
 class _AverageMove(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parameters_7NM: Tensor, grid: int) -> Tensor:
-        parts = [_average(part_7Nm, grid) for part_7Nm in _parts(parameters_7NM, 2, grid)]
-        move_M2GG, weight_MGG = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        axis_G = _axis(grid, parameters_7NM)
+        move_M2GG, weight_MGG = _average_parts(parameters_7NM, axis_G, axis_G)
         ctx.save_for_backward(parameters_7NM, move_M2GG, weight_MGG)
         return move_M2GG
 
@@ -130,17 +156,26 @@ class _AverageMove(torch.autograd.Function):
         parameters_7NM, *by_map = ctx.saved_tensors
         grid = grad_M2GG.shape[-1]
         parts = zip(
-            _parts(parameters_7NM, 2, grid), *(_parts(values, 0, grid) for values in (*by_map, grad_M2GG)), strict=True
+            _parts(parameters_7NM, 2, grid**2),
+            *(_parts(values, 0, grid**2) for values in (*by_map, grad_M2GG)),
+            strict=True,
         )
         return torch.cat([_gradient(*part) for part in parts], dim=2), None
 
 
-def _average(parameters_7Nm: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-    """Return the average move, m×2×G×G, and the sum of the weights, m×G×G."""
-    shape = (parameters_7Nm.shape[2], grid, grid)
+def _average_parts(parameters_7NM: Tensor, y_G: Tensor, x_G: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `_average` of all maps."""
+    parts = [_average(part_7Nm, y_G, x_G) for part_7Nm in _parts(parameters_7NM, 2, len(y_G) * len(x_G))]
+    move_M2GG, weight_MGG = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return move_M2GG, weight_MGG
+
+
+def _average(parameters_7Nm: Tensor, y_G: Tensor, x_G: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the average move, m×2×G×G, and the sum of the weights, m×G×G, of cells with these centres."""
+    shape = (parameters_7Nm.shape[2], len(y_G), len(x_G))
     move_x, move_y, weight = (parameters_7Nm.new_zeros(shape) for _ in range(3))
     for point_7m in parameters_7Nm.unbind(1):
-        point = _Point(point_7m, grid)
+        point = _Point(point_7m, y_G, x_G)
         move_x.addcmul_(point.weight, point.move_x())
         move_y.addcmul_(point.weight, point.move_y())
         weight += point.weight
@@ -150,18 +185,18 @@ def _average(parameters_7Nm: Tensor, grid: int) -> tuple[Tensor, Tensor]:
 def _gradient(parameters_7Nm: Tensor, move_m2GG: Tensor, weight_mGG: Tensor, grad_m2GG: Tensor) -> Tensor:
     """Return 7×N×m: the gradient of the parameters, given that of the average."""
     grad_m2GG = grad_m2GG / weight_mGG[:, None]
-    points = (_Point(point_7m, move_m2GG.shape[-1]) for point_7m in parameters_7Nm.unbind(1))
+    axis_G = _axis(move_m2GG.shape[-1], move_m2GG)
+    points = (_Point(point_7m, axis_G, axis_G) for point_7m in parameters_7Nm.unbind(1))
     return torch.stack([point.gradient(grad_m2GG, move_m2GG) for point in points], 1)
 
 
 class _Point:
     """The effect of one key point on each of m maps; every attribute is m×G×G or broadcasts to it."""
 
-    def __init__(self, point_7m: Tensor, grid: int) -> None:
-        axis_G = _axis(grid, point_7m)
+    def __init__(self, point_7m: Tensor, y_G: Tensor, x_G: Tensor) -> None:
         rows_m11 = point_7m[:, :, None, None].unbind()
         key_x, key_y, self.radius, self.scale, self.angle, self.shift_x, self.shift_y = rows_m11
-        self.x, self.y = axis_G - key_x, axis_G[:, None] - key_y
+        self.x, self.y = x_G - key_x, y_G[:, None] - key_y
         self.distance = torch.sqrt(self.x.square() + self.y.square())
         self.effect = torch.exp(self.distance / -self.radius)
         # 0 < effect ≤ 1, so the softmax needs no shift against overflow.
@@ -207,9 +242,22 @@ def _resize(field_M2GG: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(field_M2GG, (height, width), mode="bilinear", antialias=True)
 
 
-def _parts(values: Tensor, dim: int, grid: int) -> tuple[Tensor, ...]:
+@lru_cache(maxsize=16)
+def _interpolation(
+    cells: int, grid: int, start: int, stop: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, slice]:
+    """Return h×g weights that compute the cells start … stop of an axis from grid cells, and which these are."""
+    with torch.inference_mode(False):
+        identity = torch.eye(grid, dtype=dtype, device=device)[None, None]
+        weights_hG = _resize(identity, cells, grid)[0, 0, start:stop]
+        used = weights_hG.any(0).nonzero()
+        needed = slice(int(used[0]), int(used[-1]) + 1)
+        return weights_hG[:, needed].contiguous(), needed
+
+
+def _parts(values: Tensor, dim: int, cells_per_map: int) -> tuple[Tensor, ...]:
     """Split into a few maps at a time; not for the compiler, whose loop keeps the values of a cell in registers."""
     if torch.compiler.is_compiling():
         return (values,)
     cells = CHUNK_CELLS_CPU if values.device.type == "cpu" else CHUNK_CELLS_GPU
-    return values.split(max(1, cells // grid**2), dim)
+    return values.split(max(1, cells // cells_per_map), dim)

@@ -101,7 +101,7 @@ class VideoWriter:
         if self.height % 2 or self.width % 2:
             frame_HW3 = np.pad(frame_HW3, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
         frame = self._to_yuv.reformat(
-            VideoFrame.from_ndarray(np.ascontiguousarray(frame_HW3), format="rgb24"),
+            VideoFrame.from_numpy_buffer(np.ascontiguousarray(frame_HW3), format="rgb24"),
             format="yuv420p",
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,

@@ -17,7 +17,19 @@ from jobs import console
 from jobs.build_dataset import build_config, split
 from jobs.cli import app
 
-COMMANDS = ["quickstart", "synth", "build", "inspect", "select", "train", "infer", "render", "curriculum", "doctor"]
+COMMANDS = [
+    "quickstart",
+    "synth",
+    "build",
+    "inspect",
+    "select",
+    "train",
+    "infer",
+    "template",
+    "render",
+    "curriculum",
+    "doctor",
+]
 runner = CliRunner()
 
 
@@ -54,9 +66,9 @@ def dataset(corpus: Path, tmp_path_factory: pytest.TempPathFactory, ray_session:
 
 
 def test_options_for_local_files_refuse_uris() -> None:
-    answer = runner.invoke(app, ["infer", "s3://bucket/run", "--video", "v.mp4", "--audio", "a.wav", "--out", "o.mp4"])
+    answer = runner.invoke(app, ["compare", "s3://bucket/v.mp4", "made.mp4"])
     assert answer.exit_code == 2
-    assert "s3://bucket/run: this command takes local files only; copy it into a local folder first" in answer.stderr
+    assert "s3://bucket/v.mp4: this command takes local files only; copy it into a local folder first" in answer.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -27,15 +27,17 @@ class FakeEngine:
 
     asked: dict[str, Any]
 
-    def __init__(self, checkpoint: Path, *, device: str, weights_dir: Path | None) -> None:
-        FakeEngine.asked = {"checkpoint": checkpoint, "device": device}
+    def __init__(self, checkpoint: Path, *, device: str, weights_dir: Path | None, **options: Any) -> None:
+        FakeEngine.asked = {"checkpoint": checkpoint, "device": device, **options}
 
     def prepare(self, video: Path, source: Any, *, face: str) -> str:
         FakeEngine.asked |= {"video": video, "source": source.name}
         return "template"
 
-    def render(self, template: str, audio: Path, out: Path, on_progress: Callable[[int, int], None]) -> Summary:
-        FakeEngine.asked |= {"audio": audio, "out": out}
+    def render(
+        self, template: str, audio: Path, out: Path, on_progress: Callable[[int, int], None], **options: Any
+    ) -> Summary:
+        FakeEngine.asked |= {"audio": audio, "out": out, **options}
         for done in (1, 2):
             on_progress(done, 2)
         return Summary(frames=2, passed_through=1, loops=1.0, seconds=0.5, fps=4.0)
@@ -66,7 +68,18 @@ def test_infer(infer: list[str], tmp_path: Path) -> None:
     assert answer.stderr.startswith("infer 2/2 frames")
     paths = {"checkpoint": "run", "video": "v.mp4", "audio": "a.wav", "out": "o.mp4"}
     expected = {key: tmp_path / name for key, name in paths.items()}
-    assert FakeEngine.asked == {**expected, "device": "cpu", "source": "openface"}
+    usual = {"region": "lower-face", "match_colour": True, "still_silence": False}
+    assert FakeEngine.asked == {**expected, **usual, "device": "cpu", "source": "openface"}
+
+
+def test_infer_passes_its_options_on(infer: list[str]) -> None:
+    changed = ["--region", "mouth", "--no-match-colour", "--still-silence"]
+    assert runner.invoke(app, [*infer, *changed]).exit_code == 0
+    wanted = {"region": "mouth", "match_colour": False, "still_silence": True}
+    assert {name: FakeEngine.asked[name] for name in wanted} == wanted
+    refused = runner.invoke(app, [*infer, "--region", "nose"])
+    assert refused.exit_code == 2
+    assert "region: 'nose', expected one of lower-face, mouth" in refused.stderr
 
 
 def test_infer_as_json(infer: list[str], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from lawdnet.storage import sha256
 from lawdnet.synthetic import write_talking_head
 from lawdnet.video import decode, write_video
 from tests.support.drawn_datasets import drawn_dataset, drawn_segment
+from tests.support.s3_server import S3Server
 from tests.support.tiny_checkpoints import checkpoint
 
 
@@ -65,6 +66,20 @@ def test_evaluate_as_json(folder: Path) -> None:
     assert {"psnr", "baseline_psnr", "truth_mouth_correlation", "truth_sync_distance"} <= content["figures"].keys()
     assert "learnt by heart" in content["notes"][0]
     assert "trained against, so its sync metrics are too good" in content["notes"][1]
+
+
+def test_a_run_and_a_dataset_in_a_bucket_are_measured_alike(folder: Path, s3: S3Server) -> None:
+    assert s3.root is not None
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (s3.root / str(path.relative_to(folder))).write_bytes(path.read_bytes())
+    for stage in ("run", "run/syncnet"):
+        local, remote = (
+            json.loads(run("evaluate", where / stage, where / "dataset", "--json").stdout)
+            for where in (folder, s3.root)
+        )
+        assert local["figures"].keys() == remote["figures"].keys()
+        assert all(remote["figures"][name] == pytest.approx(value) for name, value in local["figures"].items())
 
 
 def test_evaluate_says_what_was_measured_and_what_is_missing(folder: Path) -> None:

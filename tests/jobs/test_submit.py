@@ -35,7 +35,7 @@ NOWHERE = "http://127.0.0.1:9"
 MAX_UPLOAD_BYTES = 5 * 2**20
 NO_LOCATIONS = {
     "best", "device", "face", "feature", "features", "gate", "group_by", "has", "landmarks", "logger", "names", "order",
-    "preset", "root", "segment", "settings", "split", "stages", "video", "where", "workers",
+    "preset", "region", "root", "segment", "settings", "split", "stages", "video", "where", "workers",
 }  # fmt: skip
 """Text parameters of commands that are not the path or URI of a file or folder."""
 runner = CliRunner()

@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lawdnet.face.geometry import mouth_box, stage_size, template_px
-from lawdnet.face.mask import keep_mask, paste_alpha
+from lawdnet.face.geometry import TEMPLATE_25x2, mouth_box, stage_size, template_px
+from lawdnet.face.mask import inside_jaw, keep_mask, paste_alpha
+from lawdnet.types import Float32
 
 GOLDEN = Path(__file__).resolve().parents[3].parent / "shared" / "reference" / "golden.npz"
 MOUTHS = [32, 64, 128, 256, 288]
@@ -59,3 +60,45 @@ def test_masks_are_shared_and_cannot_be_changed() -> None:
     assert mask.dtype == paste_alpha(104, 80).dtype == np.float32
     with pytest.raises(ValueError, match="read-only"):
         mask[0, 0] = 5
+
+
+def jaw(width: int, *, left: float = 0.05, right: float = 0.95) -> Float32:
+    """A round jaw line in px of a crop, from ear to ear; its chin is at 1.05 crop widths."""
+    angle = np.linspace(np.pi, 0, 17)
+    middle, half = (left + right) / 2, (right - left) / 2
+    return (np.stack([middle + half * np.cos(angle), 0.5 + 0.55 * np.sin(angle)], 1) * width).astype(np.float32)
+
+
+@pytest.mark.parametrize("width", [40, 80, 320])
+def test_nothing_is_pasted_beside_a_turned_head(width: int) -> None:
+    height = round(1.3 * width)
+    face = inside_jaw(height, width, jaw(width, right=0.7))
+    alpha = paste_alpha(height, width) * face
+    row = round(0.7 * width)
+    assert alpha[row, round(0.35 * width)] == pytest.approx(1, abs=0.02)
+    assert (alpha[:, round(0.74 * width) :] == 0).all()
+    assert paste_alpha(height, width)[row, round(0.75 * width)] > 0.5  # which it would have been
+    assert np.abs(np.diff(face[row])).max() < 2 / (0.06 * width)  # soft
+
+
+def test_the_jaw_may_drop_but_not_widen() -> None:
+    face = inside_jaw(416, 320, jaw(320))
+    assert face[round(1.1 * 320), 160] > 0.9
+    assert face[round(1.0 * 320), round(0.92 * 320)] == 0
+    assert (face[: round(0.45 * 320), 60:260] == 1).all()  # nothing ends at the ears or at the top
+
+
+def test_a_jaw_that_was_not_found_limits_nothing() -> None:
+    points = jaw(80)
+    points[3] = np.nan
+    assert (inside_jaw(104, 80, points) == 1).all()
+
+
+def test_the_mouth_region_lies_in_the_lower_face_and_an_unknown_one_is_refused() -> None:
+    mouth, lower = paste_alpha(416, 320, "mouth"), paste_alpha(416, 320)
+    assert ((mouth > 0) <= (lower > 0)).all()
+    assert (mouth > 0).sum() < 0.5 * (lower > 0).sum()
+    lips = TEMPLATE_25x2[-2:].mean(0) * 160 + (160, 208)
+    assert mouth[int(lips[1]), int(lips[0])] == pytest.approx(1)
+    with pytest.raises(ValueError, match="expected one of lower-face, mouth"):
+        paste_alpha(416, 320, "nose")

@@ -1,7 +1,9 @@
 import dataclasses
+import gc
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,9 @@ from lawdnet.evaluation.image import psnr
 from lawdnet.face.align import crop_face, fit_all, scale_matrix
 from lawdnet.face.geometry import stage_size, template_px
 from lawdnet.face.mask import paste_alpha
-from lawdnet.face.points import ALIGN_POINTS
-from lawdnet.inference import engine as engine_module
-from lawdnet.inference import stream
+from lawdnet.face.points import ALIGN_POINTS, JAW
+from lawdnet.inference import loading, stream
+from lawdnet.inference import mouths as mouths_module
 from lawdnet.inference.engine import Engine, num_frames
 from lawdnet.inference.template import network_crop
 from lawdnet.landmarks.openface import OpenFace, write_csv
@@ -71,6 +73,8 @@ def engine(run: Path) -> Engine:
 def face_points(frames: int) -> Float32:
     """A face that drifts, and opens its mouth wider and wider."""
     points = np.random.default_rng(0).uniform(-5, 5, (68, 2)) + np.array([72, 80])
+    around = np.linspace(np.pi, 0, 17)
+    points[JAW] = np.stack([72 + 40 * np.cos(around), 60 + 66 * np.sin(around)], 1)
     points[ALIGN_POINTS] = template_px(80) + np.array([32, 26])
     points = np.repeat(points[None], frames, 0)
     points[:, 61:64, 1] = 95
@@ -102,7 +106,8 @@ def sound(frames: float) -> Float32:
 
 def picture_through(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the network answer with the true crops."""
-    monkeypatch.setattr(engine, "complete", lambda crops, reference, audio: np.stack(crops))
+    mouths = engine._mouths
+    monkeypatch.setattr(mouths, "complete", lambda template, ticks, crops, *_: [c[mouths.box.slices] for c in crops])
 
 
 def test_a_template_has_five_references_from_shut_to_open_and_from_all_over(engine: Engine, tmp_path: Path) -> None:
@@ -212,8 +217,9 @@ def test_the_face_goes_back_to_where_it_came_from(
 def test_what_the_network_draws_arrives_in_the_frame(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    red = np.broadcast_to(np.array([255, 0, 0], np.uint8), (*stage_size(MOUTH_PX), 3))
-    monkeypatch.setattr(engine, "complete", lambda crops, reference, audio: np.stack([red] * len(crops)))
+    rows, columns = engine._mouths.box.slices
+    red = np.full((rows.stop - rows.start, columns.stop - columns.start, 3), (255, 0, 0), np.uint8)
+    monkeypatch.setattr(engine._mouths, "complete", lambda template, ticks, crops, *_: [red] * len(crops))
     template = engine.prepare(make_template(tmp_path, 12), OpenFace())
     mouth_x, mouth_y = face_points(12)[0, 48:68].mean(0).round().astype(int)
     made = next(engine.frames(template, sound(3)))
@@ -248,7 +254,7 @@ def test_a_failing_render_leaves_nothing(engine: Engine, tmp_path: Path, monkeyp
     def fail(*_: object) -> UInt8:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(engine, "complete", fail)
+    monkeypatch.setattr(engine._mouths, "complete", fail)
     (tmp_path / "new").mkdir()
     with pytest.raises(RuntimeError, match="out of memory"):
         engine.render(template, sound(6), tmp_path / "new" / "out.mp4")
@@ -289,7 +295,7 @@ def test_bad_checkpoints_and_devices_are_clear(run: Path, tmp_path: Path) -> Non
 
 
 def test_another_feature_size_than_the_network_hears_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "make_extractor", lambda name: engine_module_extractor())
+    monkeypatch.setattr(loading, "make_extractor", lambda name: engine_module_extractor())
     with pytest.raises(ValueError, match=r"needs 320 mel values per frame, not 80"):
         Engine(run, device="cpu")
 
@@ -333,3 +339,106 @@ def test_the_network_sees_what_it_saw_in_training(name: str, mouth_px: int) -> N
     moved = [psnr(trained[2:-2, 2:-2], np.roll(ours, shift, axis)[2:-2, 2:-2]) for shift in (-1, 1) for axis in (0, 1)]
     assert psnr(trained, ours) > 45
     assert max(moved) < psnr(trained, ours) - 9
+
+
+def test_a_part_of_the_frames_is_that_part_of_all_frames(engine: Engine, tmp_path: Path) -> None:
+    """No seam at any border of batches, also where the template has turned round several times."""
+    template = engine.prepare(make_template(tmp_path, 11), OpenFace())
+    wave = sound(50)
+    whole = list(engine.frames(template, wave))
+    for start, stop in ((0, 8), (8, 16), (16, 50), (20, 21), (24, None), (48, 60)):
+        part = list(engine.frames(template, wave, start=start, stop=stop))
+        assert len(part) == len(whole[start:stop])
+        assert all(np.array_equal(a, b) for a, b in zip(part, whole[start:stop], strict=True))
+    other = list(engine.frames(template, wave, start=5, stop=23))  # other batches: rounding may differ
+    assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(other, whole[5:23], strict=True))
+
+
+def test_a_second_render_of_a_template_equals_the_first(run: Path, tmp_path: Path) -> None:
+    """What is remembered of a template changes nothing."""
+    engine = Engine(run, device="cpu", batch_size=4)
+    template = engine.prepare(make_template(tmp_path, 12), OpenFace())
+    first, second = (list(engine.frames(template, sound(12))) for _ in range(2))
+    fresh = list(Engine(run, device="cpu", batch_size=4).frames(template, sound(12)))
+    assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(first, second, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(first, fresh, strict=True))
+
+
+def test_templates_do_not_mix_and_are_forgotten(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one = engine.prepare(make_template(tmp_path / "a", 12), OpenFace())
+    two = dataclasses.replace(
+        engine.prepare(make_template(tmp_path / "b", 12), OpenFace()), reference_5HW3=255 - one.reference_5HW3
+    )
+    known = len(engine._mouths._memories)
+    before = list(engine.frames(one, sound(4)))
+    assert any(not np.array_equal(a, b) for a, b in zip(before, engine.frames(two, sound(4)), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(before, engine.frames(one, sound(4)), strict=True))
+    assert len(engine._mouths._memories) == known + 2
+    del one, two
+    gc.collect()
+    assert len(engine._mouths._memories) == known
+
+
+def test_little_memory_is_enough(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = engine.prepare(make_template(tmp_path, 6), OpenFace())
+    usual = list(engine.frames(template, sound(20), still_silence=True))
+    monkeypatch.setattr(mouths_module, "MEMORY_BYTES", 10_000)
+    poor = dataclasses.replace(template)
+    made = list(engine.frames(poor, sound(20), still_silence=True))
+    assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(made, usual, strict=True))
+    memory = engine._mouths._memories[poor]
+    assert 0 <= memory.left < 10_000
+    assert len(memory.features) < 6
+
+
+def test_silence_shows_the_mouth_at_rest_once_per_frame_of_the_template(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = engine.prepare(make_template(tmp_path, 6), OpenFace())
+    wave = sound(40)
+    wave[8 * 640 :] = 0.0005 * np.sin(np.arange(32 * 640))  # faint hum
+    generated: list[int] = []
+    generate = engine._mouths._generate
+
+    def counted(memory: Any, ticks: list[int], *rest: Any) -> list[UInt8]:
+        generated.extend(ticks)
+        return generate(memory, ticks, *rest)
+
+    monkeypatch.setattr(engine._mouths, "_generate", counted)
+    still = list(engine.frames(template, wave, still_silence=True))
+    assert 16 <= len(generated) < 24  # ten that speak, six at rest, and what a batch repeats
+    order = list(itertools.islice(stream.ping_pong(6), 40))
+    assert all(np.array_equal(still[n], still[n + 10]) for n in range(14, 30))
+    assert order[14:30] == order[24:40]
+    usual = list(engine.frames(template, wave))
+    assert all(np.array_equal(a, b) for a, b in zip(still[:8], usual[:8], strict=True))
+
+
+def test_the_region_decides_what_changes(run: Path, tmp_path: Path) -> None:
+    path = make_template(tmp_path, 12)
+    true = next(frame for _, frame in decode(path))
+    changed = {}
+    for region in ("lower-face", "mouth"):
+        engine = Engine(run, device="cpu", region=region)
+        made = next(engine.frames(engine.prepare(path, OpenFace()), sound(2)))
+        changed[region] = (made != true).any(-1)
+    assert 0 < changed["mouth"].sum() < 0.6 * changed["lower-face"].sum()
+    assert not (changed["mouth"] & ~changed["lower-face"]).any()
+    with pytest.raises(ValueError, match="expected one of"):
+        Engine(run, device="cpu", region="nose")
+
+
+def test_the_frames_of_a_video_that_shows_some_twice_are_their_own(engine: Engine, tmp_path: Path) -> None:
+    """A mouth is pasted into the frame itself, which must not show in the next one."""
+    path = tmp_path / "slow.mp4"
+    write_video(path, iter(pictures(10, *SIZE)), crf=8, fps=12.5)
+    write_csv(path.with_suffix(".csv"), face_points(10), 12.5)
+    template = engine.prepare(path, OpenFace())
+    true = [frame.copy() for _, frame in decode(path)]
+    shown = list(itertools.islice(stream.back_and_forth(path, len(true)), 2 * len(true)))
+    for (tick, frame), _ in zip(shown, range(40), strict=False):
+        assert np.array_equal(frame, true[tick])
+        frame[:] = 0
+    assert len(list(engine.frames(template, sound(20)))) == 20

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lawdnet.inference.engine import open_generator
+from lawdnet.inference.loading import open_generator
 from lawdnet.models.discriminator import Discriminator, DiscriminatorConfig
 from lawdnet.models.export import incompatibilities, options, to_legacy
 from lawdnet.models.generator import Generator, GeneratorConfig
