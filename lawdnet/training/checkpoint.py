@@ -114,11 +114,17 @@ def resume(folder: Path, step: Step) -> Position:
     for name, network in step.networks.items():
         network.load_state_dict(state["networks"][name])
     for name, optimizer in step.optimizers.items():
-        optimizer.load_state_dict(state["optimizers"][name])
+        optimizer.load_state_dict(_as_here(state["optimizers"][name], optimizer))
     for name, part in step.parts.items():
         part.load_state_dict(state["parts"][name])
     _restore_random(state["random"])
     return Position(**state["position"])
+
+
+def _as_here(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A saved optimiser for this one's device: how it computes is no part of what was learnt."""
+    groups = zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    return saved | {"param_groups": [group | {"fused": now["fused"]} for group, now in groups]}
 
 
 def start_from(folder: Path, step: Step) -> None:

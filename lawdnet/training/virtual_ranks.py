@@ -1,12 +1,11 @@
 """The number of workers, and why it does not change what is learnt.
 
 An optimiser step takes a fixed number of micro-batches from each of a fixed number of *virtual ranks*. A virtual rank
-is a stream of batches that belongs to no worker: the workers there are at the moment share the virtual ranks evenly. So
-the global batch, the learning rate and the order of the data are the same for every number of workers, a stage can gain
-or lose workers in the middle of an epoch and keep its position, and runs differ only by the rounding of sums. (The idea
-is EasyScale's, Li et al. 2022, arXiv 2208.14228.) If the workers cannot share evenly, such as three workers and four
-virtual ranks, the largest number that can does the work; the others repeat a share with weight 0 until the number
-changes.
+is a stream of batches that belongs to no worker: the workers there are at the moment share the virtual ranks. So the
+global batch, the learning rate and the order of the data are the same for every number of workers, a stage can gain or
+lose workers in the middle of an epoch and keep its position, and runs differ only by the rounding of sums. (The idea is
+EasyScale's, Li et al. 2022, arXiv 2208.14228.) Shares may differ by one virtual rank, and each worker's gradient counts
+by its share: of three workers for four virtual ranks one takes two, and a step lasts as long as two.
 """
 
 from __future__ import annotations
@@ -73,24 +72,15 @@ def micro_batches_per_rank(stage: Stage) -> int:
     return 1 if stage.global_batch else stage.accumulate
 
 
-@dataclass(frozen=True)
-class Share:
-    """The virtual ranks that one worker computes."""
-
-    index: int
-    """A spare worker repeats the share of the working one with this index."""
-    shares: int
-    """Number of different shares, which is the number of working workers."""
-    ranks: range
-    weight: float
-    """Weight of the worker's gradient in the mean over all virtual ranks; 0 for a spare worker."""
+def share_of(rank: int, world: int, virtual_ranks: int) -> range:
+    """The virtual ranks that one of `world` workers computes; shares differ by one at most."""
+    assert world <= virtual_ranks, "`Workers.at_most` leaves no worker without a share"
+    return range(rank, virtual_ranks, world)
 
 
-def share_of(rank: int, world: int, virtual_ranks: int) -> Share:
-    """The share of one of `world` workers; as many workers as possible have one, and all shares are of one size."""
-    shares = max(n for n in range(1, min(world, virtual_ranks) + 1) if virtual_ranks % n == 0)
-    index = rank % shares
-    return Share(index, shares, range(index, virtual_ranks, shares), 1 / shares if rank < shares else 0.0)
+def shares(world: int, virtual_ranks: int) -> tuple[int, ...]:
+    """The size of each worker's share."""
+    return tuple(len(share_of(rank, world, virtual_ranks)) for rank in range(world))
 
 
 def steps_per_epoch(batches_per_rank: int, accumulate: int) -> int:

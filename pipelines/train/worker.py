@@ -24,16 +24,17 @@ from lawdnet.storage import local_copy, locate
 from lawdnet.training import checkpoint
 from lawdnet.training.checkpoint import Lineage
 from lawdnet.training.checkpoint_store import CheckpointStore, local_folder
+from lawdnet.training.collectives import find_collectives
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.loop import Loop
 from lawdnet.training.options import RunOptions
 from lawdnet.training.position import START, Position
 from lawdnet.training.stages import scaled_lr
 from lawdnet.training.steps import GanStep, NonFiniteLoss, Step, SyncStep
-from lawdnet.training.virtual_ranks import micro_batches_per_rank, share_of, steps_per_epoch
+from lawdnet.training.virtual_ranks import micro_batches_per_rank, shares, steps_per_epoch
 from pipelines.cluster import metrics
 from pipelines.train.dataloader import Batch, is_starved, rank_batches
-from pipelines.train.elastic import Parallel, find_shared_collectives, gather
+from pipelines.train.elastic import Parallel, gather
 from pipelines.train.recorder import StageRecorder
 from pipelines.train.validate import Validation, landmarks_of, scorer_of
 
@@ -98,7 +99,7 @@ class Worker:
                 f"{self.root}: not visible from {socket.gethostname()}; give a folder that all machines share, or s3://…"
             )
         self.store = CheckpointStore(self.root / self.stage.name)
-        self.share = share_of(self.rank, self.world, job.virtual_ranks)
+        self.collectives = find_collectives(self.device, shares(self.world, job.virtual_ranks))
         spec = self.config.sample_spec(self.stage)
         # a step draws from the groups of all virtual ranks, whose number stays whatever the number of workers
         self.spec = replace(spec, mix_segments=max(MIN_MIX, spec.mix_segments // job.virtual_ranks))
@@ -168,7 +169,7 @@ class Worker:
 
     def _make_step(self, syncnet: Path | None) -> Step:
         config, features = self.config, self.job.lineage.features
-        wrap, collectives = Parallel(self.share), find_shared_collectives(self.device, self.share)
+        wrap = Parallel(self.collectives.weight)
         if self.stage.kind == "syncnet":
             return SyncStep(
                 config,
@@ -176,7 +177,7 @@ class Worker:
                 self.device,
                 wrap,
                 audio_dim=features[config.sync_feature]["dim"],
-                collectives=collectives,
+                collectives=self.collectives,
                 alarm=self.alarms.append,
             )
         return GanStep(
@@ -185,7 +186,7 @@ class Worker:
             self.device,
             wrap,
             audio_dim=features[config.audio_feature]["dim"],
-            collectives=collectives,
+            collectives=self.collectives,
             syncnet=load_syncnet(syncnet) if syncnet else None,
             alarm=self.alarms.append,
         )
@@ -219,7 +220,7 @@ class Worker:
 
     def _log_step(self, row: dict[str, Any]) -> None:
         """Log a step, its metrics as the mean over all virtual ranks; all workers call it together."""
-        everyone = [(share.weight, one) for share, one in gather((self.share, row))]
+        everyone = gather((self.collectives.weight, row))
         same = {name: row[name] for name in ("epoch", "step", "lr")}
         means = {name: sum(weight * one[name] for weight, one in everyone) for name in row if name not in same}
         self._note({"kind": "step", **same, **means})
