@@ -193,6 +193,11 @@ class TrainBatch:
     """For the sync network, a number of the segment and the first row of all A = 3·B audio windows: B right ones, then
     the negatives."""
 
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self.source_BN3HW)
+
     def to(self, device: torch.device, /) -> TrainBatch:
         """The same batch on a device."""
         moved: dict[str, Any] = {column.name: getattr(self, column.name) for column in fields(self)}

@@ -20,6 +20,9 @@ class Collectives:
     rank: int = 0
     shares: tuple[int, ...] = (1,)
     """The number of virtual ranks of each rank: its share of the batches of a step."""
+    is_alike: bool = True
+    """Whether all ranks have as many batches as this one in every step. Otherwise none may do less for a single batch:
+    their collectives would not meet."""
     total: Callable[[Tensor], Tensor] = lambda tensor: tensor
     """Sum of the ranks' tensors, which have the same shape; no gradient flows back."""
     stack: Callable[[Tensor], list[Tensor]] = lambda tensor: [tensor]
@@ -40,10 +43,6 @@ class Collectives:
         """Which flags are set on any rank."""
         return self.total(flags.float()) > 0
 
-    def largest(self, count: int) -> int:
-        """The largest number that a rank has of what this one has `count` of, as batches in a step."""
-        return count // self.shares[self.rank] * max(self.shares)
-
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all ranks, which have as many as is their share; no gradient flows back."""
         unit = len(rows) // self.shares[self.rank]
@@ -59,12 +58,13 @@ class Collectives:
         return slice(start, start + unit * self.shares[self.rank])
 
 
-def find_collectives(device: torch.device, shares: tuple[int, ...] = ()) -> Collectives:
+def find_collectives(device: torch.device, shares: tuple[int, ...] = (), *, is_alike: bool = True) -> Collectives:
     """The collectives of torch.distributed if it is initialised, else those of a single rank.
 
     Args:
         device: device of the tensors that are exchanged.
         shares: see `Collectives`; equal ones if not given.
+        is_alike: see `Collectives`.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return Collectives(shares=shares or (1,))
@@ -83,4 +83,6 @@ def find_collectives(device: torch.device, shares: tuple[int, ...] = ()) -> Coll
         return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
     equal = (1,) * dist.get_world_size()
-    return Collectives(rank=dist.get_rank(), shares=shares or equal, total=total, stack=stack, no_sync=no_sync)
+    return Collectives(
+        rank=dist.get_rank(), shares=shares or equal, is_alike=is_alike, total=total, stack=stack, no_sync=no_sync
+    )

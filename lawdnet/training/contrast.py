@@ -91,7 +91,7 @@ class SyncStep(Networks):
             NonFiniteLoss: on every rank; the step is not taken.
         """
         self.zero_grad(["syncnet"])
-        keeps_graph = self.collectives.largest(len(batches)) == 1
+        keeps_graph = len(batches) == 1 and self.collectives.is_alike
         parts: list[_Part] = []
         for batch in batches:
             with torch.set_grad_enabled(keeps_graph):

@@ -58,6 +58,8 @@ class Loop:
     """Called within epochs to write a checkpoint."""
     save_every_steps: int = 0
     """Steps between two of those calls, counted from the start of the epoch; 0: only `report` saves."""
+    save_wanted: Callable[[], bool] = lambda: False
+    """Whether this rank wants a checkpoint after the next step; if any does, all call `save`."""
     max_skipped: int = 0
     """Steps of an epoch that may be skipped because a loss or gradient is not finite."""
     alarm: Alarm = logger.warning
@@ -97,9 +99,10 @@ class Loop:
         for step in range(first_step, self.steps_per_epoch):
             with meter.waiting():
                 arrays = _next(stream, Position(epoch, step))
-            with meter.computing(sum(len(one["source"]) for one in arrays)):
-                batches = [HostBatch(one) for one in arrays]
+            batches = [HostBatch(one) for one in arrays]
+            with meter.computing(sum(batch.size for batch in batches)):
                 self._set_lr(self._lr(epoch, step))
+                self.step.save_wanted = self.save_wanted()
                 try:
                     losses = self.step(*batches)
                 except NonFiniteLoss as error:
@@ -108,11 +111,15 @@ class Loop:
                     losses = {}
             means.add(losses)
             self._log(losses, epoch, step)
-            done = step + 1
-            if self.save and self.save_every_steps and done < self.steps_per_epoch and not done % self.save_every_steps:
-                self.save(Position(epoch, done))
+            self._save(Position(epoch, step + 1))
         assert batches, "a checkpoint is never at the end of an epoch"
         return means.values() | meter.values() | ({"skipped": float(skipped)} if skipped else {}), batches[-1]
+
+    def _save(self, position: Position) -> None:
+        """Save within an epoch, if that is wanted or due."""
+        is_due = self.save_every_steps and not position.step % self.save_every_steps
+        if self.save and position.step < self.steps_per_epoch and (is_due or self.step.save_wanted):
+            self.save(position)
 
     def _log(self, losses: Values, epoch: int, step: int) -> None:
         is_last = step + 1 == self.steps_per_epoch
@@ -158,6 +165,11 @@ class HostBatch:
     """A batch of the sampler, which a step moves to its device while it works on it."""
 
     arrays: Arrays
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self.arrays["source"])
 
     def to(self, device: torch.device, /) -> TrainBatch:
         """The batch on a device."""

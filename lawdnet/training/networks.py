@@ -42,6 +42,11 @@ class Stateful(Protocol):
 class Movable(Protocol):
     """A batch that may still be on the host."""
 
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        ...
+
     def to(self, device: torch.device, /) -> TrainBatch:
         """The batch on a device; itself if it is there."""
         ...
@@ -84,7 +89,10 @@ class Networks:
         self.wrapped: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.grad_clipper = GradClipper(config.grad_clip)
+        self.save_wanted = False
+        """Before a step: whether this rank wants a checkpoint after it. Afterwards: whether any rank does."""
         self._checked: list[_Checked] = []
+        self._wanted = torch.zeros((), dtype=torch.bool, device=device)
         self._fault = torch.zeros((), dtype=torch.bool, device=device)
         self.parts: dict[str, Stateful] = {"scaler": self.precision.scaler, "clip": self.grad_clipper}
 
@@ -102,19 +110,21 @@ class Networks:
         return self.wrapped[name]
 
     def update(self, names: Sequence[str], batches: Sequence[Movable], losses: Losses) -> Metrics:
-        """Take an optimiser step of the named networks on the mean loss over batches; returns the mean metrics.
+        """Take an optimiser step of the named networks on the mean loss over all samples; returns the mean metrics.
 
         One batch at a time is on the device.
         """
         self.zero_grad(names)
         found: list[Metrics] = []
+        sizes = [batch.size for batch in batches]
         for index, batch in enumerate(batches):
             with self.local(names, is_last=index + 1 == len(batches)):
                 with self.precision.autocast():
                     total, metrics = losses(batch.to(self.device))
-                self.precision.scaler.scale(total / len(batches)).backward()
-            found.append({name: value.detach() for name, value in metrics.items()})
-        means = {name: torch.stack([m[name] for m in found if name in m]).mean() for name in found[0]}
+                self.precision.scaler.scale(total / (sum(sizes) / sizes[index])).backward()
+            found.append({name: value.detach() * (sizes[index] / sizes[0]) for name, value in metrics.items()})
+        count = sum(sizes) / sizes[0]
+        means = {name: torch.stack([one[name] for one in found]).sum() / count for name in found[0]}
         self.step(names, means)
         return means
 
@@ -143,7 +153,8 @@ class Networks:
         self._checked.append(checked)
         is_lost, overflows = (~torch.isfinite(torch.stack(list(group.values()))).all() for group in (losses, norms))
         is_fault = is_lost | (overflows & (checked.scale <= SAFE_SCALE))
-        is_fault, overflows = self.collectives.agree(torch.stack([is_fault, overflows]))
+        wanted = torch.full((), self.save_wanted, device=self.device)
+        is_fault, overflows, self._wanted = self.collectives.agree(torch.stack([is_fault, overflows, wanted]))
         self._fault = self._fault | is_fault
         for name in names:
             self.precision.take(self.optimizers[name], unless=self._fault | overflows)
@@ -158,9 +169,10 @@ class Networks:
         checked, self._checked = self._checked, []
         fault, self._fault = self._fault, torch.zeros_like(self._fault)
         groups = [group for one in checked for group in (one.losses, one.norms, {"scale": one.scale})]
-        is_fault, values, others, *found = read({"fault": fault}, metrics, watched or {}, *groups)
+        flags, values, others, *found = read({"fault": fault, "wanted": self._wanted}, metrics, watched or {}, *groups)
+        self.save_wanted = bool(flags["wanted"])
         updates = list(zip(found[::3], found[1::3], found[2::3], strict=True))
-        if is_fault["fault"]:
+        if flags["fault"]:
             for losses, norms, scale in updates:
                 gradients = {f"gradient of the {name}": norm for name, norm in norms.items()}
                 check_finite(losses | (gradients if scale["scale"] <= SAFE_SCALE else {}))

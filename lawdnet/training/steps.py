@@ -45,6 +45,8 @@ class Step(Protocol):
     optimizers: dict[str, torch.optim.Optimizer]
     parts: dict[str, Stateful]
     """Everything else that resuming needs."""
+    save_wanted: bool
+    """Before a step: whether this rank wants a checkpoint after it. Afterwards: whether any rank does."""
 
     def __call__(self, *batches: Movable) -> Values:
         """Take one optimiser step on the batches together; returns its metrics.
@@ -133,7 +135,7 @@ class GanStep(Networks):
         """Train the discriminators, then the generator against them."""
         # one graph serves both; the graphs of several batches would not fit in memory, so images are generated twice
         shared = None
-        if self.collectives.largest(len(batches)) == 1:  # all ranks do the same, or their collectives do not meet
+        if len(batches) == 1 and self.collectives.is_alike:
             batches = (batches[0].to(self.device),)
             shared = self.generate(batches[0].to(self.device))
         discriminators, metrics = [name for name in self.networks if name != "generator"], Metrics()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -24,6 +27,7 @@ from lawdnet.storage import local_copy, locate
 from lawdnet.training import checkpoint
 from lawdnet.training.checkpoint import Lineage
 from lawdnet.training.checkpoint_store import CheckpointStore, local_folder
+from lawdnet.training.checkpoint_writer import CheckpointWriter
 from lawdnet.training.collectives import find_collectives
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.loop import Loop
@@ -31,10 +35,11 @@ from lawdnet.training.options import RunOptions
 from lawdnet.training.position import START, Position
 from lawdnet.training.stages import scaled_lr
 from lawdnet.training.steps import GanStep, NonFiniteLoss, Step, SyncStep
-from lawdnet.training.virtual_ranks import micro_batches_per_rank, shares, steps_per_epoch
+from lawdnet.training.virtual_ranks import Merge, VirtualRanks, micro_batches_per_rank, shares, steps_per_epoch
 from pipelines.cluster import metrics
 from pipelines.train.dataloader import Batch, is_starved, rank_batches
 from pipelines.train.elastic import Parallel, gather
+from pipelines.train.notice import HOLD_SECONDS, LEAVING_SECONDS, STOPPING, Request, is_leaving
 from pipelines.train.recorder import StageRecorder
 from pipelines.train.validate import Validation, landmarks_of, scorer_of
 
@@ -42,7 +47,7 @@ STOPPED = "stopped.txt"
 """File with the reason why the workers stopped together, if another attempt could not help."""
 
 MIN_MIX = 8
-"""Fewest segments of a virtual rank that share a batch."""
+"""Fewest segments that are drawn from at a time for a batch of a stage."""
 COLUMNS = ("masked", "reference", "generated", "truth")
 """Columns of a sheet of samples."""
 
@@ -58,7 +63,7 @@ class Job:
     lineage: Lineage
     segments: list[SegmentRef]
     held_out: list[SegmentRef]
-    virtual_ranks: int
+    virtual_ranks: VirtualRanks
     start: str | None
     """Checkpoint to start from: of an earlier stage, of another run, or an old file."""
     syncnet: str | None
@@ -85,6 +90,14 @@ class Worker:
     stack: ExitStack
     alarms: list[str] = field(default_factory=list)
     """Alarms since they were last collected."""
+    saved: float = field(default_factory=time.monotonic)
+    """When the newest checkpoint was begun."""
+    answering: str = ""
+    """The request that it answers."""
+    blocked: float = 0.0
+    """Seconds that training waited for checkpoints …"""
+    reported: float = field(default_factory=time.monotonic)
+    """… since this time."""
 
     def __post_init__(self) -> None:
         context, job = ray.train.get_context(), self.job
@@ -99,13 +112,21 @@ class Worker:
                 f"{self.root}: not visible from {socket.gethostname()}; give a folder that all machines share, or s3://…"
             )
         self.store = CheckpointStore(self.root / self.stage.name)
-        self.collectives = find_collectives(self.device, shares(self.world, job.virtual_ranks))
+        self.writer = CheckpointWriter(self.store, self._committed)
+        self.stack.callback(self.writer.close)
+        self.request = Request(self.store.folder)
+        if self.rank == 0:
+            self.stack.enter_context(self.request.watched())
+        self.accumulate = micro_batches_per_rank(self.stage)
+        by_rank = shares(self.world, job.virtual_ranks.count)
+        self.merge = Merge(shares=by_rank, split=job.virtual_ranks.split, accumulate=self.accumulate)
+        self.collectives = find_collectives(self.device, by_rank, is_alike=self.merge.is_alike)
         spec = self.config.sample_spec(self.stage)
         # a step draws from the groups of all virtual ranks, whose number stays whatever the number of workers
-        self.spec = replace(spec, mix_segments=max(MIN_MIX, spec.mix_segments // job.virtual_ranks))
-        self.accumulate = micro_batches_per_rank(self.stage)
+        mix = max(-(-MIN_MIX // job.virtual_ranks.split), spec.mix_segments // job.virtual_ranks.count)
+        self.spec = replace(spec, batch_size=spec.batch_size // job.virtual_ranks.split, mix_segments=mix)
         self.steps = steps_per_epoch(
-            batches_per_epoch(len(job.segments), job.virtual_ranks, self.spec), self.accumulate
+            batches_per_epoch(len(job.segments), job.virtual_ranks.count, self.spec), self.accumulate
         )
         self.recorder = StageRecorder(self.store.folder) if self.rank == 0 else None
         if self.recorder:
@@ -155,10 +176,11 @@ class Worker:
             device=self.device,
             batches=self.batches,
             steps_per_epoch=self.steps,
-            lr=scaled_lr(self.stage, 1, self.job.virtual_ranks),
+            lr=scaled_lr(self.stage, 1, self.job.virtual_ranks.count // self.job.virtual_ranks.split),
             report=self.report,
             save=self.save,
             save_every_steps=self.job.options.save_every_steps,
+            save_wanted=self._save_wanted,
             max_skipped=self.config.max_skipped,
             alarm=self.alarms.append,
             log=self._log_step,
@@ -237,7 +259,7 @@ class Worker:
                 "kind": "resume",
                 **asdict(position),
                 "world": self.world,
-                "lanes": self.job.virtual_ranks,
+                "lanes": self.job.virtual_ranks.count,
                 "repeated_steps": repeated,
                 "text": f"resumes from {position} with {self.world} workers; repeats {many}",
             }
@@ -254,14 +276,14 @@ class Worker:
             stored_width=self.job.lineage.crop_width,
             epochs=self.stage.epochs,
             start=start,
-            virtual_ranks=self.job.virtual_ranks,
+            virtual_ranks=self.job.virtual_ranks.count,
             accumulate=self.accumulate,
             in_process=is_starved(self.world),
         )
         for batches in stream:
             if self.recorder:
                 self.recorder.begin_step(Position(int(batches[0]["epoch"]), int(batches[0]["step"])))
-            yield batches
+            yield self.merge(batches)
 
     def report(self, means: dict[str, float], *, epoch: int) -> None:
         """The loop's `report`, on every rank: validates, saves and logs. It is a barrier."""
@@ -271,6 +293,10 @@ class Worker:
             validated = self.validation(self._evaluated())
         if epoch % options.save_every_epochs == 0 or is_last:
             self._save(Position(epoch), validated)
+        if is_last:
+            self._block(self.writer.wait)
+        means |= {"save_wait": self.blocked / (time.monotonic() - self.reported)}
+        self.blocked, self.reported = 0.0, time.monotonic()
         self._collect_alarms(Position(epoch))
         self._note({"kind": "epoch", "epoch": epoch, "workers": self.world, **means})
         if validated:
@@ -279,30 +305,59 @@ class Worker:
             self.recorder.push()
         ray.train.report({"epoch": epoch, **means, **{f"validation_{name}": n for name, n in validated.items()}})
 
+    def _save_wanted(self) -> bool:
+        """The loop's `save_wanted`: whether it is time, or somebody asks."""
+        if self.rank or self.writer.is_busy:
+            return False
+        if self.request.content or STOPPING.is_set():
+            return True
+        every = min(self.job.options.save_every or math.inf, LEAVING_SECONDS if is_leaving() else math.inf)
+        return time.monotonic() - self.saved >= every
+
     def save(self, position: Position) -> None:
         """The loop's `save`, on every rank: a checkpoint within an epoch."""
         self._save(position, None)
         self._collect_alarms(position)
         if self.recorder:
             self.recorder.push()
+        if self.answering:  # whoever asked is about to stop the workers
+            self.writer.wait()
+            time.sleep(HOLD_SECONDS)
+        if STOPPING.is_set():
+            self.writer.wait()
+            raise SystemExit(128 + signal.SIGTERM)
 
     def _evaluated(self) -> nn.Module:
         """The network that inference would use."""
         return self.step.evaluated if isinstance(self.step, GanStep) else self.step.networks["syncnet"]
 
     def _save(self, position: Position, validated: dict[str, float] | None) -> None:
-        if self.rank:
-            return
+        """Copy the state to the host, and write it in a thread."""
+        if self.rank == 0:
+            self._block(lambda: self._begin_to_save(position, validated))
+
+    def _begin_to_save(self, position: Position, validated: dict[str, float] | None) -> None:
+        self.writer.wait()
+        self.answering, self.saved = self.request.content, time.monotonic()
         write = partial(
-            checkpoint.save,
-            step=self.step,
+            checkpoint.write,
+            taken=checkpoint.snapshot(self.step, position),
             stage=self.stage,
             config=self.config,
             lineage=self.job.lineage,
-            position=position,
         )
-        self.store.save(checkpoint_name(position.epoch, position.step), write, validated)
+        self.writer.save(checkpoint_name(position.epoch, position.step), write, validated)
+
+    def _committed(self) -> None:
+        """After every checkpoint, in the writer's thread."""
         self.store.tidy(self.job.options.keep_last, self.job.options.best_by(self.stage.kind))
+        self.request.answer(self.answering)
+
+    def _block(self, action: Callable[[], None]) -> None:
+        """Do what training waits for, and count the time."""
+        began = time.monotonic()
+        action()
+        self.blocked += time.monotonic() - began
 
     def preview(self, rows: Tensor, epoch: int) -> None:
         """The loop's `preview`: a sheet of samples."""
@@ -319,6 +374,7 @@ class Worker:
 
     def stop(self, reason: str) -> None:
         """Leave the reason for the driver; all ranks call it together."""
+        self.writer.wait()
         self._collect_alarms(self.store.position())
         if self.recorder:
             good = self.store.newest_good()

@@ -48,7 +48,7 @@ def uneven_main(rank: int, folder: str) -> None:
     """Three ranks that share four batches."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(UNEVEN))
-    collectives = find_collectives(CPU, UNEVEN)
+    collectives = find_collectives(CPU, UNEVEN, is_alike=False)
 
     def wrap(network: nn.Module) -> nn.Module:
         return weigh(DistributedDataParallel(network), collectives.weight)

@@ -16,12 +16,14 @@ from lawdnet.training.collectives import Collectives, find_collectives
 from lawdnet.training.position import Position
 from lawdnet.training.stages import Stage
 from lawdnet.training.virtual_ranks import (
+    Merge,
+    VirtualRanks,
     Workers,
-    count_virtual_ranks,
     group_by_step,
     micro_batches_per_rank,
     share_of,
     shares,
+    virtual_ranks_of,
 )
 from pipelines.train.dataloader import rank_batches
 from pipelines.train.elastic import scaling
@@ -60,10 +62,16 @@ def test_virtual_ranks_are_shared_out_and_their_number_stays() -> None:
             assert shares(world, count) == tuple(sizes)
     assert shares(3, 4) == (2, 1, 1)
     assert Collectives(rank=1, shares=shares(3, 4)).weight == 0.25
-    assert count_virtual_ranks(STAGE, Workers(1, 4)) == 4
+    four = VirtualRanks(count=8, split=2)
+    assert virtual_ranks_of(STAGE, Workers(1, 4), 1, 99) == virtual_ranks_of(STAGE, Workers(4, 4), 1, 99) == four
+    assert virtual_ranks_of(STAGE, Workers(1, 1), 1, 99) == VirtualRanks(count=1)
+    assert virtual_ranks_of(STAGE, Workers(1, 4), 1, 7) == VirtualRanks(count=4), "a segment for each"
+    assert virtual_ranks_of(STAGE, Workers(1, 4), 2, 99) == VirtualRanks(count=4), "windows stay together"
     assert Workers(2, 8).at_most(3) == Workers(2, 3)
     fixed = Stage(**{**vars(STAGE), "global_batch": 6, "accumulate": 5})
-    assert (count_virtual_ranks(fixed, Workers(1, 4)), micro_batches_per_rank(fixed)) == (3, 1)
+    for workers in (Workers(0, 0), Workers(1, 4), Workers(64, 64)):
+        assert virtual_ranks_of(fixed, workers, 1, 99) == VirtualRanks(count=6, split=2)
+    assert micro_batches_per_rank(fixed) == 1
     asked = scaling(Workers(1, 4), gpu=False)
     assert (asked.num_workers, asked.elasticity_enabled) == ((1, 4), True)
     assert scaling(Workers(2, 2), gpu=True).num_workers == 2
@@ -155,12 +163,34 @@ def test_alone_a_worker_hands_round_nothing() -> None:
     rows_22 = torch.arange(4.0).view(2, 2)
     alone = find_collectives(torch.device("cpu"), shares(1, 2))
     assert torch.equal(alone.gather(rows_22), rows_22)
-    assert (alone.weight, alone.largest(2), alone.mine(2)) == (1, 2, slice(0, 2))
+    assert (alone.weight, alone.mine(2)) == (1, slice(0, 2))
+
+
+def test_63_of_64_workers_are_an_eighth_slower() -> None:
+    stage = Stage(**{**vars(STAGE), "batch_size": 16})
+    found = virtual_ranks_of(stage, Workers(8, 64), 1, 10_000)
+    assert found == VirtualRanks(count=512, split=8)
+    for world, most in ((64, 8), (63, 9), (57, 9), (56, 10), (32, 16)):
+        merge = Merge(shares=shares(world, found.count), split=found.split, accumulate=1)
+        assert max(merge.shares) == most
+        assert merge.count(most) == -(-most // 9), "up to 18 samples are one batch"
+    assert Merge(shares=(9, 8), split=8, accumulate=1).is_alike
+    assert not Merge(shares=(10, 9), split=8, accumulate=1).is_alike
+    assert not Merge(shares=(2, 1), split=1, accumulate=1).is_alike
+
+
+def test_what_virtual_ranks_bring_is_merged_in_order() -> None:
+    merge = Merge(shares=(5, 4), split=2, accumulate=1)
+    brought = [{"audio": np.full((2, 3), i), "step": np.array(7)} for i in range(5)]
+    found = merge(brought)
+    assert [one["audio"][:, 0].tolist() for one in found] == [[0, 0], [1, 1, 2, 2], [3, 3, 4, 4]]
+    assert all(one["step"] == 7 for one in found)
+    assert Merge(shares=(1,), split=1, accumulate=1)(brought[:1])[0] is brought[0]
 
 
 def test_two_workers_learn_what_one_learns(dataset: Dataset, tmp_path: Path, ray_session: None) -> None:
-    """The same global batch: three virtual ranks, two for the first worker, and four, two for each."""
-    settings = ["syncnet.global_batch=6", "frame_32.global_batch=8", "syncnet.lr=1e-4"]
+    """The same global batch: three virtual ranks, two for the first worker, and six, three for each."""
+    settings = ["syncnet.global_batch=6", "frame_32.global_batch=6", "syncnet.lr=1e-4"]
     config = tiny(["syncnet", "frame_32"], *settings)
     train(dataset, tmp_path / "one", config, here())
     train(dataset, tmp_path / "two", config, here(workers=Workers(2, 2), validate_every=1))
