@@ -18,7 +18,7 @@ from torch import Tensor
 from lawdnet.training.alarms import Alarm, NonFiniteLoss
 from lawdnet.training.networks import Values
 from lawdnet.training.position import START, Position
-from lawdnet.training.speed import SpeedMeter, StepTime
+from lawdnet.training.speed import OwnTime, SpeedMeter, StepTime
 from lawdnet.training.stages import Stage
 from lawdnet.training.steps import Step
 from lawdnet.types import TrainBatch
@@ -66,6 +66,8 @@ class Loop:
     """Told about every step that is skipped."""
     on_step: Callable[[StepTime], None] = lambda time: None
     """Told how long every step took."""
+    own: OwnTime | None = None
+    """Marked by whoever exchanges gradients with other ranks."""
 
     def run(self, start: Position = START) -> None:
         """Train from a position to the end of the stage.
@@ -94,7 +96,7 @@ class Loop:
         self, stream: Iterator[Sequence[Arrays]], epoch: int, first_step: int
     ) -> tuple[dict[str, float], HostBatch]:
         """Return the epoch's metrics and its last batch."""
-        means, meter, skipped = _Means(), SpeedMeter(self.device, self.on_step), 0
+        means, meter, skipped = _Means(), SpeedMeter(self.device, self.on_step, self.own), 0
         batches: list[HostBatch] = []
         for step in range(first_step, self.steps_per_epoch):
             with meter.waiting():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,16 +38,25 @@ class Parallel:
 
     weight: float
     """Weight of this worker's gradient in the mean."""
+    mark: Callable[[], None] = lambda: None
+    """Called when gradients are exchanged."""
 
     def __call__(self, network: nn.Module) -> nn.Module:
         wrapped: nn.Module = prepare_model(network, move_to_device=False)
-        return weigh(wrapped, self.weight) if isinstance(wrapped, DistributedDataParallel) else wrapped
+        return weigh(wrapped, self.weight, self.mark) if isinstance(wrapped, DistributedDataParallel) else wrapped
 
 
-def weigh(network: DistributedDataParallel, weight: float) -> DistributedDataParallel:
+def weigh(
+    network: DistributedDataParallel, weight: float, mark: Callable[[], None] = lambda: None
+) -> DistributedDataParallel:
     """Let this rank's gradients count with a weight in the mean; returns the network."""
-    # torch compares a hook's annotations as objects, and ours are strings
-    network.register_comm_hook(weight, lambda weight, bucket: _weighted_sum(weight, bucket))
+
+    # torch compares a hook's annotations as objects, and ours are strings: this one has none
+    def exchange(weight, bucket):  # type: ignore[no-untyped-def]
+        mark()
+        return _weighted_sum(weight, bucket)
+
+    network.register_comm_hook(weight, exchange)
     return network
 
 

@@ -36,6 +36,7 @@ from lawdnet.training.tail import Tail
 from lawdnet.training.virtual_ranks import VirtualRanks, Workers, virtual_ranks_of
 from pipelines.cluster import resources
 from pipelines.train.elastic import scaling
+from pipelines.train.health import ENVIRONMENT, LeaveOutFailing, torch_config
 from pipelines.train.notice import REQUEST, SaveBeforeResize, saved_when_stopped
 from pipelines.train.validate import check_landmarks
 from pipelines.train.worker import STOPPED, Job, work
@@ -281,11 +282,13 @@ def _fit(job: Job, store: CheckpointStore) -> None:
                 work,
                 train_loop_config={"job": job},
                 scaling_config=scaling(workers, gpu=job.options.gpu),
+                torch_config=torch_config() if workers.most else None,
                 run_config=RunConfig(
                     name=f"{locate(job.run).name}.{job.stage}",
                     storage_path=scratch,
                     failure_config=FailureConfig(max_failures=MAX_FAILURES),
-                    callbacks=[SaveBeforeResize(str(store.folder))] if workers.is_elastic else [],
+                    callbacks=_callbacks(store, workers),
+                    worker_runtime_env={"env_vars": ENVIRONMENT} if job.options.gpu else None,
                 ),
             )
             try:
@@ -297,6 +300,13 @@ def _fit(job: Job, store: CheckpointStore) -> None:
                 log.warning("%s: workers were lost %d times (%s); continuing", job.stage, MAX_FAILURES + 1, reason)
                 continue
         return
+
+
+def _callbacks(store: CheckpointStore, workers: Workers) -> list[Any]:
+    """What Ray Train's controller does for us."""
+    if not workers.is_elastic:  # a fixed number may need the node that failed
+        return []
+    return [SaveBeforeResize(str(store.folder)), LeaveOutFailing(resources.away_from(resources.PREPROCESS))]
 
 
 def _followed(path: Location, on_row: Callable[[dict[str, Any]], None]) -> AbstractContextManager[None]:

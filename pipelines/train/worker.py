@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -22,25 +20,27 @@ from torch import Tensor, nn
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import batches_per_epoch
 from lawdnet.models.legacy import start_from_legacy
-from lawdnet.models.saved import RUN, checkpoint_name, load_syncnet
+from lawdnet.models.saved import RUN, load_syncnet
 from lawdnet.storage import local_copy, locate
 from lawdnet.training import checkpoint
 from lawdnet.training.checkpoint import Lineage
 from lawdnet.training.checkpoint_store import CheckpointStore, local_folder
-from lawdnet.training.checkpoint_writer import CheckpointWriter
 from lawdnet.training.collectives import find_collectives
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.loop import Loop
 from lawdnet.training.options import RunOptions
 from lawdnet.training.position import START, Position
+from lawdnet.training.speed import OwnTime, StepTime
 from lawdnet.training.stages import scaled_lr
 from lawdnet.training.steps import GanStep, NonFiniteLoss, Step, SyncStep
+from lawdnet.training.stragglers import RankClock, RankTime, Stragglers
 from lawdnet.training.virtual_ranks import Merge, VirtualRanks, micro_batches_per_rank, shares, steps_per_epoch
 from pipelines.cluster import metrics
 from pipelines.train.dataloader import Batch, is_starved, rank_batches
 from pipelines.train.elastic import Parallel, gather
-from pipelines.train.notice import HOLD_SECONDS, LEAVING_SECONDS, STOPPING, Request, is_leaving
+from pipelines.train.health import check_ranks
 from pipelines.train.recorder import StageRecorder
+from pipelines.train.saver import Saver
 from pipelines.train.validate import Validation, landmarks_of, scorer_of
 
 STOPPED = "stopped.txt"
@@ -48,6 +48,8 @@ STOPPED = "stopped.txt"
 
 MIN_MIX = 8
 """Fewest segments that are drawn from at a time for a batch of a stage."""
+COMPARE_SECONDS = 60.0
+"""Time between two rows of metrics.jsonl with the steps of each worker."""
 COLUMNS = ("masked", "reference", "generated", "truth")
 """Columns of a sheet of samples."""
 
@@ -90,14 +92,8 @@ class Worker:
     stack: ExitStack
     alarms: list[str] = field(default_factory=list)
     """Alarms since they were last collected."""
-    saved: float = field(default_factory=time.monotonic)
-    """When the newest checkpoint was begun."""
-    answering: str = ""
-    """The request that it answers."""
-    blocked: float = 0.0
-    """Seconds that training waited for checkpoints …"""
-    reported: float = field(default_factory=time.monotonic)
-    """… since this time."""
+    compared: float = 0.0
+    """When the workers' steps were last logged."""
 
     def __post_init__(self) -> None:
         context, job = ray.train.get_context(), self.job
@@ -112,15 +108,14 @@ class Worker:
                 f"{self.root}: not visible from {socket.gethostname()}; give a folder that all machines share, or s3://…"
             )
         self.store = CheckpointStore(self.root / self.stage.name)
-        self.writer = CheckpointWriter(self.store, self._committed)
-        self.stack.callback(self.writer.close)
-        self.request = Request(self.store.folder)
-        if self.rank == 0:
-            self.stack.enter_context(self.request.watched())
+        self.saver = Saver(self.store, job.options, job.lineage, self.stack) if self.rank == 0 else None
         self.accumulate = micro_batches_per_rank(self.stage)
         by_rank = shares(self.world, job.virtual_ranks.count)
         self.merge = Merge(shares=by_rank, split=job.virtual_ranks.split, accumulate=self.accumulate)
         self.collectives = find_collectives(self.device, by_rank, is_alike=self.merge.is_alike)
+        self.own = OwnTime(self.device)
+        self.clock = RankClock(self.rank, socket.gethostname(), by_rank[self.rank])
+        self.stragglers = Stragglers()
         spec = self.config.sample_spec(self.stage)
         # a step draws from the groups of all virtual ranks, whose number stays whatever the number of workers
         mix = max(-(-MIN_MIX // job.virtual_ranks.split), spec.mix_segments // job.virtual_ranks.count)
@@ -138,6 +133,7 @@ class Worker:
 
     def train(self) -> None:
         """Train from wherever the stage stopped to its end."""
+        check_ranks(self.device)
         torch.manual_seed(self.config.seed)
         np.random.seed(self.config.seed)  # noqa: NPY002
         syncnet = self._local(self.job.syncnet)
@@ -180,18 +176,19 @@ class Worker:
             report=self.report,
             save=self.save,
             save_every_steps=self.job.options.save_every_steps,
-            save_wanted=self._save_wanted,
+            save_wanted=self.saver.is_wanted if self.saver else lambda: False,
             max_skipped=self.config.max_skipped,
             alarm=self.alarms.append,
             log=self._log_step,
             preview=self.preview if self.recorder else None,
             preview_every=self.config.sample_every,
-            on_step=partial(metrics.stepped, labels=labels),
+            on_step=partial(self._stepped, labels=labels),
+            own=self.own,
         )
 
     def _make_step(self, syncnet: Path | None) -> Step:
         config, features = self.config, self.job.lineage.features
-        wrap = Parallel(self.collectives.weight)
+        wrap = Parallel(self.collectives.weight, self.own.mark)
         if self.stage.kind == "syncnet":
             return SyncStep(
                 config,
@@ -242,10 +239,27 @@ class Worker:
 
     def _log_step(self, row: dict[str, Any]) -> None:
         """Log a step, its metrics as the mean over all virtual ranks; all workers call it together."""
+        self._compare_ranks(row)
         everyone = gather((self.collectives.weight, row))
         same = {name: row[name] for name in ("epoch", "step", "lr")}
         means = {name: sum(weight * one[name] for weight, one in everyone) for name in row if name not in same}
         self._note({"kind": "step", **same, **means})
+
+    def _stepped(self, step: StepTime, labels: Mapping[str, str]) -> None:
+        metrics.stepped(step, labels=labels)
+        self.clock.add(step)
+
+    def _compare_ranks(self, row: dict[str, Any]) -> None:
+        """Log what each worker's steps took, once a minute, and name slow ones; all workers call it together."""
+        times: list[RankTime] = gather(self.clock.take())
+        if self.world == 1 or self.rank:
+            return
+        slow = self.stragglers.update(times)
+        self.alarms += [f"{self.stage.name}: {text}" for text in slow]
+        if slow or time.monotonic() - self.compared >= COMPARE_SECONDS:
+            self.compared = time.monotonic()
+            columns = {name: [getattr(one, name) for one in times] for name in ("host", "waited", "own")}
+            self._note({"kind": "ranks", "epoch": row["epoch"], "step": row["step"], **columns})
 
     def _log_resume(self, position: Position, begun: Position | None) -> None:
         if position == START and begun is None:
@@ -293,26 +307,16 @@ class Worker:
             validated = self.validation(self._evaluated())
         if epoch % options.save_every_epochs == 0 or is_last:
             self._save(Position(epoch), validated)
-        if is_last:
-            self._block(self.writer.wait)
-        means |= {"save_wait": self.blocked / (time.monotonic() - self.reported)}
-        self.blocked, self.reported = 0.0, time.monotonic()
+        if is_last and self.saver:
+            self.saver.wait()
         self._collect_alarms(Position(epoch))
-        self._note({"kind": "epoch", "epoch": epoch, "workers": self.world, **means})
+        saving = {"save_wait": self.saver.share()} if self.saver else {}
+        self._note({"kind": "epoch", "epoch": epoch, "workers": self.world, **means, **saving})
         if validated:
             self._note({"kind": "validation", "epoch": epoch, **validated})
         if self.recorder:
             self.recorder.push()
         ray.train.report({"epoch": epoch, **means, **{f"validation_{name}": n for name, n in validated.items()}})
-
-    def _save_wanted(self) -> bool:
-        """The loop's `save_wanted`: whether it is time, or somebody asks."""
-        if self.rank or self.writer.is_busy:
-            return False
-        if self.request.content or STOPPING.is_set():
-            return True
-        every = min(self.job.options.save_every or math.inf, LEAVING_SECONDS if is_leaving() else math.inf)
-        return time.monotonic() - self.saved >= every
 
     def save(self, position: Position) -> None:
         """The loop's `save`, on every rank: a checkpoint within an epoch."""
@@ -320,44 +324,16 @@ class Worker:
         self._collect_alarms(position)
         if self.recorder:
             self.recorder.push()
-        if self.answering:  # whoever asked is about to stop the workers
-            self.writer.wait()
-            time.sleep(HOLD_SECONDS)
-        if STOPPING.is_set():
-            self.writer.wait()
-            raise SystemExit(128 + signal.SIGTERM)
+        if self.saver:
+            self.saver.hold()
 
     def _evaluated(self) -> nn.Module:
         """The network that inference would use."""
         return self.step.evaluated if isinstance(self.step, GanStep) else self.step.networks["syncnet"]
 
     def _save(self, position: Position, validated: dict[str, float] | None) -> None:
-        """Copy the state to the host, and write it in a thread."""
-        if self.rank == 0:
-            self._block(lambda: self._begin_to_save(position, validated))
-
-    def _begin_to_save(self, position: Position, validated: dict[str, float] | None) -> None:
-        self.writer.wait()
-        self.answering, self.saved = self.request.content, time.monotonic()
-        write = partial(
-            checkpoint.write,
-            taken=checkpoint.snapshot(self.step, position),
-            stage=self.stage,
-            config=self.config,
-            lineage=self.job.lineage,
-        )
-        self.writer.save(checkpoint_name(position.epoch, position.step), write, validated)
-
-    def _committed(self) -> None:
-        """After every checkpoint, in the writer's thread."""
-        self.store.tidy(self.job.options.keep_last, self.job.options.best_by(self.stage.kind))
-        self.request.answer(self.answering)
-
-    def _block(self, action: Callable[[], None]) -> None:
-        """Do what training waits for, and count the time."""
-        began = time.monotonic()
-        action()
-        self.blocked += time.monotonic() - began
+        if self.saver:
+            self.saver.save(self.step, position, validated)
 
     def preview(self, rows: Tensor, epoch: int) -> None:
         """The loop's `preview`: a sheet of samples."""
@@ -374,7 +350,8 @@ class Worker:
 
     def stop(self, reason: str) -> None:
         """Leave the reason for the driver; all ranks call it together."""
-        self.writer.wait()
+        if self.saver:
+            self.saver.wait()
         self._collect_alarms(self.store.position())
         if self.recorder:
             good = self.store.newest_good()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lawdnet.training.collectives import find_collectives
 from lawdnet.training.loop import to_batch
+from lawdnet.training.speed import OwnTime, SpeedMeter
 from lawdnet.training.steps import NonFiniteLoss, Step
+from lawdnet.training.stragglers import IN_A_ROW, RankClock, RankTime, Stragglers
 from lawdnet.types import TrainBatch
 from pipelines.train.elastic import weigh
 from tests.support.tiny_training import CPU, apart, arrays, assert_same, batch_of, make_step, tiny, weights
 
 NAMES = ("syncnet", "frame_32", "clip_96")
 STEPS = 3
+SLOW = 0.4
 UNEVEN = (2, 1, 1)
 """Shares of three workers for four virtual ranks."""
 LOUD = ("sync_ramp=0", "clip_96.weights.sync=100")
@@ -66,8 +70,25 @@ def uneven_main(rank: int, folder: str) -> None:
         found[name] = weights(step)
         found[f"{name}/values"] = values
     found["weight"] = collectives.weight
+    found["times"] = times_with_a_slow_rank(rank)
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def times_with_a_slow_rank(rank: int) -> RankTime:
+    """Five steps, in which the last rank takes SLOW seconds longer before its gradients."""
+    config, own = tiny(), OwnTime(CPU)
+    stage = config.stage("frame_32")
+    step = make_step(config, stage, lambda network: weigh(DistributedDataParallel(network), 1 / 3, own.mark))
+    clock = RankClock(rank, f"host{rank}", 1)
+    meter = SpeedMeter(CPU, clock.add, own)
+    for index in range(5):
+        with meter.computing(2):
+            time.sleep(SLOW if rank == 2 else 0)
+            step(batch_of(stage, index))
+        if not index:
+            clock.take()  # the first one warms up
+    return clock.take()
 
 
 def gradients(step: Step) -> dict[str, torch.Tensor]:
@@ -129,7 +150,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("uneven")
     mp.start_processes(uneven_main, (str(folder),), nprocs=len(UNEVEN), start_method="spawn")
-    return [torch.load(folder / f"{rank}.pt") for rank in range(len(UNEVEN))]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(len(UNEVEN))]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -148,6 +169,17 @@ def test_three_ranks_with_four_batches_learn_what_one_does(name: str, uneven: li
     assert apart(weights(alone), uneven[0][name], start) < 0.01
     means = {key: sum(found["weight"] * found[f"{name}/values"][key] for found in uneven) for key in values}
     assert means == pytest.approx(values, rel=1e-4)
+
+
+def test_a_slow_rank_is_named(uneven: list[dict[str, Any]]) -> None:
+    """All ranks take equally long for a step: what differs is when they begin to wait."""
+    times = [found["times"] for found in uneven]
+    assert times[2].own > SLOW
+    assert max(time.own for time in times[:2]) < times[2].own - SLOW / 2
+    stragglers = Stragglers()
+    told = [stragglers.update(times) for _ in range(IN_A_ROW + 2)]
+    assert [len(texts) for texts in told] == [0] * (IN_A_ROW - 1) + [1, 0, 0], "once"
+    assert told[IN_A_ROW - 1][0].startswith("rank 2 on host2 is slow, and all others wait for it: 0.")
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

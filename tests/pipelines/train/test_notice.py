@@ -62,7 +62,7 @@ def test_a_request_is_answered_by_a_checkpoint(
             time.sleep(1.5)  # while which the request is seen
 
     monkeypatch.setattr(Worker, "_log_step", slow)
-    monkeypatch.setattr("pipelines.train.worker.HOLD_SECONDS", 0)
+    monkeypatch.setattr("pipelines.train.saver.HOLD_SECONDS", 0)
 
     def ask() -> None:
         assert asked.wait(60)
