@@ -6,9 +6,9 @@
 For every stage of the preset `full` (those of `published` have the same sizes), with our networks and with the
 published structure (`benchmarks/published.py`): samples per second, peak memory, TFLOP/s and their share of what a
 large product of matrices reaches in the same number format, and the share of a step in the warp, convolutions,
-optimisers and copies, by the profiler. Then the frames that a generator makes, against 25 per second. VGG19 has random weights, which take as
-long as trained ones. Batches are random and lie in memory: drawing them is measured elsewhere. What the time or the
-memory does not suffice for is listed as not measured.
+optimisers and copies, by the profiler. Then the frames that a generator makes, against 25 per second. VGG19 has random
+weights, which take as long as trained ones. Batches are random and lie in memory: drawing them is measured elsewhere.
+What the time or the memory does not suffice for is listed as not measured.
 """
 
 from __future__ import annotations
