@@ -183,7 +183,7 @@ def measured(row: Row, config: TrainConfig, device: torch.device, roofs: dict[st
         samples_per_second=round(stage.batch_size / took, 2),
         step_ms=round(1000 * took, 2),
         memory_gb=round(memory, 2),
-        tflop_per_step=round(tflop, 4),
+        tflop_per_step=round(tflop, 6),
         tflops=round(reached, 3),
         roof_share=round(reached / roofs[row.precision], 4),
         shares=shares(step, batches[0], device),
