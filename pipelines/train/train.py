@@ -310,12 +310,14 @@ def _callbacks(store: CheckpointStore, workers: Workers) -> list[Any]:
 
 
 def _followed(path: Location, on_row: Callable[[dict[str, Any]], None]) -> AbstractContextManager[None]:
-    """Hand the file's new epoch rows to `on_row` while the block runs."""
+    """Hand the file's new epoch rows to `on_row` while the block runs, and log the alarms of workers."""
     tail = Tail(path)
 
     def drain() -> None:
         for row in tail.rows():
             if row.get("kind") == "epoch":
                 on_row(row)
+            elif row.get("kind") == "alarm":
+                log.warning("%s", row["text"])
 
     return repeated(drain, tail.period)

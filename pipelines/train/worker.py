@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -84,6 +85,18 @@ def work(job_config: dict[str, Any]) -> None:
             worker.stop(f"{error}")
 
 
+class _Warnings(logging.Handler):
+    """Makes alarms of warnings: what a worker logs stays on its node."""
+
+    def __init__(self, alarms: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.alarms = alarms
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning until alarms are collected."""
+        self.alarms.append(record.getMessage())
+
+
 @dataclass
 class Worker:
     """One rank of a stage."""
@@ -97,6 +110,8 @@ class Worker:
 
     def __post_init__(self) -> None:
         context, job = ray.train.get_context(), self.job
+        if job.options.workers.most:
+            self._keep_warnings()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.config, self.stage = job.config, job.config.stage(job.stage)
         self.device = ray.train.torch.get_device()
@@ -130,6 +145,12 @@ class Worker:
             self.recorder.open(
                 job.options.loggers, config=self.config.to_dict(), lineage=asdict(job.lineage), run_name=run_name
             )
+
+    def _keep_warnings(self) -> None:
+        handler = _Warnings(self.alarms)
+        for package in ("lawdnet", "pipelines"):
+            logging.getLogger(package).addHandler(handler)
+            self.stack.callback(logging.getLogger(package).removeHandler, handler)
 
     def train(self) -> None:
         """Train from wherever the stage stopped to its end."""
