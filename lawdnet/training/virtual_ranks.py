@@ -96,9 +96,14 @@ def micro_batches_per_rank(stage: Stage) -> int:
 
 
 def share_of(rank: int, world: int, virtual_ranks: int) -> range:
-    """The virtual ranks that one of `world` workers computes; shares differ by one at most."""
+    """The virtual ranks that one of `world` workers computes; shares differ by one at most.
+
+    They are neighbours, so that the same ones are merged into a batch whatever the number of workers, if it divides.
+    """
     assert world <= virtual_ranks, "`Workers.at_most` leaves no worker without a share"
-    return range(rank, virtual_ranks, world)
+    size, rest = divmod(virtual_ranks, world)
+    start = rank * size + min(rank, rest)
+    return range(start, start + size + (rank < rest))
 
 
 def shares(world: int, virtual_ranks: int) -> tuple[int, ...]:

@@ -61,6 +61,7 @@ def test_virtual_ranks_are_shared_out_and_their_number_stays() -> None:
             assert max(sizes) - min(sizes) <= 1
             assert shares(world, count) == tuple(sizes)
     assert shares(3, 4) == (2, 1, 1)
+    assert [list(share_of(rank, 2, 4)) for rank in range(2)] == [[0, 1], [2, 3]], "what is merged is the same for all"
     assert Collectives(rank=1, shares=shares(3, 4)).weight == 0.25
     four = VirtualRanks(count=8, split=2)
     assert virtual_ranks_of(STAGE, Workers(1, 4), 1, 99) == virtual_ranks_of(STAGE, Workers(4, 4), 1, 99) == four
