@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test test-all lint types format clean
+.PHONY: quickstart test test-all test-gpu lint types format clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.core
@@ -14,7 +14,10 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest -m 'not gpu'
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -36,12 +36,17 @@ def train(
     validate_every: Annotated[
         int, typer.Option(min=0, help="Epochs between two validations on held-out videos; 0: never.")
     ] = 1,
+    save_every: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="Time between two checkpoints (30s, 5m, 1h), about what a crash costs; 0: never.",
+        ),
+    ] = "5m",
     save_every_epochs: Annotated[int, typer.Option(min=1, help="Epochs between two checkpoints.")] = 1,
     save_every_steps: Annotated[
         int,
-        typer.Option(
-            min=0, help="Steps between two checkpoints within an epoch, and so the most that a crash costs; 0: none."
-        ),
+        typer.Option(min=0, help="Steps between two checkpoints within an epoch, whatever the time; 0: none."),
     ] = 0,
     keep: Annotated[int, typer.Option(min=1, help="Newest checkpoints to keep per stage, besides the best.")] = 2,
     logger: options.Loggers = "jsonl",
@@ -65,7 +70,7 @@ def train(
         from lawdnet.training.config import make_config
 
         config = make_config(preset, split(stages), settings)
-        from lawdnet.training.options import RunOptions
+        from lawdnet.training.options import RunOptions, parse_duration
         from lawdnet.training.virtual_ranks import Workers
 
         run_options = RunOptions(
@@ -75,6 +80,7 @@ def train(
             gates=tuple(gate),
             best=best,
             validate_every=validate_every,
+            save_every=parse_duration(save_every),
             save_every_epochs=save_every_epochs,
             save_every_steps=save_every_steps,
             keep_last=keep,

@@ -6,7 +6,7 @@ Shape letters: B batch, T video frames, N frames of one sample (1 or 5), C featu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 FPS = 25
@@ -191,3 +192,14 @@ class TrainBatch:
     audio_origin_A2: Tensor | None = None
     """For the sync network, a number of the segment and the first row of all A = 3·B audio windows: B right ones, then
     the negatives."""
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self.source_BN3HW)
+
+    def to(self, device: torch.device, /) -> TrainBatch:
+        """The same batch on a device."""
+        moved: dict[str, Any] = {column.name: getattr(self, column.name) for column in fields(self)}
+        moved |= {name: value.to(device) for name, value in moved.items() if value is not None}
+        return TrainBatch(**moved)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-
-import torch
-from torch import Tensor
+from math import isfinite
 
 Alarm = Callable[[str], None]
 """Takes a sentence for a person: what happened, where, and what to do."""
@@ -21,19 +19,18 @@ class NonFiniteLoss(RuntimeError):
     """A loss or gradient is NaN or infinite; no rank has taken that step."""
 
 
-def check_finite(losses: Mapping[str, Tensor], agree: Callable[[bool], bool] = lambda flag: flag) -> None:
-    """Stop every rank before any of them steps, if any loss is not finite.
+def check_finite(values: Mapping[str, float], *, is_elsewhere: bool = False) -> None:
+    """Raise if a loss or gradient is not finite.
 
     Args:
-        losses: scalars by name.
-        agree: whether the flag is set on any rank.
+        values: losses and lengths of gradients, by name.
+        is_elsewhere: whether one of another rank is not finite.
 
     Raises:
-        NonFiniteLoss: names the losses of this rank, or says that it was another rank.
+        NonFiniteLoss: names those of this rank, or says that it was another rank.
     """
-    is_bad_L = (~torch.isfinite(torch.stack([loss.detach().float() for loss in losses.values()]))).tolist()
-    if agree(any(is_bad_L)):
-        bad = [name for name, is_bad in zip(losses, is_bad_L, strict=True) if is_bad]
+    bad = [name for name, value in values.items() if not isfinite(value)]
+    if bad or is_elsewhere:
         raise NonFiniteLoss(f"not finite: {', '.join(bad) if bad else 'a loss on another rank'}")
 
 

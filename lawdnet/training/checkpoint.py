@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -62,31 +63,61 @@ def _restore_random(states: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), normal))
 
 
-def save(
-    folder: Path,
-    step: Step,
-    stage: Stage,
-    config: TrainConfig,
-    lineage: Lineage,
-    *,
-    position: Position,
-) -> None:
-    """Write state.pt and meta.json."""
-    torch.save(
-        {
-            "networks": {name: network.state_dict() for name, network in step.networks.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in step.optimizers.items()},
-            "parts": {name: part.state_dict() for name, part in step.parts.items()},
-            "random": _random_states(),
-            "position": dataclasses.asdict(position),
-        },
-        folder / STATE,
-    )
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The state of a stage at a position, on the host: training may continue while it is written."""
+
+    state: dict[str, Any]
+    shapes: dict[str, Any]
+    position: Position
+    wait: Callable[[], None]
+    """Returns when everything has come from the device."""
+
+
+def snapshot(step: Step, position: Position) -> Snapshot:
+    """Copy a stage's state to the host, which does not wait for the device."""
+    state = {
+        "networks": {name: network.state_dict() for name, network in step.networks.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in step.optimizers.items()},
+        "parts": {name: part.state_dict() for name, part in step.parts.items()},
+        "random": _random_states(),
+        "position": dataclasses.asdict(position),
+    }
+    copied, wait = _on_host(state), _nothing
+    if torch.cuda.is_available():
+        event = torch.cuda.Event()
+        event.record()
+        wait = event.synchronize
     shapes = {
         name: dataclasses.asdict(network.config)
         for name, network in step.networks.items()
         if isinstance(network, Generator | SyncNet)
     }
+    return Snapshot(state=copied, shapes=shapes, position=position, wait=wait)
+
+
+def _nothing() -> None:
+    """All is there."""
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", non_blocking=True, copy=True)  # from a GPU into pinned memory
+    if isinstance(value, Mapping):
+        return {key: _on_host(one) for key, one in value.items()}
+    return type(value)(map(_on_host, value)) if isinstance(value, list | tuple) else value
+
+
+def save(folder: Path, step: Step, stage: Stage, config: TrainConfig, lineage: Lineage, *, position: Position) -> None:
+    """Write state.pt and meta.json of a stage as it is."""
+    write(folder, snapshot(step, position), stage, config, lineage)
+
+
+def write(folder: Path, taken: Snapshot, stage: Stage, config: TrainConfig, lineage: Lineage) -> None:
+    """Write state.pt and meta.json."""
+    taken.wait()
+    torch.save(taken.state, folder / STATE)
+    position = taken.position
     meta = {
         "stage": stage.name,
         "kind": stage.kind,
@@ -102,7 +133,7 @@ def save(
         "state_bytes": (folder / STATE).stat().st_size,
         "state_sha256": state_hash(folder),
         **dataclasses.asdict(lineage),
-        **shapes,
+        **taken.shapes,
         "config": config.to_dict(),
     }
     (folder / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf8")
@@ -114,11 +145,17 @@ def resume(folder: Path, step: Step) -> Position:
     for name, network in step.networks.items():
         network.load_state_dict(state["networks"][name])
     for name, optimizer in step.optimizers.items():
-        optimizer.load_state_dict(state["optimizers"][name])
+        optimizer.load_state_dict(_as_here(state["optimizers"][name], optimizer))
     for name, part in step.parts.items():
         part.load_state_dict(state["parts"][name])
     _restore_random(state["random"])
     return Position(**state["position"])
+
+
+def _as_here(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A saved optimiser for this one's device: how it computes is no part of what was learnt."""
+    groups = zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    return saved | {"param_groups": [group | {"fused": now["fused"]} for group, now in groups]}
 
 
 def start_from(folder: Path, step: Step) -> None:

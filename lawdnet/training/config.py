@@ -10,10 +10,11 @@ from typing import Any
 from lawdnet.data.sampling import REFERENCES, SampleSpec
 from lawdnet.models.warp import LAYOUTS
 from lawdnet.settings import convert, parse_setting, unknown_key
+from lawdnet.training.precision import DTYPES
 from lawdnet.training.stages import PRESETS, Stage, Weights
 
 _CHOICES = {
-    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "precision": ("auto", *DTYPES),
     "pixel_loss": ("l1", "l2"),
     "references": REFERENCES,
     "warp_layout": LAYOUTS,
@@ -48,11 +49,12 @@ class TrainConfig:
     """Path or URI of torchvision's VGG19 weights, which every stage with a perceptual loss needs."""
     pixel_loss: str = "l2"
     precision: str = "auto"
-    """fp32, bf16, fp16 with a gradient scaler, or auto: bf16 on a GPU that has it."""
-    channels_last: bool = False
-    """Store the channels of a pixel together, which suits tensor cores."""
-    compile: bool = False
-    """Compile the warp with torch.compile: 16 s of one core at the first step. If that fails, it runs uncompiled."""
+    """fp32, tf32, bf16, fp16 with a gradient scaler, or auto: bf16 on a GPU that has it, tf32 on others."""
+    channels_last: bool | None = None
+    """Store the channels of a pixel together, which suits tensor cores; on a GPU if not given."""
+    compile: bool | None = None
+    """Compile the warp with torch.compile, 16 s of one core at the first step; on a GPU if not given. If that fails,
+    there is an alarm, and it runs uncompiled."""
     grad_clip: float = 2.0
     """Largest norm of a network's gradient, in multiples of its running mean; 0: no clipping."""
     ema_decay: float = 0.999
@@ -214,7 +216,8 @@ def _set_row(stage: Stage, key: str, rest: str, value: Any) -> Stage:
 
 
 def _fit(key: str, old: Any, value: Any) -> Any:
-    """The value as the type of the field's old one; only `init_from` may be None."""
-    if key.endswith(".init_from"):
-        return value if value is None else convert(key, value, str)
-    return convert(key, value, type(old))
+    """The value as the type of the field's old one; some may be None."""
+    optional = {"init_from": str, "channels_last": bool, "compile": bool}.get(key.rpartition(".")[2])
+    if optional and value is None:
+        return None
+    return convert(key, value, optional or type(old))

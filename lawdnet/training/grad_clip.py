@@ -31,20 +31,22 @@ class GradClipper:
     def __call__(self, name: str, parameters: Iterable[nn.Parameter]) -> Tensor:
         """Clip in place; returns the norm before clipping. The first gradient of a name is not clipped.
 
-        A gradient that is not finite is neither clipped nor counted in the mean.
+        The host does not wait for the device: whoever reads the norm gives it to `update`.
         """
         found = list(parameters)
         norm = nn.utils.get_total_norm([p.grad for p in found if p.grad is not None])
-        length = float(norm)
-        if not self.times or not math.isfinite(length):
-            return norm
-        if name in self.means and length > (largest := self.times * self.means[name]):
-            nn.utils.clip_grads_with_norm_(found, largest, norm)
-            length = largest
-        self.seen[name] = self.seen.get(name, 0) + 1
-        mean = self.means.get(name, 0.0)
-        self.means[name] = mean + max(1 / self.seen[name], 1 / MEMORY) * (length - mean)
+        if self.times and name in self.means:
+            nn.utils.clip_grads_with_norm_(found, self.times * self.means[name], norm)
         return norm
+
+    def update(self, name: str, length: float) -> None:
+        """Count the norm of a gradient before clipping in the mean; one that is not finite is ignored."""
+        if not self.times or not math.isfinite(length):
+            return
+        mean = self.means.get(name, 0.0)
+        length = min(length, self.times * mean) if name in self.means else length
+        self.seen[name] = self.seen.get(name, 0) + 1
+        self.means[name] = mean + max(1 / self.seen[name], 1 / MEMORY) * (length - mean)
 
     def state_dict(self) -> dict[str, Any]:
         """Counts and means by name."""

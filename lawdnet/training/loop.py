@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from lawdnet.training.alarms import Alarm, NonFiniteLoss
-from lawdnet.training.networks import Metrics
+from lawdnet.training.networks import Values
 from lawdnet.training.position import START, Position
-from lawdnet.training.speed import SpeedMeter, StepTime
+from lawdnet.training.speed import OwnTime, SpeedMeter, StepTime
 from lawdnet.training.stages import Stage
 from lawdnet.training.steps import Step
 from lawdnet.types import TrainBatch
@@ -58,12 +58,16 @@ class Loop:
     """Called within epochs to write a checkpoint."""
     save_every_steps: int = 0
     """Steps between two of those calls, counted from the start of the epoch; 0: only `report` saves."""
+    save_wanted: Callable[[], bool] = lambda: False
+    """Whether this rank wants a checkpoint after the next step; if any does, all call `save`."""
     max_skipped: int = 0
     """Steps of an epoch that may be skipped because a loss or gradient is not finite."""
     alarm: Alarm = logger.warning
     """Told about every step that is skipped."""
     on_step: Callable[[StepTime], None] = lambda time: None
     """Told how long every step took."""
+    own: OwnTime | None = None
+    """Marked by whoever exchanges gradients with other ranks."""
 
     def run(self, start: Position = START) -> None:
         """Train from a position to the end of the stage.
@@ -75,7 +79,7 @@ class Loop:
         for epoch in range(start.epoch, self.stage.epochs):
             metrics, batch = self._epoch(stream, epoch, start.step if epoch == start.epoch else 0)
             is_wanted = (epoch + 1) % self.preview_every == 0 or epoch + 1 == self.stage.epochs
-            if self.preview and is_wanted and (images := self.step.preview(batch)) is not None:
+            if self.preview and is_wanted and (images := self.step.preview(batch.to(self.device))) is not None:
                 self.preview(images, epoch + 1)
             self.report(metrics, epoch=epoch + 1)
 
@@ -90,16 +94,17 @@ class Loop:
 
     def _epoch(
         self, stream: Iterator[Sequence[Arrays]], epoch: int, first_step: int
-    ) -> tuple[dict[str, float], TrainBatch]:
+    ) -> tuple[dict[str, float], HostBatch]:
         """Return the epoch's metrics and its last batch."""
-        means, meter, skipped = _Means(self.device), SpeedMeter(self.device, self.on_step), 0
-        batches: list[TrainBatch] = []
+        means, meter, skipped = _Means(), SpeedMeter(self.device, self.on_step, self.own), 0
+        batches: list[HostBatch] = []
         for step in range(first_step, self.steps_per_epoch):
             with meter.waiting():
                 arrays = _next(stream, Position(epoch, step))
-            with meter.computing(sum(len(one["source"]) for one in arrays)):
-                batches = [to_batch(one, self.device) for one in arrays]
+            batches = [HostBatch(one) for one in arrays]
+            with meter.computing(sum(batch.size for batch in batches)):
                 self._set_lr(self._lr(epoch, step))
+                self.step.save_wanted = self.save_wanted()
                 try:
                     losses = self.step(*batches)
                 except NonFiniteLoss as error:
@@ -108,17 +113,20 @@ class Loop:
                     losses = {}
             means.add(losses)
             self._log(losses, epoch, step)
-            done = step + 1
-            if self.save and self.save_every_steps and done < self.steps_per_epoch and not done % self.save_every_steps:
-                self.save(Position(epoch, done))
+            self._save(Position(epoch, step + 1))
         assert batches, "a checkpoint is never at the end of an epoch"
         return means.values() | meter.values() | ({"skipped": float(skipped)} if skipped else {}), batches[-1]
 
-    def _log(self, losses: Metrics, epoch: int, step: int) -> None:
+    def _save(self, position: Position) -> None:
+        """Save within an epoch, if that is wanted or due."""
+        is_due = self.save_every_steps and not position.step % self.save_every_steps
+        if self.save and position.step < self.steps_per_epoch and (is_due or self.step.save_wanted):
+            self.save(position)
+
+    def _log(self, losses: Values, epoch: int, step: int) -> None:
         is_last = step + 1 == self.steps_per_epoch
         if losses and (step % 10 == 0 or is_last or any(name.startswith("share_") for name in losses)):
-            row = {name: float(loss) for name, loss in losses.items()}
-            self.log({"epoch": epoch, "step": step, "lr": self._lr(epoch, step), **row})
+            self.log({"epoch": epoch, "step": step, "lr": self._lr(epoch, step), **losses})
 
     def _skip(self, error: NonFiniteLoss, arrays: Sequence[Arrays], skipped: int, position: Position) -> None:
         """Name the segments of the step, and stop if too many steps were skipped."""
@@ -131,19 +139,19 @@ class Loop:
 
 
 class _Means:
-    """Means of metrics, each over the steps that have it, without waiting for the device."""
+    """Means of metrics, each over the steps that have it."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
         self.counts: Counter[str] = Counter()
 
-    def add(self, metrics: Metrics) -> None:
+    def add(self, metrics: Values) -> None:
         for name, value in metrics.items():
             self.sums[name] += value
             self.counts[name] += 1
 
     def values(self) -> dict[str, float]:
-        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
 
 
 def _next(stream: Iterator[Sequence[Arrays]], position: Position) -> Sequence[Arrays]:
@@ -154,12 +162,29 @@ def _next(stream: Iterator[Sequence[Arrays]], position: Position) -> Sequence[Ar
     return arrays
 
 
+@dataclass(frozen=True)
+class HostBatch:
+    """A batch of the sampler, which a step moves to its device while it works on it."""
+
+    arrays: Arrays
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self.arrays["source"])
+
+    def to(self, device: torch.device, /) -> TrainBatch:
+        """The batch on a device."""
+        return to_batch(self.arrays, device)
+
+
 def to_batch(arrays: Arrays, device: torch.device) -> TrainBatch:
-    """Move a batch of the sampler (uint8, channels last) to a device, as float tensors."""
+    """Move a batch of the sampler (uint8, channels last) to a device, as float tensors; the host does not wait."""
 
     def move(name: str) -> Tensor:
         # arrays from Ray's object store are read-only, and torch warns about those
-        return torch.from_numpy(np.require(arrays[name], requirements=["C", "W"])).to(device, non_blocking=True)
+        tensor = torch.from_numpy(np.require(arrays[name], requirements=["C", "W"]))
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
     source_BN3HW = move("source").permute(0, 1, 4, 2, 3).float() / 255
     if "reference" in arrays:

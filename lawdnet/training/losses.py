@@ -37,16 +37,28 @@ def perceptual(features: Callable[[Tensor], Sequence[Tensor]], generated_B3HW: T
 
 
 def equal_audio(audio_AC9: Tensor) -> Tensor:
-    """A number for each of A audio clips; clips with the same number are equal to the last bit."""
-    return torch.unique(audio_AC9.flatten(1), dim=0, return_inverse=True)[1]
+    """A number for each of A audio clips; clips with the same number are equal to the last bit.
+
+    It is a hash of 64 bits, the same on every rank: sorting out equal rows (`torch.unique`) makes the host wait.
+    """
+    bits_AK = (audio_AC9.float() + 0.0).flatten(1).view(torch.int32).long()  # + 0.0: there are two zeros
+    place_K = torch.arange(1, bits_AK.shape[1] + 1, device=bits_AK.device)
+    return _mixed(bits_AK * 0x9E3779B1 + _mixed(place_K)).sum(1)
+
+
+def _mixed(number: Tensor) -> Tensor:
+    """Mix the bits of 64-bit integers (the finaliser of SplitMix64, with arithmetic shifts)."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        number = (number ^ (number >> shift)) * factor
+    return number ^ (number >> 31)
 
 
 NEAR_FRAMES = 5
 """Audio that begins fewer frames from the right one is nearly right itself."""
 
 
-def rivals(kind_A: Tensor, origin_A2: Tensor | None, faces: int) -> Tensor:
-    """B×A: the pairs that are compared, which are a face's own audio and what is wrong for it.
+def rivals(kind_A: Tensor, origin_A2: Tensor | None, faces: int, rows: slice = slice(None)) -> Tensor:
+    """B×A, or some of its rows: the pairs that are compared, which are a face's own audio and what is wrong for it.
 
     Audio that is equal to the right one (a clip drawn twice, digital silence) is not wrong. With `origin_A2` only other
     moments of the same segment are, `NEAR_FRAMES` away or more: whoever must also tell voices and faces apart learns
@@ -56,39 +68,48 @@ def rivals(kind_A: Tensor, origin_A2: Tensor | None, faces: int) -> Tensor:
         kind_A: numbers of the audio clips as `equal_audio` gives them.
         origin_A2: recording and first frame of each audio clip.
         faces: B; face b belongs to audio b.
+        rows: a range of faces.
     """
-    are_rivals_BA = kind_A[:faces, None] != kind_A[None]
+    number_A = torch.arange(len(kind_A), device=kind_A.device)
+    number_b = number_A[:faces][rows]
+    are_rivals_bA = kind_A[number_b, None] != kind_A[None]
     if origin_A2 is not None:
         recording_A, start_A = origin_A2.unbind(1)
-        are_rivals_BA &= recording_A[:faces, None] == recording_A[None]
-        are_rivals_BA &= (start_A[:faces, None] - start_A[None]).abs() >= NEAR_FRAMES
-    are_rivals_BA[:, :faces].fill_diagonal_(True)
-    return are_rivals_BA
+        are_rivals_bA &= recording_A[number_b, None] == recording_A[None]
+        are_rivals_bA &= (start_A[number_b, None] - start_A[None]).abs() >= NEAR_FRAMES
+    return are_rivals_bA | (number_b[:, None] == number_A[None])
 
 
-def contrast(score_BA: Tensor, rivals_BA: Tensor, sharpness: float = 12.0) -> Tensor:
+def contrast(score_BA: Tensor, back_BB: Tensor, rivals_BA: Tensor, first: int = 0, sharpness: float = 12.0) -> Tensor:
     """InfoNCE: each face must pick its own audio out of its rivals, and each of the first B audio clips its own face.
 
+    Rows may be left out: the loss of all is the sum over their parts.
+
     Args:
-        score_BA: cosines; face b belongs to audio b.
+        score_BA: cosines of faces with audio; face b belongs to audio b.
+        back_BB: cosines of the first B audio clips with the faces.
         rivals_BA: see `rivals`.
+        first: number of the first row.
         sharpness: inverse temperature of the softmax.
+
+    Returns:
+        Sum over the rows of the mean of both losses.
     """
-    count = len(score_BA)
-    logit_BA = (sharpness * score_BA).masked_fill(~rivals_BA, -torch.inf)
-    target_B = torch.arange(count, device=score_BA.device)
-    return (F.cross_entropy(logit_BA, target_B) + F.cross_entropy(logit_BA[:, :count].T, target_B)) / 2
+    own_B = torch.arange(first, first + len(score_BA), device=score_BA.device)
+    total = score_BA.new_zeros(())
+    for score in (score_BA, back_BB):
+        logit = (sharpness * score).masked_fill(~rivals_BA[:, : score.shape[1]], -torch.inf)
+        total = total + F.cross_entropy(logit, own_B, reduction="sum")
+    return total / 2
 
 
-def contrast_chance(rivals_BA: Tensor) -> Tensor:
-    """The value of `contrast` for a network that scores all pairs alike.
+def contrast_chance(rivals_BA: Tensor, faces: int) -> Tensor:
+    """The value of `contrast` for a network that scores all pairs alike; of these rows, as their sum.
 
     A softmax over n equal scores gives each 1/n, a cross-entropy of ln n: with A rivals for each audio and B for each
     face, (ln A + ln B) / 2 in the mean. With one wrong clip the first is ln 2, the 0.69 of single pairs.
     """
-    count = len(rivals_BA)
-    audio = rivals_BA.sum(1).log().mean()
-    return (audio + rivals_BA[:, :count].sum(0).log().mean()) / 2
+    return (rivals_BA.sum(1).log().sum() + rivals_BA[:, :faces].sum(1).log().sum()) / 2
 
 
 def image_gradients(losses: Mapping[str, Tensor], image: Tensor) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from lawdnet.training.gates import LANDMARK_METRICS, VALIDATION_METRICS, find_metric, parse_gate
@@ -12,6 +13,21 @@ DEFAULT_BEST = ("opening_correlation", "mouth_correlation", "sync_confidence", "
 """Metrics that choose the best checkpoint unless `best` names one: the first that was measured counts."""
 
 
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def parse_duration(text: str) -> float:
+    """Read seconds from `90`, `30s`, `5m` or `1h`.
+
+    Raises:
+        ValueError: the text is none of them.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not found:
+        raise ValueError(f"save_every: {text!r} is no time; write 30s, 5m or 1h")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Options of a run; values out of range raise ValueError."""
@@ -19,10 +35,12 @@ class RunOptions:
     workers: Workers = field(default_factory=lambda: Workers(1, 1))
     gpu: bool = False
     """Use one GPU for each worker."""
+    save_every: float = 300.0
+    """Seconds between two checkpoints, and so about the most that a crash costs; 0: none by time."""
     save_every_epochs: int = 1
     """The last epoch of a stage is always saved."""
     save_every_steps: int = 0
-    """Optimiser steps between two checkpoints within an epoch, and so the most that a crash costs; 0: none."""
+    """Optimiser steps between two checkpoints within an epoch; 0: none by number."""
     keep_last: int = 2
     """Newest checkpoints of a stage to keep, besides the best; at least two, or a damaged one has no predecessor."""
     best: str = ""
@@ -41,7 +59,7 @@ class RunOptions:
         for name in ("save_every_epochs", "keep_last", "validate_most"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1")
-        for name in ("save_every_steps", "validate_every"):
+        for name in ("save_every", "save_every_steps", "validate_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be 0 (never) or positive")
         if self.best:

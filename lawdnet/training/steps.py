@@ -19,20 +19,20 @@ from lawdnet.models.generator import Generator
 from lawdnet.models.perceptual import VGG19Features
 from lawdnet.models.syncnet import SyncNet
 from lawdnet.storage import locate
-from lawdnet.training.alarms import Alarm, NonFiniteLoss, check_finite
+from lawdnet.training.alarms import Alarm, NonFiniteLoss
 from lawdnet.training.collectives import Collectives
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.contrast import SyncStep
 from lawdnet.training.ema import Ema
 from lawdnet.training.losses import PIXEL_LOSSES, gradient_shares, image_gradients, lsgan, mouth_l1, perceptual
-from lawdnet.training.networks import Metrics, Networks, Stateful, Wrap
+from lawdnet.training.networks import Metrics, Movable, Networks, Stateful, Values, Wrap
 from lawdnet.training.precision import compile_in_place
 from lawdnet.training.ramp import SyncBound, SyncRamp
 from lawdnet.training.shapes import discriminator_config, generator_config, mouth_square
 from lawdnet.training.stages import Stage
 from lawdnet.types import TrainBatch
 
-__all__ = ["GanStep", "Metrics", "NonFiniteLoss", "Step", "SyncStep", "Wrap", "check_finite", "mouth_square"]
+__all__ = ["GanStep", "NonFiniteLoss", "Step", "SyncStep", "Values", "Wrap", "mouth_square"]
 
 
 class Step(Protocol):
@@ -45,9 +45,11 @@ class Step(Protocol):
     optimizers: dict[str, torch.optim.Optimizer]
     parts: dict[str, Stateful]
     """Everything else that resuming needs."""
+    save_wanted: bool
+    """Before a step: whether this rank wants a checkpoint after it. Afterwards: whether any rank does."""
 
-    def __call__(self, *batches: TrainBatch) -> Metrics:
-        """Take one optimiser step on the batches together; returns its metrics, detached.
+    def __call__(self, *batches: Movable) -> Values:
+        """Take one optimiser step on the batches together; returns its metrics.
 
         Raises:
             NonFiniteLoss: on every rank; the step is not taken.
@@ -66,7 +68,7 @@ class GanStep(Networks):
         audio_dim: C of the generator's feature.
         syncnet: trained sync network; required if the stage has a sync loss.
         collectives: see `Networks`.
-        alarm: called once if the sync loss waits for `plateau_steps`.
+        alarm: called once if the sync loss waits for `plateau_steps`, and if the generator does not compile.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class GanStep(Networks):
         alarm: Alarm = lambda text: None,
     ) -> None:
         super().__init__(config, stage, device, wrap, collectives)
+        self.alarm: Alarm = lambda text: alarm(f"{stage.name}: {text}")
         weights = stage.weights
         if weights.sync and syncnet is None:
             raise ValueError(
@@ -94,9 +97,7 @@ class GanStep(Networks):
         if weights.clip_gan:
             self.add("clip_discriminator", Discriminator(discriminator_config(config, stage, 3 * stage.num_frames)))
         self.syncnet = syncnet.to(device).eval().requires_grad_(False) if syncnet and weights.sync else None
-        self.ramp = SyncRamp(
-            config.sync_ramp, config.sync_below, config.plateau_steps, lambda text: alarm(f"{stage.name}: {text}")
-        )
+        self.ramp = SyncRamp(config.sync_ramp, config.sync_below, config.plateau_steps, self.alarm)
         self.bound = SyncBound(config.sync_share)
         self.parts |= {"ramp": self.ramp, "bound": self.bound}
         self.features = None
@@ -112,8 +113,8 @@ class GanStep(Networks):
         self.ema = None
         if self.config.ema_decay:
             self.ema = self.parts["ema"] = Ema(self.precision.place(generator), self.config.ema_decay)
-        if self.config.compile:
-            compile_in_place(generator.warp)
+        if self.device.type == "cuda" if self.config.compile is None else self.config.compile:
+            compile_in_place(generator.warp, self.alarm)
         self.generator = self.add("generator", generator)
 
     @property
@@ -130,30 +131,34 @@ class GanStep(Networks):
             generated_M3HW: Tensor = (generator or self.generator)(*placed, batch.audio_BNC5.flatten(0, 1))
         return generated_M3HW.float()
 
-    def __call__(self, *batches: TrainBatch) -> Metrics:
+    def __call__(self, *batches: Movable) -> Values:
         """Train the discriminators, then the generator against them."""
         # one graph serves both; the graphs of several batches would not fit in memory, so images are generated twice
-        shared = self.generate(batches[0]) if len(batches) == 1 else None
+        shared = None
+        if len(batches) == 1 and self.collectives.is_alike:
+            batches = (batches[0].to(self.device),)
+            shared = self.generate(batches[0].to(self.device))
         discriminators, metrics = [name for name in self.networks if name != "generator"], Metrics()
         if discriminators:
             metrics |= self.update(discriminators, batches, lambda batch: self._discriminator_losses(batch, shared))
         self.powers.clear()
         metrics |= self.update(["generator"], batches, lambda batch: self._generator_losses(batch, shared))
+        values, watched = self.finish(metrics, self._watched(metrics) if self.syncnet else None)
         self.taken += 1
         if self.ema:
             self.ema.update(self.networks["generator"])
-        if self.syncnet:
-            self._watch_sync(metrics)
-        return metrics
+        if watched:
+            self.ramp.update(watched["true"], watched["made"])
+            self.bound.update(watched["sync"], watched["rest"])
+        return values
 
-    def _watch_sync(self, metrics: Metrics) -> None:
-        """Update the ramp and the bound with the mean over all ranks."""
+    def _watched(self, metrics: Metrics) -> Metrics:
+        """What the ramp and the bound follow, as the mean over all ranks."""
         nothing = torch.full((), torch.nan, device=self.device)
         powers_2 = torch.stack(self.powers).mean(0) if self.powers else nothing.expand(2)
         losses_2 = torch.stack([metrics.get("sync_true", nothing), metrics["sync"]])
-        true, made, sync, rest = self.collectives.mean(torch.cat([losses_2, powers_2])).tolist()
-        self.ramp.update(true, made)
-        self.bound.update(sync, rest)
+        means = self.collectives.mean(torch.cat([losses_2, powers_2]))
+        return dict(zip(("true", "made", "sync", "rest"), means, strict=True))
 
     def _as_clip(self, images_M3HW: Tensor) -> Tensor:
         return images_M3HW.unflatten(0, (-1, self.stage.num_frames)).flatten(1, 2)
@@ -188,7 +193,7 @@ class GanStep(Networks):
             weights["sync"] = weight * self.bound.factor(weight)
             with torch.set_grad_enabled(weight > 0):
                 losses["sync"] = metrics["sync"] = self._sync_loss(generated_M3HW, batch)
-            metrics["sync_weight"] = generated_M3HW.new_tensor(weights["sync"])
+            metrics["sync_weight"] = generated_M3HW.new_full((), weights["sync"])
             if self.ramp.is_waiting:
                 with torch.no_grad():
                     metrics["sync_true"] = self._sync_loss(batch.source_BN3HW.flatten(0, 1), batch)
@@ -205,8 +210,7 @@ class GanStep(Networks):
 
     def _image_gradients(self, weighted: Metrics, generated_M3HW: Tensor) -> Metrics:
         """`image_gradients`, scaled by the gradient scaler on their way through half precision."""
-        scaler = self.precision.scaler
-        scale = scaler.get_scale() if scaler.is_enabled() else 1.0
+        scaler, scale = self.precision.scaler, self.precision.scale()
         scaled = image_gradients({name: scaler.scale(loss) for name, loss in weighted.items()}, generated_M3HW)
         return {name: gradient / scale for name, gradient in scaled.items()}
 
@@ -236,6 +240,7 @@ class GanStep(Networks):
     @torch.no_grad()
     def preview(self, batch: TrainBatch) -> Tensor:
         """Up to four samples, each with masked source, first reference, generated image and truth side by side."""
+        batch = batch.to(self.device)
         few = slice(0, 4)
         small = TrainBatch(
             source_BN3HW=batch.source_BN3HW[few, :1],

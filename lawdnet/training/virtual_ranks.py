@@ -1,25 +1,28 @@
 """The number of workers, and why it does not change what is learnt.
 
 An optimiser step takes a fixed number of micro-batches from each of a fixed number of *virtual ranks*. A virtual rank
-is a stream of batches that belongs to no worker: the workers there are at the moment share the virtual ranks evenly. So
-the global batch, the learning rate and the order of the data are the same for every number of workers, a stage can gain
-or lose workers in the middle of an epoch and keep its position, and runs differ only by the rounding of sums. (The idea
-is EasyScale's, Li et al. 2022, arXiv 2208.14228.) If the workers cannot share evenly, such as three workers and four
-virtual ranks, the largest number that can does the work; the others repeat a share with weight 0 until the number
-changes.
+is a stream of batches that belongs to no worker: the workers there are at the moment share the virtual ranks. So the
+global batch, the learning rate and the order of the data are the same for every number of workers, a stage can gain or
+lose workers in the middle of an epoch and keep its position, and runs differ only by the rounding of sums. (The idea is
+EasyScale's, Li et al. 2022, arXiv 2208.14228.) Shares may differ by one virtual rank, and each worker's gradient counts
+by its share: of three workers for four virtual ranks one takes two, and a step lasts as long as two. So there are more
+virtual ranks than workers: several bring small batches, which a worker merges into one for its device.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 
 from lawdnet.training.position import Position
 from lawdnet.training.stages import Stage, micro_batches
+
+FINEST = 8
+"""Most parts into which a batch is split."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,31 @@ class Workers:
         return Workers(min(self.least, virtual_ranks), min(self.most, virtual_ranks))
 
 
-def count_virtual_ranks(stage: Stage, workers: Workers) -> int:
-    """Number of virtual ranks of a stage, which it keeps from its first step to its last.
+@dataclass(frozen=True, kw_only=True)
+class VirtualRanks:
+    """The virtual ranks of a stage, which it keeps from its first step to its last."""
 
-    There is one for each of the largest number of workers; with `global_batch`, as many as come closest to it.
+    count: int
+    split: int = 1
+    """Number of them that bring one batch of the stage together."""
+
+
+def virtual_ranks_of(stage: Stage, workers: Workers, windows: int, segments: int) -> VirtualRanks:
+    """As many as bring a batch for each of the largest number of workers, or `global_batch`, or what is nearest to it.
+
+    The more there are to a batch, the less the loss of a worker costs: with eight, the step of 64 workers takes 63 an
+    eighth longer, not twice as long. A worker that shares with none needs only one.
+
+    Args:
+        windows: samples that must stay together.
+        segments: of the dataset; each virtual rank has one, unless there are more batches in a step.
     """
-    return micro_batches(stage, 1) if stage.global_batch else max(1, workers.most)
+    batches = micro_batches(stage, 1) if stage.global_batch else max(1, workers.most)
+    if workers.most <= 1 and not stage.global_batch:
+        return VirtualRanks(count=batches)
+    splits = (n for n in range(FINEST, 1, -1) if stage.batch_size % (n * windows) == 0 and batches * n <= segments)
+    split = next(splits, 1)
+    return VirtualRanks(count=batches * split, split=split)
 
 
 def micro_batches_per_rank(stage: Stage) -> int:
@@ -73,24 +95,53 @@ def micro_batches_per_rank(stage: Stage) -> int:
     return 1 if stage.global_batch else stage.accumulate
 
 
-@dataclass(frozen=True)
-class Share:
-    """The virtual ranks that one worker computes."""
+def share_of(rank: int, world: int, virtual_ranks: int) -> range:
+    """The virtual ranks that one of `world` workers computes; shares differ by one at most.
 
-    index: int
-    """A spare worker repeats the share of the working one with this index."""
-    shares: int
-    """Number of different shares, which is the number of working workers."""
-    ranks: range
-    weight: float
-    """Weight of the worker's gradient in the mean over all virtual ranks; 0 for a spare worker."""
+    They are neighbours, so that the same ones are merged into a batch whatever the number of workers, if it divides.
+    """
+    assert world <= virtual_ranks, "`Workers.at_most` leaves no worker without a share"
+    size, rest = divmod(virtual_ranks, world)
+    start = rank * size + min(rank, rest)
+    return range(start, start + size + (rank < rest))
 
 
-def share_of(rank: int, world: int, virtual_ranks: int) -> Share:
-    """The share of one of `world` workers; as many workers as possible have one, and all shares are of one size."""
-    shares = max(n for n in range(1, min(world, virtual_ranks) + 1) if virtual_ranks % n == 0)
-    index = rank % shares
-    return Share(index, shares, range(index, virtual_ranks, shares), 1 / shares if rank < shares else 0.0)
+def shares(world: int, virtual_ranks: int) -> tuple[int, ...]:
+    """The size of each worker's share."""
+    return tuple(len(share_of(rank, world, virtual_ranks)) for rank in range(world))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """How a worker merges what its virtual ranks bring to a step into batches for its device."""
+
+    shares: tuple[int, ...]
+    """The number of virtual ranks of each worker."""
+    split: int
+    accumulate: int
+
+    def count(self, brought: int) -> int:
+        """Number of batches for so many: of the stage's size, or an eighth larger if that saves one."""
+        return -(-brought // (self.split * 9 // 8))
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether all workers have equally many batches in every step; the last step of an epoch may be short."""
+        return all(
+            len({self.count(share * times) for share in self.shares}) == 1 for times in range(1, self.accumulate + 1)
+        )
+
+    def __call__(self, brought: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        """Merge the arrays of a step; `epoch` and `step` are the same in all."""
+        count = self.count(len(brought))
+        bounds = [len(brought) * part // count for part in range(count + 1)]
+        return [_concatenated(brought[start:stop]) for start, stop in pairwise(bounds)]
+
+
+def _concatenated(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) if one.ndim else one for name, one in parts[0].items()}
 
 
 def steps_per_epoch(batches_per_rank: int, accumulate: int) -> int:

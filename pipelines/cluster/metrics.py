@@ -53,6 +53,9 @@ METRICS = {
     ),
     "lawdnet_train_steps_total": Metric(Counter, "Optimiser steps of each worker.", _RANK),
     "lawdnet_train_step_seconds_total": Metric(Counter, "Seconds that a worker spent on steps.", _RANK),
+    "lawdnet_train_own_seconds_total": Metric(
+        Counter, "Seconds of steps before a worker first waited for others: the slow ones have most.", _RANK
+    ),
     "lawdnet_train_data_wait_seconds_total": Metric(Counter, "Seconds that a worker waited for batches.", _RANK),
     "lawdnet_train_samples_total": Metric(Counter, "Samples that a worker received.", _RANK),
     "lawdnet_train_skipped_steps_total": Metric(Counter, "Steps skipped because something was not finite.", _STAGE),
@@ -131,4 +134,5 @@ def stepped(step: StepTime, *, labels: Mapping[str, str]) -> None:
     record("lawdnet_train_steps_total", **labels)
     record("lawdnet_train_samples_total", step.samples, **labels)
     record("lawdnet_train_step_seconds_total", step.computed, **labels)
+    record("lawdnet_train_own_seconds_total", step.own, **labels)
     record("lawdnet_train_data_wait_seconds_total", step.waited, **labels)

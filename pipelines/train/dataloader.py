@@ -73,7 +73,7 @@ def rank_batches(
         in_process: draw samples in this process, without Ray Data.
     """
     total = virtual_ranks or world
-    mine = share_of(rank, world, total).ranks
+    mine = share_of(rank, world, total)
     works = (
         group
         for epoch in range(start.epoch, epochs)

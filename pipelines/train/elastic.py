@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from ray.train import ScalingConfig
 from ray.train.torch import prepare_model
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from lawdnet.training.collectives import Collectives, find_collectives
-from lawdnet.training.virtual_ranks import Share, Workers
+from lawdnet.training.virtual_ranks import Workers
 from pipelines.cluster.resources import PREPROCESS, away_from
 
 RESIZE_SECONDS = 30.0
@@ -37,14 +36,28 @@ def scaling(workers: Workers, *, gpu: bool) -> ScalingConfig:
 class Parallel:
     """`wrap` for the training steps: gradients are the mean over all virtual ranks, whoever computed them."""
 
-    share: Share
+    weight: float
+    """Weight of this worker's gradient in the mean."""
+    mark: Callable[[], None] = lambda: None
+    """Called when gradients are exchanged."""
 
     def __call__(self, network: nn.Module) -> nn.Module:
         wrapped: nn.Module = prepare_model(network, move_to_device=False)
-        if isinstance(wrapped, DistributedDataParallel):
-            # torch compares a hook's annotations as objects, and ours are strings
-            wrapped.register_comm_hook(self.share.weight, lambda weight, bucket: _weighted_sum(weight, bucket))
-        return wrapped
+        return weigh(wrapped, self.weight, self.mark) if isinstance(wrapped, DistributedDataParallel) else wrapped
+
+
+def weigh(
+    network: DistributedDataParallel, weight: float, mark: Callable[[], None] = lambda: None
+) -> DistributedDataParallel:
+    """Let this rank's gradients count with a weight in the mean; returns the network."""
+
+    # torch compares a hook's annotations as objects, and ours are strings: this one has none
+    def exchange(weight, bucket):  # type: ignore[no-untyped-def]
+        mark()
+        return _weighted_sum(weight, bucket)
+
+    network.register_comm_hook(weight, exchange)
+    return network
 
 
 def _weighted_sum(weight: float, bucket: dist.GradBucket) -> Future[Tensor]:
@@ -52,12 +65,6 @@ def _weighted_sum(weight: float, bucket: dist.GradBucket) -> Future[Tensor]:
     total = dist.all_reduce(bucket.buffer().mul_(weight), async_op=True)
     assert total is not None
     return total.get_future().then(lambda done: done.value()[0])
-
-
-def find_shared_collectives(device: torch.device, share: Share) -> Collectives:
-    """The collectives of a training step, which leave out spare workers."""
-    found = find_collectives(device)
-    return replace(found, rank=share.index, world=share.shares, gather=lambda rows: found.gather(rows)[: share.shares])
 
 
 def gather(value: Any) -> list[Any]:

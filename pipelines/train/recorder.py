@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lawdnet.storage import Location
+from lawdnet.tasks.background import repeated
 from lawdnet.training.loggers import MetricLogger, make_loggers
 from lawdnet.training.position import Position
 
+if TYPE_CHECKING:
+    from upath import UPath
+
 log = logging.getLogger(__name__)
 
+PUSH_SECONDS = 60.0
+"""Time between two uploads, besides those with a checkpoint."""
 BEGUN = ".place"
 """File with the position of the step that was begun last."""
 
@@ -27,6 +35,8 @@ class StageRecorder:
         self.folder = Path(self._scratch.name) if self._scratch else Path(str(folder))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sent: dict[str, tuple[int, int]] = {}
+        self._pushing = threading.Lock()
+        self._stack = ExitStack()
         self._pull()
         begun = self.folder / BEGUN
         self._begun = begun.open("r+b" if begun.exists() else "w+b", buffering=0)
@@ -37,6 +47,8 @@ class StageRecorder:
     ) -> None:
         """Start the loggers."""
         self.logger = make_loggers(names, self.folder, config=config, lineage=lineage, run_name=run_name)
+        if self.remote:
+            self._stack.enter_context(repeated(self.push, PUSH_SECONDS))
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Log one row."""
@@ -59,15 +71,18 @@ class StageRecorder:
 
     def push(self) -> None:
         """Upload what is new. A failure is a warning, and the next call tries again."""
-        if self.remote is None:
-            return
+        if self.remote is not None:
+            with self._pushing:
+                self._push(self.remote)
+
+    def _push(self, remote: UPath) -> None:
         for file in sorted(self.folder.rglob("*")):
             mark = (file.stat().st_size, file.stat().st_mtime_ns)
             name = file.relative_to(self.folder).as_posix()
             if not file.is_file() or self._sent.get(name) == mark:
                 continue
             try:
-                self.remote.fs.put_file(str(file), (self.remote / name).path)
+                remote.fs.put_file(str(file), (remote / name).path)
             except Exception as error:  # each protocol's client has errors of its own
                 log.warning("%s: not uploaded (%s)", name, error)
                 continue
@@ -85,6 +100,7 @@ class StageRecorder:
         """Close the loggers and upload what is left."""
         if self.logger:
             self.logger.close()
+        self._stack.close()
         self._begun.close()
         self.push()
         if self._scratch:

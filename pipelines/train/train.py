@@ -33,9 +33,11 @@ from lawdnet.training.loggers import METRICS, SAMPLES
 from lawdnet.training.options import RunOptions
 from lawdnet.training.stages import Stage
 from lawdnet.training.tail import Tail
-from lawdnet.training.virtual_ranks import Workers, count_virtual_ranks
+from lawdnet.training.virtual_ranks import VirtualRanks, Workers, virtual_ranks_of
 from pipelines.cluster import resources
 from pipelines.train.elastic import scaling
+from pipelines.train.health import ENVIRONMENT, LeaveOutFailing, torch_config
+from pipelines.train.notice import REQUEST, SaveBeforeResize, saved_when_stopped
 from pipelines.train.validate import check_landmarks
 from pipelines.train.worker import STOPPED, Job, work
 
@@ -130,23 +132,28 @@ FREE = (
 """Settings that may change when a run is resumed; the number of epochs of a stage may change too."""
 
 
-def _claim(run: Location, dataset: Dataset, config: TrainConfig, options: RunOptions) -> dict[str, int]:
+def _claim(run: Location, dataset: Dataset, config: TrainConfig, options: RunOptions) -> dict[str, VirtualRanks]:
     """Write run.json, unless the run belongs to another dataset or to other settings.
 
     Returns:
-        The number of virtual ranks of each stage, which a stage keeps once it has begun.
+        The virtual ranks of each stage, which a stage keeps once it has begun.
 
     Raises:
         ValueError: the dataset, the networks, or the rows of stages that have begun are not those of the run.
     """
-    virtual_ranks = {stage.name: count_virtual_ranks(stage, options.workers) for stage in config.stages}
+    segments = len(dataset.segments("train"))
+    virtual_ranks = {
+        stage.name: virtual_ranks_of(stage, options.workers, config.sample_spec(stage).windows, segments)
+        for stage in config.stages
+    }
     content: dict[str, Any] = {
         "format": FORMAT,
         "dataset": str(dataset.root),
         "dataset_hash": dataset.hash,
         "code_version": __version__,
         "config": config.to_dict(),
-        "virtual_ranks": virtual_ranks,
+        "virtual_ranks": {name: one.count for name, one in virtual_ranks.items()},
+        "splits": {name: one.split for name, one in virtual_ranks.items()},
         "gates": list(options.gates),
     }
     if found := _read_run(run):
@@ -160,7 +167,11 @@ def _claim(run: Location, dataset: Dataset, config: TrainConfig, options: RunOpt
         if changed:
             raise ValueError(f"{run}: was started with other settings ({', '.join(changed)}); choose another --out")
         content["config"]["stages"] = sorted((begun | rows).values(), key=lambda row: config.index(row["name"]))
-        virtual_ranks |= {name: count for name, count in found["virtual_ranks"].items() if name in begun}
+        for name, count in found["virtual_ranks"].items():
+            if name in begun:
+                split = found.get("splits", {}).get(name, 1)
+                virtual_ranks[name] = VirtualRanks(count=count, split=split)
+                content["virtual_ranks"][name], content["splits"][name] = count, split
     write_json(run / RUN, content)
     return virtual_ranks
 
@@ -207,29 +218,30 @@ def _train_stage(
     run: Location,
     config: TrainConfig,
     options: RunOptions,
-    virtual_ranks: int,
+    virtual_ranks: VirtualRanks,
     on_epoch: OnEpoch | None,
 ) -> None:
-    workers = options.workers.at_most(virtual_ranks)
+    workers = options.workers.at_most(virtual_ranks.count)
     if workers != options.workers:
         log.warning(
             "%s: a step takes %d batches, so at most %d workers can train; see global_batch",
             stage.name,
-            virtual_ranks,
-            virtual_ranks,
+            virtual_ranks.count,
+            virtual_ranks.count,
         )
     job = _make_job(stage, dataset, run, config, dataclasses.replace(options, workers=workers), virtual_ranks)
     stopped = run / stage.name / STOPPED
-    if stopped.exists():
-        stopped.unlink()
-    with _followed(run / stage.name / METRICS, lambda row: on_epoch(stage, row) if on_epoch else None):
+    for left in (stopped, run / stage.name / REQUEST):
+        left.unlink(missing_ok=True)
+    here = saved_when_stopped(run / stage.name, trains_here=not workers.most)
+    with here, _followed(run / stage.name / METRICS, lambda row: on_epoch(stage, row) if on_epoch else None):
         _fit(job, CheckpointStore(run / stage.name))
     if stopped.exists():
         raise RuntimeError(f"{stage.name} stopped: {stopped.read_text(encoding='utf8')}")
 
 
 def _make_job(
-    stage: Stage, dataset: Dataset, run: Location, config: TrainConfig, options: RunOptions, virtual_ranks: int
+    stage: Stage, dataset: Dataset, run: Location, config: TrainConfig, options: RunOptions, virtual_ranks: VirtualRanks
 ) -> Job:
     parent = preflight.parent_of(stage, run, config, options.init)
     has_sync = stage.weights.sync > 0 and stage.kind == "gan"
@@ -270,10 +282,13 @@ def _fit(job: Job, store: CheckpointStore) -> None:
                 work,
                 train_loop_config={"job": job},
                 scaling_config=scaling(workers, gpu=job.options.gpu),
+                torch_config=torch_config() if workers.most else None,
                 run_config=RunConfig(
                     name=f"{locate(job.run).name}.{job.stage}",
                     storage_path=scratch,
                     failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                    callbacks=_callbacks(store, workers),
+                    worker_runtime_env={"env_vars": ENVIRONMENT} if job.options.gpu else None,
                 ),
             )
             try:
@@ -287,13 +302,22 @@ def _fit(job: Job, store: CheckpointStore) -> None:
         return
 
 
+def _callbacks(store: CheckpointStore, workers: Workers) -> list[Any]:
+    """What Ray Train's controller does for us."""
+    if not workers.is_elastic:  # a fixed number may need the node that failed
+        return []
+    return [SaveBeforeResize(str(store.folder)), LeaveOutFailing(resources.away_from(resources.PREPROCESS))]
+
+
 def _followed(path: Location, on_row: Callable[[dict[str, Any]], None]) -> AbstractContextManager[None]:
-    """Hand the file's new epoch rows to `on_row` while the block runs."""
+    """Hand the file's new epoch rows to `on_row` while the block runs, and log the alarms of workers."""
     tail = Tail(path)
 
     def drain() -> None:
         for row in tail.rows():
             if row.get("kind") == "epoch":
                 on_row(row)
+            elif row.get("kind") == "alarm":
+                log.warning("%s", row["text"])
 
     return repeated(drain, tail.period)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -19,29 +21,36 @@ from torch import Tensor, nn
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import batches_per_epoch
 from lawdnet.models.legacy import start_from_legacy
-from lawdnet.models.saved import RUN, checkpoint_name, load_syncnet
+from lawdnet.models.saved import RUN, load_syncnet
 from lawdnet.storage import local_copy, locate
 from lawdnet.training import checkpoint
 from lawdnet.training.checkpoint import Lineage
 from lawdnet.training.checkpoint_store import CheckpointStore, local_folder
+from lawdnet.training.collectives import find_collectives
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.loop import Loop
 from lawdnet.training.options import RunOptions
 from lawdnet.training.position import START, Position
+from lawdnet.training.speed import OwnTime, StepTime
 from lawdnet.training.stages import scaled_lr
 from lawdnet.training.steps import GanStep, NonFiniteLoss, Step, SyncStep
-from lawdnet.training.virtual_ranks import micro_batches_per_rank, share_of, steps_per_epoch
+from lawdnet.training.stragglers import RankClock, RankTime, Stragglers
+from lawdnet.training.virtual_ranks import Merge, VirtualRanks, micro_batches_per_rank, shares, steps_per_epoch
 from pipelines.cluster import metrics
 from pipelines.train.dataloader import Batch, is_starved, rank_batches
-from pipelines.train.elastic import Parallel, find_shared_collectives, gather
+from pipelines.train.elastic import Parallel, gather
+from pipelines.train.health import check_ranks
 from pipelines.train.recorder import StageRecorder
+from pipelines.train.saver import Saver
 from pipelines.train.validate import Validation, landmarks_of, scorer_of
 
 STOPPED = "stopped.txt"
 """File with the reason why the workers stopped together, if another attempt could not help."""
 
 MIN_MIX = 8
-"""Fewest segments of a virtual rank that share a batch."""
+"""Fewest segments that are drawn from at a time for a batch of a stage."""
+COMPARE_SECONDS = 60.0
+"""Time between two rows of metrics.jsonl with the steps of each worker."""
 COLUMNS = ("masked", "reference", "generated", "truth")
 """Columns of a sheet of samples."""
 
@@ -57,7 +66,7 @@ class Job:
     lineage: Lineage
     segments: list[SegmentRef]
     held_out: list[SegmentRef]
-    virtual_ranks: int
+    virtual_ranks: VirtualRanks
     start: str | None
     """Checkpoint to start from: of an earlier stage, of another run, or an old file."""
     syncnet: str | None
@@ -76,6 +85,18 @@ def work(job_config: dict[str, Any]) -> None:
             worker.stop(f"{error}")
 
 
+class _Warnings(logging.Handler):
+    """Makes alarms of warnings: what a worker logs stays on its node."""
+
+    def __init__(self, alarms: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.alarms = alarms
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning until alarms are collected."""
+        self.alarms.append(record.getMessage())
+
+
 @dataclass
 class Worker:
     """One rank of a stage."""
@@ -84,9 +105,13 @@ class Worker:
     stack: ExitStack
     alarms: list[str] = field(default_factory=list)
     """Alarms since they were last collected."""
+    compared: float = 0.0
+    """When the workers' steps were last logged."""
 
     def __post_init__(self) -> None:
         context, job = ray.train.get_context(), self.job
+        if job.options.workers.most:
+            self._keep_warnings()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.config, self.stage = job.config, job.config.stage(job.stage)
         self.device = ray.train.torch.get_device()
@@ -98,13 +123,20 @@ class Worker:
                 f"{self.root}: not visible from {socket.gethostname()}; give a folder that all machines share, or s3://…"
             )
         self.store = CheckpointStore(self.root / self.stage.name)
-        self.share = share_of(self.rank, self.world, job.virtual_ranks)
+        self.saver = Saver(self.store, job.options, job.lineage, self.stack) if self.rank == 0 else None
+        self.accumulate = micro_batches_per_rank(self.stage)
+        by_rank = shares(self.world, job.virtual_ranks.count)
+        self.merge = Merge(shares=by_rank, split=job.virtual_ranks.split, accumulate=self.accumulate)
+        self.collectives = find_collectives(self.device, by_rank, is_alike=self.merge.is_alike)
+        self.own = OwnTime(self.device)
+        self.clock = RankClock(self.rank, socket.gethostname(), by_rank[self.rank])
+        self.stragglers = Stragglers()
         spec = self.config.sample_spec(self.stage)
         # a step draws from the groups of all virtual ranks, whose number stays whatever the number of workers
-        self.spec = replace(spec, mix_segments=max(MIN_MIX, spec.mix_segments // job.virtual_ranks))
-        self.accumulate = micro_batches_per_rank(self.stage)
+        mix = max(-(-MIN_MIX // job.virtual_ranks.split), spec.mix_segments // job.virtual_ranks.count)
+        self.spec = replace(spec, batch_size=spec.batch_size // job.virtual_ranks.split, mix_segments=mix)
         self.steps = steps_per_epoch(
-            batches_per_epoch(len(job.segments), job.virtual_ranks, self.spec), self.accumulate
+            batches_per_epoch(len(job.segments), job.virtual_ranks.count, self.spec), self.accumulate
         )
         self.recorder = StageRecorder(self.store.folder) if self.rank == 0 else None
         if self.recorder:
@@ -114,8 +146,15 @@ class Worker:
                 job.options.loggers, config=self.config.to_dict(), lineage=asdict(job.lineage), run_name=run_name
             )
 
+    def _keep_warnings(self) -> None:
+        handler = _Warnings(self.alarms)
+        for package in ("lawdnet", "pipelines"):
+            logging.getLogger(package).addHandler(handler)
+            self.stack.callback(logging.getLogger(package).removeHandler, handler)
+
     def train(self) -> None:
         """Train from wherever the stage stopped to its end."""
+        check_ranks(self.device)
         torch.manual_seed(self.config.seed)
         np.random.seed(self.config.seed)  # noqa: NPY002
         syncnet = self._local(self.job.syncnet)
@@ -154,21 +193,23 @@ class Worker:
             device=self.device,
             batches=self.batches,
             steps_per_epoch=self.steps,
-            lr=scaled_lr(self.stage, 1, self.job.virtual_ranks),
+            lr=scaled_lr(self.stage, 1, self.job.virtual_ranks.count // self.job.virtual_ranks.split),
             report=self.report,
             save=self.save,
             save_every_steps=self.job.options.save_every_steps,
+            save_wanted=self.saver.is_wanted if self.saver else lambda: False,
             max_skipped=self.config.max_skipped,
             alarm=self.alarms.append,
             log=self._log_step,
             preview=self.preview if self.recorder else None,
             preview_every=self.config.sample_every,
-            on_step=partial(metrics.stepped, labels=labels),
+            on_step=partial(self._stepped, labels=labels),
+            own=self.own,
         )
 
     def _make_step(self, syncnet: Path | None) -> Step:
         config, features = self.config, self.job.lineage.features
-        wrap, collectives = Parallel(self.share), find_shared_collectives(self.device, self.share)
+        wrap = Parallel(self.collectives.weight, self.own.mark)
         if self.stage.kind == "syncnet":
             return SyncStep(
                 config,
@@ -176,7 +217,7 @@ class Worker:
                 self.device,
                 wrap,
                 audio_dim=features[config.sync_feature]["dim"],
-                collectives=collectives,
+                collectives=self.collectives,
                 alarm=self.alarms.append,
             )
         return GanStep(
@@ -185,7 +226,7 @@ class Worker:
             self.device,
             wrap,
             audio_dim=features[config.audio_feature]["dim"],
-            collectives=collectives,
+            collectives=self.collectives,
             syncnet=load_syncnet(syncnet) if syncnet else None,
             alarm=self.alarms.append,
         )
@@ -218,17 +259,34 @@ class Worker:
             metrics.noted(row, run=self.root.name, stage=self.stage.name)
 
     def _log_step(self, row: dict[str, Any]) -> None:
-        """Log a step; all workers call it together."""
+        """Log a step, its metrics as the mean over all virtual ranks; all workers call it together."""
+        self._compare_ranks(row)
         same = {name: row[name] for name in ("epoch", "step", "lr")}
         self._note({"kind": "step", **self._means(row), **same})
 
     def _means(self, row: dict[str, float]) -> dict[str, float]:
         """Metrics as the mean over all virtual ranks, and samples per second as their sum; all call it together."""
-        working = [(share.weight, one) for share, one in gather((self.share, row)) if share.weight]
-        means = {name: sum(weight * one[name] for weight, one in working) for name in row}
+        everyone = gather((self.collectives.weight, row))
+        means = {name: sum(weight * one[name] for weight, one in everyone) for name in row}
         if "samples_per_second" in means:
-            means["samples_per_second"] *= len(working)
+            means["samples_per_second"] = sum(one["samples_per_second"] for weight, one in everyone if weight)
         return means
+
+    def _stepped(self, step: StepTime, labels: Mapping[str, str]) -> None:
+        metrics.stepped(step, labels=labels)
+        self.clock.add(step)
+
+    def _compare_ranks(self, row: dict[str, Any]) -> None:
+        """Log what each worker's steps took, once a minute, and name slow ones; all workers call it together."""
+        times: list[RankTime] = gather(self.clock.take())
+        if self.world == 1 or self.rank:
+            return
+        slow = self.stragglers.update(times)
+        self.alarms += [f"{self.stage.name}: {text}" for text in slow]
+        if slow or time.monotonic() - self.compared >= COMPARE_SECONDS:
+            self.compared = time.monotonic()
+            columns = {name: [getattr(one, name) for one in times] for name in ("host", "waited", "own")}
+            self._note({"kind": "ranks", "epoch": row["epoch"], "step": row["step"], **columns})
 
     def _log_resume(self, position: Position, begun: Position | None) -> None:
         if position == START and begun is None:
@@ -242,7 +300,7 @@ class Worker:
                 "kind": "resume",
                 **asdict(position),
                 "world": self.world,
-                "virtual_ranks": self.job.virtual_ranks,
+                "virtual_ranks": self.job.virtual_ranks.count,
                 "repeated_steps": repeated,
                 "text": f"resumes from {position} with {self.world} workers; repeats {many}",
             }
@@ -259,14 +317,14 @@ class Worker:
             stored_width=self.job.lineage.crop_width,
             epochs=self.stage.epochs,
             start=start,
-            virtual_ranks=self.job.virtual_ranks,
+            virtual_ranks=self.job.virtual_ranks.count,
             accumulate=self.accumulate,
             in_process=is_starved(self.world),
         )
         for batches in stream:
             if self.recorder:
                 self.recorder.begin_step(Position(int(batches[0]["epoch"]), int(batches[0]["step"])))
-            yield batches
+            yield self.merge(batches)
 
     def report(self, means: dict[str, float], *, epoch: int) -> None:
         """The loop's `report`, on every rank: validates, saves and logs. It is a barrier."""
@@ -276,9 +334,12 @@ class Worker:
             validated = self.validation(self._evaluated())
         if epoch % options.save_every_epochs == 0 or is_last:
             self._save(Position(epoch), validated)
+        if is_last and self.saver:
+            self.saver.wait()
         self._collect_alarms(Position(epoch))
         means = self._means(means)
-        self._note({"kind": "epoch", "epoch": epoch, "workers": self.world, **means})
+        saving = {"save_wait": self.saver.share()} if self.saver else {}
+        self._note({"kind": "epoch", "epoch": epoch, "workers": self.world, **means, **saving})
         if validated:
             self._note({"kind": "validation", "epoch": epoch, **validated})
         if self.recorder:
@@ -291,24 +352,16 @@ class Worker:
         self._collect_alarms(position)
         if self.recorder:
             self.recorder.push()
+        if self.saver:
+            self.saver.hold()
 
     def _evaluated(self) -> nn.Module:
         """The network that inference would use."""
         return self.step.evaluated if isinstance(self.step, GanStep) else self.step.networks["syncnet"]
 
     def _save(self, position: Position, validated: dict[str, float] | None) -> None:
-        if self.rank:
-            return
-        write = partial(
-            checkpoint.save,
-            step=self.step,
-            stage=self.stage,
-            config=self.config,
-            lineage=self.job.lineage,
-            position=position,
-        )
-        self.store.save(checkpoint_name(position.epoch, position.step), write, validated)
-        self.store.tidy(self.job.options.keep_last, self.job.options.best_by(self.stage.kind))
+        if self.saver:
+            self.saver.save(self.step, position, validated)
 
     def preview(self, rows: Tensor, epoch: int) -> None:
         """The loop's `preview`: a sheet of samples."""
@@ -325,6 +378,8 @@ class Worker:
 
     def stop(self, reason: str) -> None:
         """Leave the reason for the driver; all ranks call it together."""
+        if self.saver:
+            self.saver.wait()
         self._collect_alarms(self.store.position())
         if self.recorder:
             good = self.store.newest_good()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import tomllib
@@ -77,7 +78,13 @@ def test_what_it_installs_exists(config: dict[str, Any]) -> None:
     assert "s3" in offered
     assert set(offered) <= set(extras)
     installs = [command for command in config["setup_commands"] + config["head_setup_commands"] if "uv pip" in command]
-    assert len(installs) == 2
+    assert len(installs) == 3
+    wheels = next(command for command in installs if "download.pytorch.org/whl/cpu" in command)
+    installs.remove(wheels)
+    (pinned,) = re.findall(r"^torch==.+$", (ROOT / "constraints.txt").read_text(encoding="utf8"), re.MULTILINE)
+    assert pinned in wheels.split()
+    assert wheels.startswith("command -v nvidia-smi ||"), "only where there is no GPU"
+    assert config["setup_commands"].index(wheels) < config["setup_commands"].index(installs[0])
     assert all("--constraint ~/lawdnet/constraints.txt" in command for command in installs)
 
 
@@ -101,3 +108,47 @@ def test_its_examples_are_valid_commands() -> None:
     lines = [line.removeprefix("#").strip() for line in comments.splitlines() if "lawdnet --address" in line]
     assert len(lines) == 2
     assert [parse(app, shlex.split(line)[1:]) for line in lines] == ["build", "train"]
+
+
+def test_it_waits_for_apt(config: dict[str, Any]) -> None:
+    first, update, install = config["initialization_commands"]
+    assert first.startswith("cloud-init status --wait")
+    assert "for i in" in update
+    assert "DPkg::Lock::Timeout" in install
+
+
+def test_machines_with_eight_gpus_are_an_option() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    lines = (ROOT / "cluster.yaml").read_text(encoding="utf8").splitlines()
+    first = next(n for n, line in enumerate(lines) if "# trainer8:" in line)
+    last = next(n for n, line in enumerate(lines) if "# END efa" in line)
+    lines[first:last] = [line.replace("# ", "", 1) for line in lines[first:last]]
+    config = yaml.safe_load("\n".join(lines))
+    config["max_workers"] += config["available_node_types"]["trainer8"]["max_workers"]
+    validate_config(prepare_config(config))
+    group = config["available_node_types"]["trainer8"]
+    assert (group["resources"]["GPU"], group["labels"]) == (8, {ROLE: TRAIN})
+    cards = group["node_config"]["NetworkInterfaces"]
+    assert [card["NetworkCardIndex"] for card in cards] == [0, 1, 2, 3]
+    assert {card["InterfaceType"] for card in cards} == {"efa"}
+
+
+def test_the_head_may_change_machines_of_its_cluster_only(config: dict[str, Any]) -> None:
+    from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
+
+    policy = json.loads((ROOT / "jobs" / "aws" / "head-policy.json").read_text(encoding="utf8"))
+    rights = {row["Sid"]: row for row in policy["Statement"]}
+    tag = {TAG_RAY_CLUSTER_NAME: config["cluster_name"]}
+    for row in rights.values():
+        actions = [row["Action"]] if isinstance(row["Action"], str) else row["Action"]
+        assert "*" not in actions
+        assert "ec2:*" not in actions
+        if "Condition" not in row:
+            assert set(actions) <= {"ec2:Describe*", "ec2:RunInstances"}
+            assert actions == ["ec2:Describe*"] or not any("instance/*" in one for one in row["Resource"])
+    for name, kind in (("StartMachinesOfThisCluster", "Request"), ("TagAndStopMachinesOfThisCluster", "Resource")):
+        assert rights[name]["Condition"]["StringEquals"] == {f"aws:{kind}Tag/{k}": v for k, v in tag.items()}
+    (role,) = rights["GiveThemTheWorkersRole"]["Resource"]
+    profile = config["available_node_types"]["builder"]["node_config"]["IamInstanceProfile"]["Name"]
+    assert role.endswith(f":role/{profile}")

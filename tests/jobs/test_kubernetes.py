@@ -6,6 +6,7 @@ is also checked against those.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -17,12 +18,14 @@ import pytest
 import yaml
 
 from jobs.cli import app
+from pipelines.cluster import drain
 from pipelines.cluster.resources import PREPROCESS, ROLE, TRAIN
 from tests.support.command_lines import parse, parse_module
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "jobs" / "kubernetes"
 JOBS = ("rayjob-build.yaml", "rayjob-train.yaml")
+SUPERVISED = "rayjob-supervised.yaml"
 Manifest = dict[str, Any]
 
 
@@ -55,7 +58,9 @@ def pods(spec: Manifest) -> list[Manifest]:
     return [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("raycluster.yaml", "RayCluster"), *((job, "RayJob") for job in JOBS)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("raycluster.yaml", "RayCluster"), *((job, "RayJob") for job in (*JOBS, SUPERVISED))]
+)
 def test_kinds(name: str, kind: str) -> None:
     manifest = read(name)
     assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", kind)
@@ -133,6 +138,50 @@ def test_jobs_are_valid_commands(name: str) -> None:
         assert most == groups(read("raycluster.yaml")["spec"])["trainer"]["maxReplicas"]
 
 
+def test_a_supervised_job_is_tried_again_on_a_cluster_of_its_own(spec: Manifest) -> None:
+    """KubeRay refuses a backoffLimit beside a clusterSelector."""
+    job = read(SUPERVISED)["spec"]
+    assert job["backoffLimit"] > 0
+    assert job["shutdownAfterJobFinishes"] is True
+    assert "clusterSelector" not in job
+    assert job["rayClusterSpec"] == spec, "copy what has changed in raycluster.yaml"
+    params = parse_module(job["entrypoint"])
+    assert (params["out"].startswith("s3://"), params["gpu"], params["workers"]) == (True, True, "1:2")
+
+
+def test_trainers_say_that_they_go(spec: Manifest) -> None:
+    """Kubernetes waits for the hook, which ends before it loses patience."""
+    pod = groups(spec)["trainer"]["template"]["spec"]
+    python, dash, module, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert (python, dash) == ("python", "-m")
+    assert importlib.util.find_spec(module)
+    assert drain.SECONDS == int(seconds) < pod["terminationGracePeriodSeconds"]
+
+
+def with_option(name: str) -> Manifest:
+    """The cluster with an option switched on."""
+    lines = (FOLDER / "raycluster.yaml").read_text(encoding="utf8").splitlines()
+    first = next(n for n, line in enumerate(lines) if f"# OPTION {name}" in line)
+    last = next(n for n, line in enumerate(lines) if f"# END {name}" in line)
+    lines[first + 1 : last] = [line.replace("# ", "", 1) for line in lines[first + 1 : last]]
+    found: Manifest = yaml.safe_load("\n".join(lines))
+    return found
+
+
+def test_the_head_may_keep_its_state_in_redis(spec: Manifest) -> None:
+    options = with_option("redis")["spec"].pop("gcsFaultToleranceOptions")
+    service, redis = read_all("redis.yaml")
+    assert options["redisAddress"] == f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    pod = redis["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["env"] == [{"name": "PASSWORD", "valueFrom": options["redisPassword"]["valueFrom"]}]
+    assert "--requirepass" in container["args"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert service["spec"]["selector"] == redis["spec"]["template"]["metadata"]["labels"]
+    assert "gcsFaultToleranceOptions" not in spec
+
+
 def test_its_example_is_a_valid_command() -> None:
     text = (FOLDER / "raycluster.yaml").read_text(encoding="utf8")
     (line,) = re.findall(r"#   (lawdnet --address .+)", text)
@@ -171,7 +220,7 @@ def _text(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("name", "crd"),
-    [("raycluster.yaml", "ray.io_rayclusters.yaml"), *((job, "ray.io_rayjobs.yaml") for job in JOBS)],
+    [("raycluster.yaml", "ray.io_rayclusters.yaml"), *((job, "ray.io_rayjobs.yaml") for job in (*JOBS, SUPERVISED))],
 )
 def test_against_the_published_schema(name: str, crd: str) -> None:
     folder = os.environ.get("LAWDNET_CRDS")
@@ -182,8 +231,10 @@ def test_against_the_published_schema(name: str, crd: str) -> None:
     definition = yaml.safe_load((Path(folder) / crd).read_text(encoding="utf8"))
     (version,) = (found for found in definition["spec"]["versions"] if found["name"] == "v1")
     schema = strict(version["schema"]["openAPIV3Schema"])
-    errors = [f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(read(name))]
-    assert not errors
+    manifests = [read(name), *([with_option("redis")] if name == "raycluster.yaml" else [])]
+    for manifest in manifests:
+        errors = [f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(manifest)]
+        assert not errors
     broken = read(name)
     broken["spec"]["unknown"] = 1
     assert not Draft202012Validator(schema).is_valid(broken)

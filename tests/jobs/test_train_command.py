@@ -57,7 +57,7 @@ def test_options_reach_the_pipeline(dataset: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("pipelines.train.train.train", fake)
     options = ["--workers", "1:4", "--gate", "mouth_correlation>=0.8", "--gate", "accuracy>=0.95", "--best", "psnr",
                "--validate-every", "2", "--save-every-epochs", "3", "--save-every-steps", "100", "--keep", "5",
-               "--init", "old.pth", "--logger", "jsonl"]  # fmt: skip
+               "--save-every", "90s", "--init", "old.pth", "--logger", "jsonl"]  # fmt: skip
     command = ["train", str(dataset), "--out", str(tmp_path), "--stages", "frame_64", *options]
     answer = runner.invoke(app, command)
     assert answer.exit_code == 0, answer.output
@@ -67,6 +67,7 @@ def test_options_reach_the_pipeline(dataset: Path, tmp_path: Path, monkeypatch: 
     assert (running.best, running.validate_every, running.save_every_epochs, running.save_every_steps) == (
         "psnr", 2, 3, 100
     )  # fmt: skip
+    assert running.save_every == 90
     assert (running.keep_last, running.init, running.loggers) == (5, "old.pth", ("jsonl",))
     assert "3 epochs, mouth_correlation 0.875" in answer.stdout
 
@@ -80,6 +81,7 @@ def test_options_reach_the_pipeline(dataset: Path, tmp_path: Path, monkeypatch: 
         (["--best", "beauty"], "unknown metric"),
         (["--logger", "paper"], "choose from jsonl, wandb, tensorboard"),
         (["--keep", "0"], "--keep"),
+        (["--save-every", "soon"], "'soon' is no time; write 30s, 5m or 1h"),
     ],
 )
 def test_wrong_usage_is_2(options: list[str], words: str, dataset: Path, tmp_path: Path) -> None:

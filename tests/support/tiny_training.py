@@ -12,6 +12,7 @@ from lawdnet.models.saved import checkpoint_name
 from lawdnet.models.syncnet import SyncNet, SyncNetConfig
 from lawdnet.training import checkpoint
 from lawdnet.training.checkpoint import Lineage
+from lawdnet.training.collectives import Collectives
 from lawdnet.training.config import TrainConfig, make_config
 from lawdnet.training.loop import Loop, to_batch
 from lawdnet.training.networks import Wrap
@@ -70,14 +71,21 @@ def batch_of(stage: Stage, index: int = 0, size: int = 2) -> TrainBatch:
     return to_batch(arrays(0, index, stage, size), CPU)
 
 
-def make_step(config: TrainConfig, stage: Stage, wrap: Wrap = lambda network: network, seed: int = 0) -> Step:
+def make_step(
+    config: TrainConfig,
+    stage: Stage,
+    wrap: Wrap = lambda network: network,
+    seed: int = 0,
+    device: torch.device = CPU,
+    collectives: Collectives | None = None,
+) -> Step:
     """A step with the same first weights at every call."""
     torch.manual_seed(0)
     syncnet = SyncNet(SyncNetConfig(audio_dim=DIM, base_channels=4, face_px=32, head="cosine"))
     torch.manual_seed(seed)
     if stage.kind == "syncnet":
-        return SyncStep(config, stage, CPU, wrap, audio_dim=DIM)
-    return GanStep(config, stage, CPU, wrap, audio_dim=DIM, syncnet=syncnet)
+        return SyncStep(config, stage, device, wrap, audio_dim=DIM, collectives=collectives)
+    return GanStep(config, stage, device, wrap, audio_dim=DIM, syncnet=syncnet, collectives=collectives)
 
 
 def stream(

@@ -100,7 +100,7 @@ def test_settings_reach_their_field() -> None:
         ("frame_32.batch_size=0", r"frame_32.batch_size: must be at least 1"),
         ("frame_32.mouth_px=33", r"frame_32.mouth_px: must be a multiple of 32, not 33"),
         ("sync_share=0", "sync_share: must be above 0"),
-        ("precision=fp8", "not one of auto, fp32, bf16, fp16"),
+        ("precision=fp8", "not one of auto, fp32, tf32, bf16, fp16"),
     ],
 )
 def test_a_bad_setting_says_what_is_wrong(setting: str, message: str) -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from lawdnet.training.alarms import check_finite
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.loop import to_batch
 from lawdnet.training.position import Position
 from lawdnet.training.stages import Stage
-from lawdnet.training.steps import GanStep, NonFiniteLoss, check_finite, mouth_square
+from lawdnet.training.steps import GanStep, NonFiniteLoss, mouth_square
 from lawdnet.types import TrainBatch
 from tests.support.tiny_training import (
     BATCHES,
@@ -104,7 +105,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(config: TrainConfig) ->
 
 def test_the_error_names_the_loss() -> None:
     with pytest.raises(NonFiniteLoss, match="sync"):
-        check_finite({"pixel": torch.tensor(1.0), "sync": torch.tensor(float("inf"))})
+        check_finite({"pixel": 1.0, "sync": float("inf")})
 
 
 def test_the_sync_network_sees_the_mouth_square() -> None:
@@ -139,13 +140,13 @@ class Recorder:
         self.calls: list[int] = []
         self.rates: list[float] = []
 
-    def __call__(self, *batches: TrainBatch) -> dict[str, torch.Tensor]:
+    def __call__(self, *batches: TrainBatch) -> dict[str, float]:
         number = len(self.calls)
         self.calls.append(len(batches))
         self.rates.append(self.optimizers["all"].param_groups[0]["lr"])
         if number in self.bad:
             raise NonFiniteLoss("not finite: pixel")
-        return {"total": torch.tensor(float(number)), **({"share_gan": torch.tensor(0.5)} if number == 1 else {})}
+        return {"total": float(number), **({"share_gan": 0.5} if number == 1 else {})}
 
     def preview(self, batch: TrainBatch) -> None: ...
 

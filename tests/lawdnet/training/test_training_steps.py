@@ -17,15 +17,18 @@ from tests.support.tiny_training import apart, assert_same, batch_of, make_step,
 
 
 def halves(batch: TrainBatch) -> list[TrainBatch]:
-    """Two batches of half the size; each kind of wrong audio is halved by itself."""
-    size = len(batch.source_BN3HW) // 2
+    """Two batches of half the size."""
+    return parts(batch, batch.size // 2)
 
-    def half(value: torch.Tensor | None, which: int) -> torch.Tensor | None:
-        if value is None:
-            return None
-        return torch.cat([kind[which * size : (which + 1) * size] for kind in value.split(2 * size)])
 
-    return [TrainBatch(**{f.name: half(getattr(batch, f.name), which) for f in fields(batch)}) for which in (0, 1)]
+def parts(batch: TrainBatch, first: int) -> list[TrainBatch]:
+    """A batch of the first samples, and one of the others; each kind of wrong audio is cut by itself."""
+
+    def part(value: torch.Tensor | None, cut: slice) -> torch.Tensor | None:
+        return None if value is None else torch.cat([kind[cut] for kind in value.split(batch.size)])
+
+    cuts = (slice(None, first), slice(first, None))
+    return [TrainBatch(**{f.name: part(getattr(batch, f.name), cut) for f in fields(batch)}) for cut in cuts]
 
 
 @pytest.mark.parametrize("name", ["syncnet", "frame_32", "clip_96"])
@@ -41,6 +44,20 @@ def test_two_half_batches_make_the_step_of_a_whole_one(name: str) -> None:
         assert full.keys() == parts.keys()
         for key in full.keys() - {k for k in full if k.startswith("share_")}:
             torch.testing.assert_close(parts[key], full[key], rtol=1e-4, atol=1e-6, msg=key)
+    assert apart(weights(whole), weights(split), start) < 0.01
+
+
+@pytest.mark.parametrize("name", ["syncnet", "frame_32", "clip_96"])
+def test_batches_of_different_sizes_count_by_their_samples(name: str) -> None:
+    config = tiny()
+    stage = config.stage(name)
+    whole, split = make_step(config, stage), make_step(config, stage)
+    start = weights(whole)
+    batch = batch_of(stage, size=6)
+    values = whole(batch)
+    found = split(*parts(batch, 4))
+    for key in values.keys() - {k for k in values if k.startswith("share_")}:
+        assert found[key] == pytest.approx(values[key], rel=1e-4), key
     assert apart(weights(whole), weights(split), start) < 0.01
 
 
@@ -214,10 +231,12 @@ def test_the_layout_of_memory_changes_no_result() -> None:
 
 
 def test_a_compiled_generator_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lawdnet.training.steps.compile_in_place", lambda network: compile_in_place(network, "eager"))
+    monkeypatch.setattr(
+        "lawdnet.training.steps.compile_in_place", lambda network, alarm: compile_in_place(network, alarm, "eager")
+    )
     stage = tiny().stage("frame_32")
     plain, compiled = make_step(tiny("compile=false"), stage), make_step(tiny("compile=true"), stage)
-    assert compiled.networks["generator"].warp._compiled_call_impl is not None
+    assert "forward" in vars(compiled.networks["generator"].warp)
     start = weights(plain)
     for step in (plain, compiled):
         step(batch_of(stage))
@@ -231,7 +250,7 @@ def test_what_does_not_compile_runs_as_it_is() -> None:
     network = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
     x = torch.rand(4, 3)
     wanted = network(x)
-    compile_in_place(network, broken)  # type: ignore[arg-type]
+    compile_in_place(network, backend=broken)  # type: ignore[arg-type]
     torch.testing.assert_close(network(x), wanted)
     assert list(network.state_dict()) == ["0.weight", "0.bias"]
 

@@ -12,11 +12,21 @@ import torch
 
 from lawdnet.data.manifest import Dataset
 from lawdnet.data.sampling import SampleSpec, batches_per_epoch
+from lawdnet.training.collectives import Collectives, find_collectives
 from lawdnet.training.position import Position
 from lawdnet.training.stages import Stage
-from lawdnet.training.virtual_ranks import Workers, count_virtual_ranks, group_by_step, micro_batches_per_rank, share_of
+from lawdnet.training.virtual_ranks import (
+    Merge,
+    VirtualRanks,
+    Workers,
+    group_by_step,
+    micro_batches_per_rank,
+    share_of,
+    shares,
+    virtual_ranks_of,
+)
 from pipelines.train.dataloader import rank_batches
-from pipelines.train.elastic import find_shared_collectives, scaling
+from pipelines.train.elastic import scaling
 from pipelines.train.train import train
 from tests.support.runs import assert_same, grey, here, rows, tiny, weights
 
@@ -44,17 +54,25 @@ def test_no_numbers_of_workers(text: str) -> None:
 
 def test_virtual_ranks_are_shared_out_and_their_number_stays() -> None:
     for count in range(1, 9):
-        for world in range(1, count + 3):
-            shares = [share_of(rank, world, count) for rank in range(world)]
-            working = [share for share in shares if share.weight]
-            assert sorted(rank for share in working for rank in share.ranks) == list(range(count))
-            assert len({len(share.ranks) for share in shares}) == 1
-            assert sum(share.weight for share in shares) == pytest.approx(1)
-    assert [share_of(rank, 3, 4).weight for rank in range(3)] == [0.5, 0.5, 0]
-    assert count_virtual_ranks(STAGE, Workers(1, 4)) == 4
+        for world in range(1, count + 1):
+            found = [share_of(rank, world, count) for rank in range(world)]
+            assert sorted(rank for share in found for rank in share) == list(range(count))
+            sizes = [len(share) for share in found]
+            assert max(sizes) - min(sizes) <= 1
+            assert shares(world, count) == tuple(sizes)
+    assert shares(3, 4) == (2, 1, 1)
+    assert [list(share_of(rank, 2, 4)) for rank in range(2)] == [[0, 1], [2, 3]], "what is merged is the same for all"
+    assert Collectives(rank=1, shares=shares(3, 4)).weight == 0.25
+    four = VirtualRanks(count=8, split=2)
+    assert virtual_ranks_of(STAGE, Workers(1, 4), 1, 99) == virtual_ranks_of(STAGE, Workers(4, 4), 1, 99) == four
+    assert virtual_ranks_of(STAGE, Workers(1, 1), 1, 99) == VirtualRanks(count=1)
+    assert virtual_ranks_of(STAGE, Workers(1, 4), 1, 7) == VirtualRanks(count=4), "a segment for each"
+    assert virtual_ranks_of(STAGE, Workers(1, 4), 2, 99) == VirtualRanks(count=4), "windows stay together"
     assert Workers(2, 8).at_most(3) == Workers(2, 3)
     fixed = Stage(**{**vars(STAGE), "global_batch": 6, "accumulate": 5})
-    assert (count_virtual_ranks(fixed, Workers(1, 4)), micro_batches_per_rank(fixed)) == (3, 1)
+    for workers in (Workers(0, 0), Workers(1, 4), Workers(64, 64)):
+        assert virtual_ranks_of(fixed, workers, 1, 99) == VirtualRanks(count=6, split=2)
+    assert micro_batches_per_rank(fixed) == 1
     asked = scaling(Workers(1, 4), gpu=False)
     assert (asked.num_workers, asked.elasticity_enabled) == ((1, 4), True)
     assert scaling(Workers(2, 2), gpu=True).num_workers == 2
@@ -78,7 +96,7 @@ def test_every_number_of_workers_draws_the_same(dataset: Dataset) -> None:
                 virtual_ranks=3,
                 in_process=True,
             )
-            for batch in chain.from_iterable(stream) if share_of(rank, world, 3).weight else ():
+            for batch in chain.from_iterable(stream):
                 steps.setdefault((int(batch["epoch"]), int(batch["step"])), []).append(batch["segment_ids"].tolist())
         found.append({position: sorted(batches) for position, batches in steps.items()})
     assert found[0] == found[1] == found[2]
@@ -144,13 +162,36 @@ def test_batches_are_gathered_into_steps_from_any_position(ranks: int, accumulat
 
 def test_alone_a_worker_hands_round_nothing() -> None:
     rows_22 = torch.arange(4.0).view(2, 2)
-    (found,) = find_shared_collectives(torch.device("cpu"), share_of(0, 1, 2)).gather(rows_22)
-    assert torch.equal(found, rows_22)
+    alone = find_collectives(torch.device("cpu"), shares(1, 2))
+    assert torch.equal(alone.gather(rows_22), rows_22)
+    assert (alone.weight, alone.mine(2)) == (1, slice(0, 2))
+
+
+def test_63_of_64_workers_are_an_eighth_slower() -> None:
+    stage = Stage(**{**vars(STAGE), "batch_size": 16})
+    found = virtual_ranks_of(stage, Workers(8, 64), 1, 10_000)
+    assert found == VirtualRanks(count=512, split=8)
+    for world, most in ((64, 8), (63, 9), (57, 9), (56, 10), (32, 16)):
+        merge = Merge(shares=shares(world, found.count), split=found.split, accumulate=1)
+        assert max(merge.shares) == most
+        assert merge.count(most) == -(-most // 9), "up to 18 samples are one batch"
+    assert Merge(shares=(9, 8), split=8, accumulate=1).is_alike
+    assert not Merge(shares=(10, 9), split=8, accumulate=1).is_alike
+    assert not Merge(shares=(2, 1), split=1, accumulate=1).is_alike
+
+
+def test_what_virtual_ranks_bring_is_merged_in_order() -> None:
+    merge = Merge(shares=(5, 4), split=2, accumulate=1)
+    brought = [{"audio": np.full((2, 3), i), "step": np.array(7)} for i in range(5)]
+    found = merge(brought)
+    assert [one["audio"][:, 0].tolist() for one in found] == [[0, 0], [1, 1, 2, 2], [3, 3, 4, 4]]
+    assert all(one["step"] == 7 for one in found)
+    assert Merge(shares=(1,), split=1, accumulate=1)(brought[:1])[0] is brought[0]
 
 
 def test_two_workers_learn_what_one_learns(dataset: Dataset, tmp_path: Path, ray_session: None) -> None:
-    """The same global batch: three virtual ranks, which leave the second worker spare, and four, two for each."""
-    settings = ["syncnet.global_batch=6", "frame_32.global_batch=8", "syncnet.lr=1e-4"]
+    """The same global batch: three virtual ranks, two for the first worker, and six, three for each."""
+    settings = ["syncnet.global_batch=6", "frame_32.global_batch=6", "syncnet.lr=1e-4"]
     config = tiny(["syncnet", "frame_32"], *settings)
     train(dataset, tmp_path / "one", config, here())
     train(dataset, tmp_path / "two", config, here(workers=Workers(2, 2), validate_every=1))

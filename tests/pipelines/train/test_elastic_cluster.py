@@ -94,7 +94,10 @@ def test_workers_go_and_come(tmp_path: Path, ray_folder: str, capsys: pytest.Cap
     worlds = [row["world"] for row in rows(run, "frame_32", "resume")]
     assert worlds[-1] == 2
     assert 1 in worlds
-    assert all(row["repeated_steps"] <= 41 for row in rows(run, "frame_32", "resume")), json.dumps(worlds)
+    resumes = rows(run, "frame_32", "resume")
+    assert all(row["repeated_steps"] <= 41 for row in resumes), json.dumps(resumes)
+    grown = [row for row in resumes if row["world"] == 2]
+    assert grown[-1]["repeated_steps"] == 0, "a checkpoint is written before workers are added"
 
     train(dataset, tmp_path / "fixed", tiny(["frame_32"], *SETTINGS), here())
     assert_same(weights(tmp_path / "fixed", "frame_32")["networks"], weights(run, "frame_32")["networks"], 2e-2)
