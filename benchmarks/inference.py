@@ -48,6 +48,7 @@ CONFIG = GeneratorConfig(audio_dim=320)
 SMALL = GeneratorConfig(audio_dim=320, base_channels=16, warp_grid=12)
 CROP_WIDTH = 320
 REPORT_EVERY = 25
+PARTS = ("source_encoder", "reference_encoder", "pair_encoder", "audio_encoder", "attention", "appearance", "decoder")
 
 
 def generator(mouth_px: int, kind: type[Generator] = Generator, config: GeneratorConfig = CONFIG) -> Generator:
@@ -66,7 +67,10 @@ def inputs(mouth_px: int, batch: int) -> tuple[Mouths, list[Tensor]]:
 
 
 def operations(mouth_px: int) -> dict[str, Any]:
-    """Count multiply-adds in billions; those of the warp, which are not products of matrices, are left out."""
+    """Count multiply-adds in billions; those of the warp, which are not products of matrices, are left out.
+
+    The products of Fourier transforms are complex, and counted once.
+    """
     mouths, (source, reference, audio) = inputs(mouth_px, 1)
     network = mouths.network
     whole = _count(lambda: network.generator(source, reference, audio))
@@ -86,12 +90,10 @@ def operations(mouth_px: int) -> dict[str, Any]:
 def _count(run: Callable[[], object]) -> dict[str, float]:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         run()
-    found = {
-        name.removeprefix("Generator."): sum(flops.values()) / 2e9
-        for name, flops in counter.get_flop_counts().items()
-        if name == "Global" or name.count(".") == 1
-    }
-    return {name.replace("Global", "all"): round(value, 2) for name, value in found.items() if value >= 0.005}
+    counts = {name: sum(flops.values()) / 2e9 for name, flops in counter.get_flop_counts().items()}
+    parts = {name.removeprefix("Generator."): value for name, value in counts.items() if name.count(".") == 1}
+    named = {name: round(value, 2) for name, value in parts.items() if name in PARTS}
+    return {**named, "all": round(counts["Global"], 2)}
 
 
 def network_times(mouth_px: int, batch: int, repeats: int) -> dict[str, float]:
