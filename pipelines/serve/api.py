@@ -86,7 +86,7 @@ async def _swept(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _tell(request: Request, error: Exception) -> JSONResponse:
-    problem = _problem(error)
+    problem = _problem(request, error)
     if problem.status == 500:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     if request.method in ("POST", "PUT", "PATCH"):
@@ -99,9 +99,11 @@ async def _tell(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(problem.document, problem.status, headers=headers, media_type="application/problem+json")
 
 
-def _problem(error: Exception) -> Problem:
+def _problem(request: Request, error: Exception) -> Problem:
     if isinstance(error, HTTPException):
-        return Problem(error.status_code, "http", str(error.detail), headers=error.headers)
+        known = {404: ("no_route", "there is nothing at this address"), 405: ("no_method", "not possible here")}
+        kind, text = known.get(error.status_code, ("http", str(error.detail)))
+        return Problem(error.status_code, kind, f"{request.method}: {text}; see /docs", headers=error.headers)
     if isinstance(error, RequestValidationError):
         found = error.errors()[0]
         return Problem(422, "invalid", f"{'.'.join(map(str, found['loc']))}: {found['msg']}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -165,14 +166,16 @@ async def read_form(
     except FormParserError as error:
         raise Problem(400, "malformed_form", f"the multipart form is malformed: {error}") from error
     chunks = request.stream()
+    request.state.received = 0
     end = time.monotonic() + limits.upload_seconds
     try:
         while True:
             left = min(limits.idle_seconds, end - time.monotonic())
             chunk = await asyncio.wait_for(anext(chunks, None), max(0.0, left))
             if chunk is None:
-                request.state.is_read = True
+                request.state.received = math.inf
                 break
+            request.state.received += len(chunk)
             if chunk:
                 await run_in_threadpool(form.write, chunk)
     except TimeoutError as error:
@@ -218,9 +221,9 @@ async def received(
 
 async def drain(request: Request) -> None:
     """Read a little more of a request that is refused: a client that still sends would miss the answer."""
-    if getattr(request.state, "is_read", False):
-        return
-    left, end = DRAIN_BYTES, time.monotonic() + DRAIN_SECONDS
+    end = time.monotonic() + DRAIN_SECONDS
+    length = request.headers.get("content-length", "")
+    left = min(DRAIN_BYTES, int(length) if length.isdecimal() else DRAIN_BYTES) - getattr(request.state, "received", 0)
     with suppress(TimeoutError, ClientDisconnect, RuntimeError):
         while left > 0:
             message = await asyncio.wait_for(request.receive(), max(0.0, end - time.monotonic()))
