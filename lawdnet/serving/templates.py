@@ -9,8 +9,10 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
+from dataclasses import fields
 from pathlib import Path
 from shutil import copyfile
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -23,8 +25,10 @@ from lawdnet.types import Beat
 
 VIDEO = "video.mp4"
 """Name of every template's video, whatever its format is."""
-FORMAT = 1
-"""Of the prepared files; another one is prepared again."""
+FIELDS = {field.name: str(field.type) for field in fields(Template) if field.name != "path"}
+"""Fields of a template that are kept in a file, with their types."""
+FORMAT = hashlib.sha256(repr(FIELDS).encode()).hexdigest()[:8]
+"""Of the files; those of other versions of the code are left alone, and prepared again."""
 IN_MEMORY = 8
 """Prepared templates that a process keeps."""
 
@@ -93,33 +97,28 @@ class TemplateFiles:
         return template
 
     def _file(self, content: str, mouth_px: int, crop_width: int) -> Path:
-        return self.folder / content / f"{mouth_px}-{crop_width}-v{FORMAT}.npz"
+        return self.folder / content / f"{mouth_px}-{crop_width}-{FORMAT}.npz"
 
     def _prepare(self, content: str, mouth_px: int, crop_width: int, face: str, beat: Beat) -> Template:
         video = self.video(content)
         source = source_for(video, self.landmarks, self.weights_dir)
         template = prepare(video, source, mouth_px=mouth_px, crop_width=crop_width, face=face, beat=beat)
+        arrays = {name: getattr(template, name) for name in FIELDS}
         with atomic(self._file(content, mouth_px, crop_width)) as temporary, temporary.open("wb") as file:
-            np.savez(
-                file,
-                size=np.array([template.height, template.width]),
-                matrix_T33=template.matrix_T33,
-                reference_5HW3=template.reference_5HW3,
-                reference_ticks=np.array(template.reference_ticks),
-            )
+            np.savez(file, **{name: np.asarray(value) for name, value in arrays.items() if value is not None})
         return template
 
     def _read(self, content: str, mouth_px: int, crop_width: int) -> Template | None:
         try:
             with np.load(self._file(content, mouth_px, crop_width), allow_pickle=False) as arrays:
-                height, width = arrays["size"].tolist()
-                return Template(
-                    path=self.video(content),
-                    height=height,
-                    width=width,
-                    matrix_T33=arrays["matrix_T33"],
-                    reference_5HW3=arrays["reference_5HW3"],
-                    reference_ticks=tuple(arrays["reference_ticks"].tolist()),
-                )
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # missing, or damaged: prepared again
+                found = {name: _value(name, arrays[name]) for name in FIELDS if name in arrays}
+            return Template(path=self.video(content), **found)
+        except (OSError, ValueError, TypeError, EOFError, BadZipFile):  # missing, or damaged: prepared again
             return None
+
+
+def _value(name: str, array: np.ndarray[Any, Any]) -> Any:
+    """A field's value: arrays stay arrays."""
+    if FIELDS[name] == "int":
+        return int(array)
+    return tuple(array.tolist()) if FIELDS[name].startswith("tuple") else array
