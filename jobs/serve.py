@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,6 @@ import typer
 from jobs import console, options
 from lawdnet.install import install_hint
 
-KEY_VARIABLE = "LAWDNET_API_KEY"
 NEEDS = ("fastapi", "uvicorn", "python_multipart")
 
 
@@ -48,7 +46,7 @@ def serve(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help=f"Keys that clients must send, one per line; or one key in the variable {KEY_VARIABLE}.",
+            help="Keys that clients must send, one per line; or one key in the variable LAWDNET_API_KEY.",
             show_default=False,
         ),
     ] = None,
@@ -76,7 +74,7 @@ def serve(
     if missing := [package for package in NEEDS if importlib.util.find_spec(package) is None]:
         raise ValueError(f"serve needs {', '.join(missing)}; {install_hint('serve')}")
     from lawdnet.settings import parse_setting
-    from pipelines.serve.config import ServeConfig, parse_limits
+    from pipelines.serve.config import ServeConfig, parse_limits, read_keys
     from pipelines.serve.local import access_for
     from pipelines.serve.local import serve as run
 
@@ -110,24 +108,6 @@ def pairs(words: list[str], option: str) -> dict[str, str]:
             raise ValueError(f"{option} {name}: given twice")
         found[name] = value
     return found
-
-
-def read_keys(file: Path | None) -> tuple[str, ...]:
-    """The keys of a file and of the environment.
-
-    Raises:
-        ValueError: the file has none, or a key is too short to be safe.
-    """
-    keys = [os.environ[KEY_VARIABLE].strip()] if os.environ.get(KEY_VARIABLE, "").strip() else []
-    if file:
-        found = [line.strip() for line in console.existing(file).read_text(encoding="utf8").splitlines()]
-        found = [line for line in found if line and not line.startswith("#")]
-        if not found:
-            raise ValueError(f"{file}: has no key; write one per line")
-        keys += found
-    if short := [key for key in keys if len(key) < 16]:
-        raise ValueError(f"an API key has {len(short[0])} characters; use at least 16, as `openssl rand -hex 16` makes")
-    return tuple(keys)
 
 
 if __name__ == "__main__":

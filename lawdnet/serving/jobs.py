@@ -297,14 +297,13 @@ class JobStore:
             return [row[0] for row in self._db.execute("SELECT id FROM jobs").fetchall()]
 
     def counts(self) -> dict[str, int]:
-        """Number of jobs in each state, and of those queued for each model as `queued:MODEL`."""
+        """Number of jobs in each state, and in each state for each model as `STATE:MODEL`."""
         with self._lock:
             rows = self._db.execute("SELECT state, model, COUNT(*) FROM jobs GROUP BY state, model").fetchall()
         found = dict.fromkeys(map(str, State), 0)
         for state, model, number in rows:
             found[state] += number
-            if state == State.QUEUED:
-                found[f"queued:{model}"] = number
+            found[f"{state}:{model}"] = number
         return found
 
     def totals(self) -> dict[str, float]:

@@ -140,6 +140,14 @@ class Service:
         if not NAME.fullmatch(name):
             raise ValueError(f"{name}: a template's name is 1 to 64 letters, digits, dots, dashes and underscores")
         try:
+            row = self.store.template(name)
+            if (
+                row
+                and row.pinned
+                and self.files.content(video, face) == row.content
+                and self._status(row).state == "ready"
+            ):
+                return
             for model in self.models:
                 self._add_template(video, name, face, model, job_id=new_id(), pinned=True)
         except Problem as problem:

@@ -61,9 +61,7 @@ class TemplateFiles:
             face: which of several faces is meant.
             move: whether the files may be moved instead.
         """
-        csv = video.with_suffix(".csv")
-        parts = [sha256(video), sha256(csv) if csv.is_file() else "", face]
-        content = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        csv, content = video.with_suffix(".csv"), self.content(video, face)
         target = self.folder / content
         target.mkdir(parents=True, exist_ok=True)
         for file in (csv, video):  # whoever sees the video has the landmarks too
@@ -72,6 +70,13 @@ class TemplateFiles:
                 with atomic(to) as temporary:
                     os.replace(file, temporary) if move else copyfile(file, temporary)
         return content
+
+    @staticmethod
+    def content(video: Path, face: str) -> str:
+        """The hash of a video, of the CSV beside it, and of the choice of a face."""
+        csv = video.with_suffix(".csv")
+        parts = [sha256(video), sha256(csv) if csv.is_file() else "", face]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def is_prepared(self, content: str) -> bool:
         """Whether a network's crops of it are there."""
@@ -103,9 +108,9 @@ class TemplateFiles:
         video = self.video(content)
         source = source_for(video, self.landmarks, self.weights_dir)
         template = prepare(video, source, mouth_px=mouth_px, crop_width=crop_width, face=face, beat=beat)
-        arrays = {name: getattr(template, name) for name in FIELDS}
+        values: dict[str, Any] = {name: getattr(template, name) for name in FIELDS}
         with atomic(self._file(content, mouth_px, crop_width)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{name: np.asarray(value) for name, value in arrays.items() if value is not None})
+            np.savez(file, **{name: value for name, value in values.items() if value is not None})
         return template
 
     def _read(self, content: str, mouth_px: int, crop_width: int) -> Template | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import os
+import socket
 import threading
 import uuid
 from collections.abc import Mapping
@@ -77,7 +79,7 @@ class Worker:
 
     def __init__(self, store: Store, data: Path, files: TemplateFiles, engines: Mapping[str, Engine]) -> None:
         self.store, self.data, self.files, self.engines = store, data, files, engines
-        self.name = uuid.uuid4().hex
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.stopping = threading.Event()
         """Set it to put the job back into the queue, where it was."""
 

@@ -35,12 +35,13 @@ DESCRIPTION = """Lip-synced videos: send audio, name a template, fetch an MP4.
 Errors are problem documents (RFC 9457). With an API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
 
 
-def make_app(service: Service, access: Access | None = None) -> FastAPI:
+def make_app(service: Service, access: Access | None = None, *, sweep: bool = True) -> FastAPI:
     """Return the HTTP app of a service.
 
     Args:
         service: what it offers.
         access: who may use it.
+        sweep: whether this process retries lost jobs and deletes expired results; one of several must.
     """
     state = ServerState(service=service, access=access or Access())
     app = FastAPI(
@@ -50,7 +51,7 @@ def make_app(service: Service, access: Access | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        lifespan=_swept,
+        lifespan=_swept if sweep else None,
     )
     app.state.server = state
     for kind in (Problem, HTTPException, RequestValidationError, OSError, sqlite3.Error, Exception):

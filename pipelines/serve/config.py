@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 DATABASE = "server.sqlite"
 """Name of the job store in the server's folder."""
+KEY_VARIABLE = "LAWDNET_API_KEY"
+"""Environment variable with one key."""
+MIN_KEY = 16
+"""Shortest key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +65,16 @@ class ServeConfig:
 
     def engines(self) -> dict[str, Engine]:
         """Load all checkpoints."""
+        return {name: self.engine(name) for name in self.models}
+
+    def engine(self, name: str) -> Engine:
+        """Load one checkpoint."""
         from lawdnet.inference.engine import Engine
         from pipelines.render.task import opened_network
 
         weights = Path(self.weights_dir) if self.weights_dir else None
-        loaded = {}
-        for name, checkpoint in self.models.items():
-            with opened_network(locate(checkpoint)) as path:
-                loaded[name] = Engine(path, device=self.device, weights_dir=weights)
-        return loaded
+        with opened_network(locate(self.models[name])) as path:
+            return Engine(path, device=self.device, weights_dir=weights)
 
     def pin_templates(self, service: Service) -> None:
         """Copy the templates into the server's folder, and queue their preparation."""
@@ -92,3 +98,23 @@ def parse_limits(given: Mapping[str, Any]) -> Limits:
         if key not in kinds:
             raise unknown_key(key, kinds, ", ".join(kinds))
     return Limits(**{key: convert(key, value, kinds[key]) for key, value in given.items()})
+
+
+def read_keys(file: Path | None) -> tuple[str, ...]:
+    """The keys of a file and of the environment.
+
+    Raises:
+        ValueError: the file has none, or a key is too short to be safe.
+    """
+    keys = [os.environ[KEY_VARIABLE].strip()] if os.environ.get(KEY_VARIABLE, "").strip() else []
+    if file:
+        found = [line.strip() for line in file.read_text(encoding="utf8").splitlines()]
+        found = [line for line in found if line and not line.startswith("#")]
+        if not found:
+            raise ValueError(f"{file}: has no key; write one per line")
+        keys += found
+    if short := [key for key in keys if len(key) < MIN_KEY]:
+        raise ValueError(
+            f"an API key has {len(short[0])} characters; use at least {MIN_KEY}, as `openssl rand -hex 16` makes"
+        )
+    return tuple(keys)

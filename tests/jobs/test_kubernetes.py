@@ -1,7 +1,7 @@
 """The Kubernetes manifests: they pass KubeRay's checks, and agree with cluster.yaml and constraints.txt.
 
-With LAWDNET_CRDS, a folder of KubeRay's published schemas (ray.io_rayclusters.yaml, ray.io_rayjobs.yaml), every field
-is also checked against those.
+With LAWDNET_CRDS, a folder of KubeRay's published schemas (ray.io_rayclusters.yaml, ray.io_rayjobs.yaml,
+ray.io_rayservices.yaml), every field is also checked against those.
 """
 
 from __future__ import annotations
@@ -47,6 +47,13 @@ def spec() -> Manifest:
     return content
 
 
+@pytest.fixture(params=["raycluster.yaml", "rayservice.yaml"])
+def each_spec(request: pytest.FixtureRequest) -> Manifest:
+    content: Manifest = read(request.param)["spec"]
+    found: Manifest = content.get("rayClusterConfig", content)
+    return found
+
+
 def groups(spec: Manifest) -> dict[str, Manifest]:
     return {group["groupName"]: group for group in spec["workerGroupSpecs"]}
 
@@ -55,15 +62,19 @@ def pods(spec: Manifest) -> list[Manifest]:
     return [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("raycluster.yaml", "RayCluster"), *((job, "RayJob") for job in JOBS)])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("raycluster.yaml", "RayCluster"), ("rayservice.yaml", "RayService"), *((job, "RayJob") for job in JOBS)],
+)
 def test_kinds(name: str, kind: str) -> None:
     manifest = read(name)
     assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", kind)
     assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", manifest["metadata"]["name"])
 
 
-def test_the_operators_rules(spec: Manifest) -> None:
+def test_the_operators_rules(each_spec: Manifest) -> None:
     """The rules of KubeRay's `ValidateRayClusterSpec`: a cluster that breaks one is accepted, but never starts."""
+    spec = each_spec
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["autoscalerOptions"]["version"] == "v2"
     assert spec["enableInTreeAutoscaling"] is True
@@ -106,7 +117,8 @@ def test_resources(spec: Manifest) -> None:
         assert {mount["name"] for mount in container["volumeMounts"]} <= names
 
 
-def test_pods_have_no_more_rights_than_they_need(spec: Manifest) -> None:
+def test_pods_have_no_more_rights_than_they_need(each_spec: Manifest) -> None:
+    spec = each_spec
     accounts = {account["metadata"]["name"]: account for account in read_all("accounts.yaml")}
     for pod in pods(spec):
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -139,7 +151,8 @@ def test_its_example_is_a_valid_command() -> None:
     assert parse(app, shlex.split(line)[1:]) == "build"
 
 
-def test_versions_are_the_projects(spec: Manifest) -> None:
+def test_versions_are_the_projects(each_spec: Manifest) -> None:
+    spec = each_spec
     text = (FOLDER / "Dockerfile").read_text(encoding="utf8")
     python = ".".join(
         map(str, re.findall(r"\d+", tomllib.loads(_text("pyproject.toml"))["project"]["requires-python"]))
@@ -160,7 +173,7 @@ def test_the_image_has_the_code_and_its_dependencies() -> None:
     assert copied == {"constraints.txt", "pyproject.toml", "README.md", *packages}
     assert all((ROOT / name).exists() for name in copied)
     extras = set(re.findall(r"--extra (\w+)", text))
-    assert extras == {"s3", "wandb"}
+    assert extras == {"s3", "wandb", "serve"}
     assert extras <= set(project["project"]["optional-dependencies"])
     assert "--constraint constraints.txt" in text
 
@@ -171,7 +184,11 @@ def _text(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("name", "crd"),
-    [("raycluster.yaml", "ray.io_rayclusters.yaml"), *((job, "ray.io_rayjobs.yaml") for job in JOBS)],
+    [
+        ("raycluster.yaml", "ray.io_rayclusters.yaml"),
+        ("rayservice.yaml", "ray.io_rayservices.yaml"),
+        *((job, "ray.io_rayjobs.yaml") for job in JOBS),
+    ],
 )
 def test_against_the_published_schema(name: str, crd: str) -> None:
     folder = os.environ.get("LAWDNET_CRDS")

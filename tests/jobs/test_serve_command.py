@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from jobs import serve as serve_module
 from jobs.cli import app
+from pipelines.serve.config import read_keys
 from tests.support.serving import finished, small_generator, speech, until
 
 runner = CliRunner()
@@ -78,7 +79,7 @@ def test_others_may_only_come_with_a_key(network: Path, tmp_path: Path) -> None:
 def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "keys").write_text("# ours\n\n0123456789abcdef\n fedcba9876543210 \n")
     monkeypatch.setenv("LAWDNET_API_KEY", "aaaaaaaaaaaaaaaa")
-    keys = serve_module.read_keys(tmp_path / "keys")
+    keys = read_keys(tmp_path / "keys")
     assert keys == ("aaaaaaaaaaaaaaaa", "0123456789abcdef", "fedcba9876543210")
 
 
