@@ -99,7 +99,7 @@ class Service:
         """Queue a video whose audio is in the job's folder.
 
         Args:
-            template: name of a template.
+            template: name of a template; "" is `default_template`.
             model: name of a checkpoint; "" is the first.
             keep_seconds: how long the result is kept; 0 is as long as the server keeps results.
 
@@ -107,7 +107,7 @@ class Service:
             Problem: 422 a name is unknown or the audio cannot be used, 413 it is too long, 503 the queue is full.
         """
         model = self._model(model)
-        row = self._usable_template(template)
+        row = self._usable_template(template or self.default_template)
         seconds = check_audio(self.folder(job_id) / AUDIO, self.limits)
         job = Job(
             id=job_id,

@@ -52,7 +52,7 @@ async def create_video(request: Request, state: State) -> JSONResponse:
         if "audio" not in form.names:
             raise Problem(422, "no_audio_field", "audio: this field is missing; send a file in it")
         options = _options(form.fields.get("options", ""))
-        template = form.fields.get("template") or service.default_template
+        template = form.fields.get("template", "")
         job = await run_in_threadpool(
             service.submit_video, job_id, template=template, model=options.model, keep_seconds=options.keep_seconds
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,19 @@ class SlowEngine(Engine):
         return super().complete(*arguments)  # type: ignore[arg-type]
 
 
+class StrictStore(JobStore):
+    """A job store that is not asked in an event loop, as one that is far away could not be."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            with suppress(RuntimeError):
+                raise AssertionError(f"{name} in {asyncio.get_running_loop()}")
+        return super().__getattribute__(name)
+
+
 def make_service(data: Path, **limits: float) -> Service:
     """A service without workers, whose disk need not have much room."""
-    store = JobStore(data / "server.sqlite")
+    store = StrictStore(data / "server.sqlite")
     chosen = Limits(**({"free_bytes": 1} | limits))
     return Service(store, data, TemplateFiles(data / "templates"), ["default"], limits=chosen)
 
