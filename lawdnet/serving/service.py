@@ -107,7 +107,7 @@ class Service:
             Problem: 422 a name is unknown or the audio cannot be used, 413 it is too long, 503 the queue is full.
         """
         model = self._model(model)
-        row = self._usable_template(template or self.default_template)
+        row = self.usable_template(template)
         seconds = check_audio(self.folder(job_id) / AUDIO, self.limits)
         job = Job(
             id=job_id,
@@ -215,6 +215,25 @@ class Service:
             raise Problem(404, "unknown_template", "no template has this name")
         return self._status(row)
 
+    def usable_template(self, name: str) -> TemplateRow:
+        """A template that is ready, or will be.
+
+        Args:
+            name: "" is `default_template`.
+
+        Raises:
+            Problem: 422, there is none of this name, or it could not be prepared.
+        """
+        name = name or self.default_template
+        row = self.store.template(name) if NAME.fullmatch(name) else None
+        if row is None:
+            raise Problem(422, "unknown_template", "template: no template has this name; GET /v1/templates lists them")
+        status = self._status(row)
+        if status.state == "failed":
+            why = status.job.problem["detail"] if status.job and status.job.problem else "its preparation was lost"
+            raise Problem(422, "template_failed", f"template {name} cannot be used: {why}")
+        return row
+
     def delete_template(self, name: str) -> None:
         """Remove a template, and cancel its preparation; videos that wait for it still get it.
 
@@ -263,16 +282,6 @@ class Service:
         if seconds and not min(MIN_KEEP_SECONDS, most) <= seconds <= most:
             raise Problem(422, "bad_keep", f"keep_seconds: from {MIN_KEEP_SECONDS:g} to {most:g}")
         return seconds or most
-
-    def _usable_template(self, name: str) -> TemplateRow:
-        row = self.store.template(name) if NAME.fullmatch(name) else None
-        if row is None:
-            raise Problem(422, "unknown_template", "template: no template has this name; GET /v1/templates lists them")
-        status = self._status(row)
-        if status.state == "failed":
-            why = status.job.problem["detail"] if status.job and status.job.problem else "its preparation was lost"
-            raise Problem(422, "template_failed", f"template {name} cannot be used: {why}")
-        return row
 
     def _add_template(self, video: Path, name: str, face: str, model: str, *, job_id: str, pinned: bool) -> Job:
         if len(face) > MAX_FACE:

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 CONNECTIONS = 512
 """Open at the same time; more are answered with 503."""
 KEEP_ALIVE_SECONDS = 15
+FOREVER_SECONDS = 1e9
+"""The lease of workers that live and die with the job store: a machine that slept has lost nobody."""
 GRACE_SECONDS = 3
 """How long open requests may take when the server ends."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -63,7 +65,7 @@ def running_app(config: ServeConfig, access: Access) -> Iterator[FastAPI]:
         ValueError: a checkpoint, a template or the folder cannot be used.
     """
     data = Path(config.data).absolute()
-    store = JobStore(data / DATABASE)
+    store = JobStore(data / DATABASE, lease_seconds=FOREVER_SECONDS)
     threads: WorkerThreads | None = None
     try:
         engines, files = config.engines(), config.files

@@ -44,6 +44,15 @@ class Access:
                 found = key
         return found
 
+    def check(self, connection: HTTPConnection) -> None:
+        """Let whoever has a key pass, or everybody if there is none.
+
+        Raises:
+            Problem: 401, the key is missing or wrong.
+        """
+        if self.api_keys and self.key_of(connection) is None:
+            raise Problem(401, "no_key", "give the server's key: Authorization: Bearer KEY, or X-API-Key: KEY")
+
 
 @dataclass(kw_only=True)
 class ServerState:
@@ -115,5 +124,4 @@ def check_key(connection: HTTPConnection, state: State) -> None:
     Raises:
         Problem: 401, the key is missing or wrong.
     """
-    if state.access.api_keys and state.access.key_of(connection) is None:
-        raise Problem(401, "no_key", "give the server's key: Authorization: Bearer KEY, or X-API-Key: KEY")
+    state.access.check(connection)

@@ -82,6 +82,7 @@ def test_it_answers_like_the_local_one(client: httpx.Client, url: str, tmp_path:
     assert 'lawdnet_serve_finished_total{kind="video",state="succeeded"}' in client.get("/metrics").text
 
 
+@pytest.mark.slow
 def test_a_killed_renderer_costs_no_video(client: httpx.Client, tmp_path: Path) -> None:
     videos = [ask(client, speech(tmp_path / f"{n}.wav", 30, n)) for n in range(2)]
     jobs = store()
@@ -96,6 +97,7 @@ def test_a_killed_renderer_costs_no_video(client: httpx.Client, tmp_path: Path) 
     assert again.worker != running.worker
 
 
+@pytest.mark.slow
 def test_a_killed_job_store_comes_back_with_its_jobs(client: httpx.Client, tmp_path: Path) -> None:
     done = finished(client, ask(client, speech(tmp_path / "a.wav")))
     video = ask(client, speech(tmp_path / "b.wav", 10))
