@@ -36,7 +36,7 @@ MAX_UPLOAD_BYTES = 5 * 2**20
 NO_LOCATIONS = {
     "best", "device", "face", "feature", "features", "gate", "group_by", "host", "landmarks", "logger", "model",
     "name", "names", "order", "preset", "root", "segment", "settings", "split", "stages", "template", "video",
-    "where", "workers",
+    "url", "where", "workers",
 }  # fmt: skip
 """Text parameters of commands that are not the path or URI of a file or folder."""
 runner = CliRunner()
