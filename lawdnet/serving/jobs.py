@@ -140,7 +140,7 @@ class JobStore:
     def __init__(
         self, path: Path, *, lease_seconds: float = LEASE_SECONDS, clock: Callable[[], float] = time.time
     ) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # of faces and voices
         self.lease_seconds = lease_seconds
         self._clock = clock
         self._lock = threading.RLock()

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 0.25
 """How often a worker says that it is alive, and learns that its job is cancelled."""
+STALL_SECONDS = 300.0
+"""A job without one more frame for this long fails: a decoder hangs."""
 AUDIO, RESULT = "audio", "result.mp4"
 """Names of the files in a job's folder."""
 
@@ -37,6 +40,8 @@ class Lease:
     def __init__(self, store: Store, job: Job, worker: str, stopping: threading.Event) -> None:
         self.store, self.job, self.worker = store, job, worker
         self.frames, self.total = 0, job.total
+        self.is_stuck = False
+        self._moved = time.monotonic()
         self._stopping = stopping
         self._is_lost = threading.Event()
 
@@ -46,6 +51,7 @@ class Lease:
         Raises:
             Stopped: not.
         """
+        self._moved = time.monotonic()
         if self._is_lost.is_set() or self._stopping.is_set():
             raise Stopped
 
@@ -61,6 +67,10 @@ class Lease:
     def beat(self) -> None:
         """Tell the store; it answers whether to go on."""
         try:
+            if time.monotonic() - self._moved > STALL_SECONDS and not self._is_lost.is_set():
+                self.is_stuck = True
+                problem = Problem(500, "timeout", f"no frame was finished for {STALL_SECONDS:g} s")
+                self.store.finish(self.job.id, self.worker, State.FAILED, problem=problem.document)
             if not self.store.beat(self.job.id, self.worker, self.frames, self.total):
                 self._is_lost.set()
         except Exception as error:  # the store may be starting again; if it stays away, the lease runs out
@@ -82,13 +92,19 @@ class Worker:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.stopping = threading.Event()
         """Set it to put the job back into the queue, where it was."""
+        self._lease: Lease | None = None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether its job hangs, so that only the end of the process helps."""
+        return self._lease is not None and self._lease.is_stuck
 
     def run_once(self) -> bool:
         """Do the oldest waiting job; False if there is none."""
         job = self.store.claim(self.name, list(self.engines))
         if job is None:
             return False
-        lease = Lease(self.store, job, self.name, self.stopping)
+        lease = self._lease = Lease(self.store, job, self.name, self.stopping)
         state, results = State.SUCCEEDED, dict[str, Any]()
         try:
             with repeated(lease.beat, BEAT_SECONDS):

@@ -180,6 +180,15 @@ class Renderer:
         engines = {model: config.engine(model)}
         self._worker = Worker(remote_store(), Path(config.data), config.files, engines)
 
+    def check_health(self) -> None:
+        """Let Serve start another replica in place of one that hangs.
+
+        Raises:
+            RuntimeError: it does.
+        """
+        if self._worker.is_stuck:
+            raise RuntimeError("a decoder hangs; see the job's problem")
+
     async def run(self) -> bool:
         """Do the oldest waiting job; False if there is none."""
         return await asyncio.to_thread(self._worker.run_once)

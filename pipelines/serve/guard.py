@@ -20,6 +20,10 @@ SAFE = {
 """On every answer that does not set its own."""
 
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""What is counted by name; a client could think of any number of others."""
+
+
 class Guard:
     """ASGI middleware, for HTTP and WebSockets: a browser sends no preflight for either of the requests that matter.
 
@@ -46,7 +50,8 @@ class Guard:
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self.state.requests[scope["method"], message["status"]] += 1
+                method = scope["method"] if scope["method"] in METHODS else "OTHER"
+                self.state.requests[method, message["status"]] += 1
                 headers = MutableHeaders(scope=message)
                 for name, value in SAFE.items():
                     headers.setdefault(name, value)

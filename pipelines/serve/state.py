@@ -68,7 +68,8 @@ class ServerState:
         limits = self.service.limits
         self._rate = RateLimit(limits.posts_per_minute)
         self._uploads = asyncio.Semaphore(limits.uploads)
-        self._listeners = asyncio.Semaphore(limits.listeners)
+        self.listeners = asyncio.Semaphore(limits.listeners)
+        """One for each client that listens to events."""
 
     def check_rate(self, connection: HTTPConnection) -> None:
         """Count an upload of this client.
@@ -87,26 +88,23 @@ class ServerState:
         Raises:
             Problem: 503, all are in use.
         """
-        async with _slot(self._uploads, "too_many_uploads", "uploads"):
+        if self._uploads.locked():
+            raise Problem(
+                503, "too_many_uploads", "there are too many uploads at the moment; try again later", retry_after=2
+            )
+        async with self._uploads:
             yield
 
-    @asynccontextmanager
-    async def listener_slot(self) -> AsyncIterator[None]:
-        """One of the clients that listen to events.
+    def check_listeners(self) -> None:
+        """Refuse one more client that listens to events, if there are too many.
 
         Raises:
-            Problem: 503, all are in use.
+            Problem: 503, there are.
         """
-        async with _slot(self._listeners, "too_many_listeners", "listeners"):
-            yield
-
-
-@asynccontextmanager
-async def _slot(semaphore: asyncio.Semaphore, kind: str, what: str) -> AsyncIterator[None]:
-    if semaphore.locked():
-        raise Problem(503, kind, f"there are too many {what} at the moment; try again later", retry_after=2)
-    async with semaphore:
-        yield
+        if self.listeners.locked():
+            raise Problem(
+                503, "too_many_listeners", "too many clients listen to events; ask for the state", retry_after=2
+            )
 
 
 def server_state(connection: HTTPConnection) -> ServerState:

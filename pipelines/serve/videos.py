@@ -73,6 +73,7 @@ def read_video(video_id: str, state: State) -> Video:
 )
 async def follow_video(video_id: str, state: State) -> StreamingResponse:
     """Server-sent events: `state` with the video's JSON, at every change and at last when it has ended."""
+    state.check_listeners()
     await run_in_threadpool(state.service.video, video_id)
     return StreamingResponse(
         _events(state, video_id), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
@@ -99,7 +100,7 @@ def delete_video(video_id: str, state: State) -> Response:
 
 async def _events(state: ServerState, video_id: str) -> AsyncIterator[str]:
     said, silent = "", 0.0
-    async with state.listener_slot():
+    async with state.listeners:
         while True:
             try:
                 video = await run_in_threadpool(lambda: shown(state, state.service.video(video_id)))

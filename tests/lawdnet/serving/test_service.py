@@ -111,6 +111,28 @@ def test_a_cancelled_job_stops_at_once_and_leaves_nothing(service: Service, run:
         threads.stop()
 
 
+def test_a_job_that_hangs_fails_and_its_worker_says_so(
+    service: Service, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lawdnet.serving.worker.STALL_SECONDS", 0.3)
+    worker = make_worker(service, engine)
+    worker.run_once()
+    assert not worker.is_stuck
+    hangs = threading.Event()
+    monkeypatch.setattr(Engine, "render", lambda *_, **__: hangs.wait(30))
+    job_id = ask(service)
+    thread = threading.Thread(target=worker.run_once)
+    thread.start()
+    until(lambda: service.video(job_id).state is State.FAILED)
+    problem = service.video(job_id).problem
+    assert problem
+    assert problem["kind"] == "timeout"
+    assert worker.is_stuck
+    hangs.set()
+    thread.join()
+    assert service.video(job_id).state is State.FAILED
+
+
 def test_a_server_that_stops_puts_its_job_back(service: Service, run: Path) -> None:
     threads = WorkerThreads([make_worker(service, SlowEngine(run, device="cpu", batch_size=1))])
     threads.start()

@@ -96,6 +96,29 @@ def test_events_tell_every_step_and_end(engine: Engine, network: Path, drawn: Pa
         assert places[-1] == 0
 
 
+def test_listeners_are_few_and_free_their_place(network: Path, drawn: Path, tmp_path: Path) -> None:
+    slow = SlowEngine(network, device="cpu", batch_size=1)
+    with running(tmp_path / "data", slow, listeners=1) as server, server.client() as client:
+        server.service.pin_template(drawn, name="anna")
+        events = post(client, speech(tmp_path / "a.wav", 60))["urls"]["events"]
+        app: Any = server.server.config.app
+        for _ in range(2):
+            until(lambda: not app.state.server.listeners.locked())
+            with server.client() as other, other.stream("GET", events) as stream:
+                lines = stream.iter_lines()  # if nobody holds it, the connection ends
+                assert next(lines) == "event: state"
+                with client.stream("GET", events) as refused:
+                    assert refused.status_code == 503
+                del lines
+
+
+def test_strange_methods_are_counted_together(client: httpx.Client) -> None:
+    for number in range(5):
+        assert client.request(f"BREW{number}", "/v1/videos").status_code == 405
+    lines = [line for line in client.get("/metrics").text.splitlines() if 'status="405"' in line]
+    assert lines == ['lawdnet_serve_requests_total{method="OTHER",status="405"} 5']
+
+
 def test_delete_stops_a_running_video_and_frees_its_worker(network: Path, drawn: Path, tmp_path: Path) -> None:
     slow = SlowEngine(network, device="cpu", batch_size=1)
     with running(tmp_path / "data", slow) as server, server.client() as client:
