@@ -23,6 +23,7 @@ from jobs.quickstart import quickstart
 from jobs.render import render
 from jobs.report import report
 from jobs.select_dataset import select
+from jobs.serve import serve
 from jobs.submit import Cluster, Command
 from jobs.synth import synth
 from jobs.template import template
@@ -51,6 +52,7 @@ for function in (
     infer,
     template,
     render,
+    serve,
     evaluate,
     compare,
     export,

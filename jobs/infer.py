@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs import console, options
+from jobs import console, options, remote
 
 if TYPE_CHECKING:
     from lawdnet.inference.engine import Engine
@@ -21,7 +21,15 @@ DEFAULT_LANDMARKS, DEFAULT_FACE = "auto", "largest"
 
 
 def infer(
-    checkpoint: options.Checkpoint,
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="[CHECKPOINT]",
+            help="A run, a stage or checkpoint folder in it, or a published .pth file.",
+            show_default=False,
+        ),
+    ] = "",
+    *,
     video_location: Annotated[
         str,
         typer.Option(
@@ -30,7 +38,7 @@ def infer(
             help="Video of the person, or a file made of it by `lawdnet template`. Never changed.",
             show_default=False,
         ),
-    ],
+    ] = "",
     audio: Annotated[str, typer.Option(help="What to say: an audio file, or a video with audio.", show_default=False)],
     out: Annotated[str, typer.Option(metavar="O.mp4", help="Video file to write.", show_default=False)],
     landmarks: options.Landmarks = DEFAULT_LANDMARKS,
@@ -46,6 +54,8 @@ def infer(
     ] = False,
     weights_dir: options.WeightsDir = None,
     device: options.Device = "auto",
+    url: remote.Url = "",
+    template: remote.Template = "",
     as_json: options.Json = False,
 ) -> None:
     """Lip-sync a video to an audio file. The result is as long as the audio.
@@ -55,6 +65,11 @@ def infer(
 
     Example: `lawdnet infer run --video anna.mp4 --audio hello.wav --out anna-hello.mp4`
     """
+    remote.check_usage(checkpoint, video_location, url, template)
+    if url:
+        video_path = Path(video_location) if video_location else None
+        remote.infer(url, video_path, template, face, Path(audio), Path(out), as_json)
+        return
     from lawdnet import storage
     from lawdnet.face.mask import check_region
     from lawdnet.face.track import one_face
@@ -75,22 +90,18 @@ def infer(
     engine = Engine(network, device=device, weights_dir=weights, region=region, match_colour=match_colour)
     with (
         console.Meter("infer", "frames") as meter,
-        _template(engine, video, landmarks, face, weights) as template,
+        _template(engine, video, landmarks, face, weights) as prepared,
         opened(speech, beat=no_beat) as local_audio,
         _local(target) as local_out,
     ):
         made = engine.render(
-            template,
+            prepared,
             local_audio,
             local_out,
             on_progress=lambda done, total: _show(meter, done, total),
             still_silence=still_silence,
         )
-    content = {"out": str(target), **dataclasses.asdict(made)}
-    lines = [f"wrote {out}: {made.frames} frames in {console.duration(made.seconds)} ({made.fps:.1f} frames/s)"]
-    if made.passed_through:
-        lines.append(f"  without a face, left unchanged: {console.count(made.passed_through, 'frame')}")
-    console.result(content, lines, as_json)
+    remote.result(str(target), dataclasses.asdict(made), as_json)
 
 
 @contextmanager

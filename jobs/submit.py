@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PARTS = ("lawdnet", "pipelines", "jobs", "pyproject.toml", "README.md", "constraints.txt")
 """What a job sends to the cluster: the code, and in a checkout the files that install it."""
 
-HERE = frozenset({"quickstart", "weights", "doctor"})
+HERE = frozenset({"quickstart", "weights", "doctor", "serve"})
 """Commands that only make sense on this machine."""
 
 ALONE = frozenset({"synth", "import-lawdnet", "export-segments", "infer", "evaluate", "compare"})

@@ -1,7 +1,7 @@
 """The Kubernetes manifests: they pass KubeRay's checks, and agree with cluster.yaml and constraints.txt.
 
-With LAWDNET_CRDS, a folder of KubeRay's published schemas (ray.io_rayclusters.yaml, ray.io_rayjobs.yaml), every field
-is also checked against those.
+With LAWDNET_CRDS, a folder of KubeRay's published schemas (ray.io_rayclusters.yaml, ray.io_rayjobs.yaml,
+ray.io_rayservices.yaml), every field is also checked against those.
 """
 
 from __future__ import annotations
@@ -50,6 +50,13 @@ def spec() -> Manifest:
     return content
 
 
+@pytest.fixture(params=["raycluster.yaml", "rayservice.yaml"])
+def each_spec(request: pytest.FixtureRequest) -> Manifest:
+    content: Manifest = read(request.param)["spec"]
+    found: Manifest = content.get("rayClusterConfig", content)
+    return found
+
+
 def groups(spec: Manifest) -> dict[str, Manifest]:
     return {group["groupName"]: group for group in spec["workerGroupSpecs"]}
 
@@ -59,7 +66,12 @@ def pods(spec: Manifest) -> list[Manifest]:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("raycluster.yaml", "RayCluster"), *((job, "RayJob") for job in (*JOBS, SUPERVISED))]
+    ("name", "kind"),
+    [
+        ("raycluster.yaml", "RayCluster"),
+        ("rayservice.yaml", "RayService"),
+        *((job, "RayJob") for job in (*JOBS, SUPERVISED)),
+    ],
 )
 def test_kinds(name: str, kind: str) -> None:
     manifest = read(name)
@@ -67,8 +79,9 @@ def test_kinds(name: str, kind: str) -> None:
     assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", manifest["metadata"]["name"])
 
 
-def test_the_operators_rules(spec: Manifest) -> None:
+def test_the_operators_rules(each_spec: Manifest) -> None:
     """The rules of KubeRay's `ValidateRayClusterSpec`: a cluster that breaks one is accepted, but never starts."""
+    spec = each_spec
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["autoscalerOptions"]["version"] == "v2"
     assert spec["enableInTreeAutoscaling"] is True
@@ -111,7 +124,8 @@ def test_resources(spec: Manifest) -> None:
         assert {mount["name"] for mount in container["volumeMounts"]} <= names
 
 
-def test_pods_have_no_more_rights_than_they_need(spec: Manifest) -> None:
+def test_pods_have_no_more_rights_than_they_need(each_spec: Manifest) -> None:
+    spec = each_spec
     accounts = {account["metadata"]["name"]: account for account in read_all("accounts.yaml")}
     for pod in pods(spec):
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -188,7 +202,8 @@ def test_its_example_is_a_valid_command() -> None:
     assert parse(app, shlex.split(line)[1:]) == "build"
 
 
-def test_versions_are_the_projects(spec: Manifest) -> None:
+def test_versions_are_the_projects(each_spec: Manifest) -> None:
+    spec = each_spec
     text = (FOLDER / "Dockerfile").read_text(encoding="utf8")
     python = ".".join(
         map(str, re.findall(r"\d+", tomllib.loads(_text("pyproject.toml"))["project"]["requires-python"]))
@@ -209,7 +224,7 @@ def test_the_image_has_the_code_and_its_dependencies() -> None:
     assert copied == {"constraints.txt", "pyproject.toml", "README.md", *packages}
     assert all((ROOT / name).exists() for name in copied)
     extras = set(re.findall(r"--extra (\w+)", text))
-    assert extras == {"s3", "wandb"}
+    assert extras == {"s3", "wandb", "serve"}
     assert extras <= set(project["project"]["optional-dependencies"])
     assert "--constraint constraints.txt" in text
 
@@ -220,7 +235,11 @@ def _text(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("name", "crd"),
-    [("raycluster.yaml", "ray.io_rayclusters.yaml"), *((job, "ray.io_rayjobs.yaml") for job in (*JOBS, SUPERVISED))],
+    [
+        ("raycluster.yaml", "ray.io_rayclusters.yaml"),
+        ("rayservice.yaml", "ray.io_rayservices.yaml"),
+        *((job, "ray.io_rayjobs.yaml") for job in (*JOBS, SUPERVISED)),
+    ],
 )
 def test_against_the_published_schema(name: str, crd: str) -> None:
     folder = os.environ.get("LAWDNET_CRDS")
