@@ -141,13 +141,14 @@ def test_rows_of_a_run(told: list[Any]) -> None:
     ]
 
 
-def test_a_step_is_four_counters(told: list[Any]) -> None:
+def test_a_step_is_five_counters(told: list[Any]) -> None:
     where = {"run": "r", "stage": "frame_32", "rank": "0"}
     metrics.stepped(StepTime(waited=1.0, computed=10.0, own=8.0, samples=4), labels=where)
     assert told == [
         ("lawdnet_train_steps_total", 1.0, where),
         ("lawdnet_train_samples_total", 4, where),
         ("lawdnet_train_step_seconds_total", 10.0, where),
+        ("lawdnet_train_own_seconds_total", 8.0, where),
         ("lawdnet_train_data_wait_seconds_total", 1.0, where),
     ]
 
