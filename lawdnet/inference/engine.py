@@ -159,9 +159,26 @@ class Engine:
         Raises:
             ValueError: the waveform is empty, or the template was prepared for another size.
         """
-        if template.reference_5HW3.shape[1:3] != stage_size(self.mouth_px):
-            raise ValueError(f"{template.path}: prepared for another network; prepare it with this engine")
+        self._check(template)
         return self._generate_all(template, self.audio_windows(waveform))
+
+    def draw(self, template: Template, shown: list[tuple[int, UInt8]], audio_BC5: Float32) -> list[UInt8]:
+        """Draw single frames, for whoever decides which frame comes next only when it is due; see `live`.
+
+        Args:
+            template: as for `frames`.
+            shown: B ticks of the template, with its frames H×W×3.
+            audio_BC5: feature windows.
+
+        Returns:
+            B images, as `frames` yields them.
+
+        Raises:
+            ValueError: the template was prepared for another size.
+        """
+        self._check(template)
+        reference_15HW = images_to_tensor(template.reference_5HW3, self.device).flatten(0, 1)
+        return list(self._generate(template, self._batch(template, shown), reference_15HW, audio_BC5))
 
     def audio_windows(self, waveform: Float32) -> Float32:
         """Return the T×C×5 feature windows of a 16 kHz mono waveform, T = ceil(samples / 640)."""
@@ -220,15 +237,21 @@ class Engine:
 
     def _batches(self, template: Template, total: int) -> Iterator[_Batch]:
         """Yield the template's frames in order, cropped for the network; the last batch may be smaller."""
-        usable_T = template.usable_T
-        shown = islice(back_and_forth(template.path, len(usable_T)), total)
+        shown = islice(back_and_forth(template.path, len(template.matrix_T33)), total)
         while taken := list(islice(shown, self.batch_size)):
-            crops = [
-                network_crop(frame_HW3, template.matrix_T33[tick], self.crop_width, self.mouth_px)
-                for tick, frame_HW3 in taken
-                if usable_T[tick]
-            ]
-            yield _Batch([tick for tick, _ in taken], [frame for _, frame in taken], crops)
+            yield self._batch(template, taken)
+
+    def _batch(self, template: Template, shown: list[tuple[int, UInt8]]) -> _Batch:
+        crops = [
+            network_crop(frame_HW3, template.matrix_T33[tick], self.crop_width, self.mouth_px)
+            for tick, frame_HW3 in shown
+            if template.usable_T[tick]
+        ]
+        return _Batch([tick for tick, _ in shown], [frame for _, frame in shown], crops)
+
+    def _check(self, template: Template) -> None:
+        if template.reference_5HW3.shape[1:3] != stage_size(self.mouth_px):
+            raise ValueError(f"{template.path}: prepared for another network; prepare it with this engine")
 
     def _generate(
         self, template: Template, batch: _Batch, reference_15HW: Tensor, audio_BC5: Float32
