@@ -102,6 +102,27 @@ def _read(path: Path, origin: Fraction | None, limit: int | None, rate: int) -> 
     return chunks
 
 
+def audio_seconds(path: Path, *, limit: float) -> float:
+    """Decode the first audio stream of a file and return how long it is, in bounded memory.
+
+    Args:
+        path: an audio or video file.
+        limit: decoding ends where the audio turns out to be longer than this many seconds.
+
+    Raises:
+        Rejected: EMPTY_FILE, NOT_A_VIDEO, DAMAGED or NO_AUDIO.
+    """
+    end = 0
+    with open_media(path) as container:
+        for start, samples in _resampled(container, None, SAMPLE_RATE):
+            end = max(end, start + len(samples))
+            if end > limit * SAMPLE_RATE:
+                break
+    if not end:
+        raise Rejected(RejectReason.NO_AUDIO, "the audio stream has no samples")
+    return end / SAMPLE_RATE
+
+
 def write_wav(path: Path, samples: Float32) -> None:
     """Write 16 kHz mono samples in [-1, 1] as a 16-bit WAV file; values outside are clipped."""
     with wave.open(str(path), "wb") as file:

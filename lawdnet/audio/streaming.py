@@ -25,15 +25,14 @@ class Reach:
     """Frames of audio from the beginning of the frame on; at least 1."""
     block: int = 1
     """Rows computed at once: more are cheaper, and come later."""
-    exact: bool = False
-    """Whether the row is then that of the whole file."""
 
     def __post_init__(self) -> None:
         if min(self.before, self.after - 1, self.block - 1) < 0:
             raise ValueError(f"{self}: before is at least 0, after and block at least 1")
 
 
-REACHES = {"mel": Reach(before=1, after=1, exact=True)}
+REACHES = {"mel": Reach(before=1, after=1)}
+"""Extractors whose rows are exactly those of the whole file."""
 WINDOWED = Reach(before=100, after=13, block=5)
 """For extractors that look at the whole file (attention, recurrence in both directions, statistics of the file): each
 row is that of a file of 4 s before the frame and 0.52 s after it began."""
@@ -150,7 +149,9 @@ class StreamingResampler:
         """Add samples in [-1, 1]; return those at the other rate that are ready. Equal rates pass unchanged."""
         if self.rate == self.to or not len(samples):
             return samples
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None], np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(samples[None], np.float32), format="fltp", layout="mono"
+        )
         frame.sample_rate, frame.pts, frame.time_base = self.rate, self._taken, Fraction(1, self.rate)
         self._taken += len(samples)
         return self._resample(frame)

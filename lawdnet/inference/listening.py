@@ -18,6 +18,7 @@ from lawdnet.types import AUDIO_CONTEXT, FPS, Float32
 
 LOWEST_RATE, HIGHEST_RATE = 8_000, 48_000
 """Hz, of the audio that a session accepts."""
+_NOTHING: Float32 = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,8 @@ class Listener:
         self._windows = StreamingWindows()
         self._input = threading.Lock()
         self._ready: deque[Heard] = deque()
-        self._begin = 0  # position at which the utterance begins
+        self._sound = _NOTHING
+        self._begin = self._taken = 0  # position at which the utterance begins, and samples of it
         self.last_push = now()
         self._new_utterance()
 
@@ -124,8 +126,8 @@ class Listener:
             return None
 
     def _new_utterance(self) -> None:
-        self._begin += getattr(self, "_taken", 0)
-        self._sound = np.zeros(0, np.float32)
+        self._begin += self._taken
+        self._sound = _NOTHING
         self._arrivals: deque[tuple[int, float]] = deque()
         self._taken = self._frames = 0
 

@@ -79,7 +79,7 @@ class LiveFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class LiveSummary:
-    """Figures of a session; percentiles are those of its latest 10,000 frames with speech, n/a (NaN) if there are none."""
+    """Figures of a session; percentiles are those of its latest 10,000 frames, NaN if there are none."""
 
     frames: int
     spoken: int
@@ -235,12 +235,17 @@ class LiveSession:
             self._window_C5 = np.concatenate([self._window_C5[:, 1:], self._silent_C5[:, -1:]], axis=1)
             image_HW3 = self._draw(tick, frame_HW3, self._window_C5)
         else:
-            image_HW3 = self._resting.recall(tick, frame_HW3)
-            if image_HW3 is None:
-                image_HW3 = self._draw(tick, frame_HW3, self._silent_C5)
-                self._resting.keep(tick, frame_HW3, image_HW3)
+            image_HW3 = self._rest(tick, frame_HW3)
         self._since_speech += 1
         return self._frame(image_HW3, np.zeros(self.rate // FPS, np.float32), None, None)
+
+    def _rest(self, tick: int, frame_HW3: UInt8) -> UInt8:
+        kept_HW3 = self._resting.recall(tick, frame_HW3)
+        if kept_HW3 is not None:
+            return kept_HW3
+        image_HW3 = self._draw(tick, frame_HW3, self._silent_C5)
+        self._resting.keep(tick, frame_HW3, image_HW3)
+        return image_HW3
 
     def _draw(self, tick: int, frame_HW3: UInt8, window_C5: Float32) -> UInt8:
         began = self.clock.now()
@@ -248,9 +253,7 @@ class LiveSession:
         self._draws.append(self.clock.now() - began)
         return image_HW3
 
-    def _frame(
-        self, image_HW3: UInt8 | None, audio: Float32, position: int | None, latency: float | None
-    ) -> LiveFrame:
+    def _frame(self, image_HW3: UInt8 | None, audio: Float32, position: int | None, latency: float | None) -> LiveFrame:
         number = self._frames
         self._frames += 1
         return LiveFrame(number=number, image_HW3=image_HW3, audio=audio, position=position, latency=latency)

@@ -65,7 +65,7 @@ class FragmentWriter:
         self._audio = self._container.add_stream("aac", rate=sample_rate, layout="mono")
         self._to_yuv = ToYuv()
         self._container.start_encoding()
-        self.mime = f'video/mp4; codecs="{_h264_name(self._video.codec_context.extradata)}, {AAC}"'
+        self.mime = f'video/mp4; codecs="{_h264_name(self._video.codec_context.extradata or b"")}, {AAC}"'
         """The type that browsers ask for (`MediaSource.isTypeSupported`)."""
 
     def write(self, frame_HW3: UInt8, audio: Float32) -> bytes:

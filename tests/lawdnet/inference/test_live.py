@@ -1,4 +1,4 @@
-"""lawdnet.inference.live: what is pushed is spoken on the clock, whatever the pieces, and nothing lags without bound."""
+"""lawdnet.inference.live: what is pushed is spoken on the clock, however it is cut, and no lag grows without bound."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 import math
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -1,0 +1,1 @@
+"""The server: HTTP on this machine alone, or on Ray Serve."""
