@@ -1,4 +1,4 @@
-"""Live speech over WebRTC: a browser's microphone in, video and audio out. Needs aiortc (extra `live`)."""
+"""Live speech over WebRTC: a browser's microphone in, video and audio out. Imported with the first offer; needs aiortc (`live`)."""
 
 from __future__ import annotations
 

@@ -42,6 +42,7 @@ class Start(BaseModel):
     idle: Literal["rest", "template"] = "rest"
     microphone: bool = False
     audio: bool = True
+    window: int = Field(0, ge=0, le=10_000)
     key: str | None = Field(None, max_length=512)
 
 
@@ -91,7 +92,8 @@ async def _serve(line: _Line, host: LiveHost, limits: LiveLimits) -> None:
     size = {"width": template.width, "height": template.height}
     try:
         await line.send({"type": "ready", **ready, **size, "look_ahead": session.look_ahead})
-        await _both(_receive(line, running, limits), _send(line, running))
+        window = _Window(start.window)
+        await _both(_receive(line, running, window), _send(line, running, window))
         await line.send({"type": "end", "summary": _plain(dataclasses.asdict(session.summary()))})
         await line.close(NORMAL)
     finally:
@@ -125,35 +127,63 @@ async def _both(*actions: Any) -> None:
         await asyncio.wait(tasks)
 
 
-async def _receive(line: _Line, running: AsyncSession[Message], limits: LiveLimits) -> None:
+async def _receive(line: _Line, running: AsyncSession[Message], window: _Window) -> None:
+    idle_seconds = line.limits.idle_seconds
     while True:
         try:
-            async with asyncio.timeout(limits.idle_seconds):
+            async with asyncio.timeout(idle_seconds):
                 message = await line.receive()
         except TimeoutError:
-            raise Problem(408, "idle", f"no message came for {limits.idle_seconds:g} s; send ping to stay") from None
+            raise Problem(408, "idle", f"no message came for {idle_seconds:g} s; send ping to stay") from None
         if isinstance(message, bytes):
             try:
                 await running.push(_samples(message))
             except ValueError as error:
                 raise Problem(413, "too_much_audio", str(error)) from error
             continue
-        match _kind(message):
-            case "end":
+        match _object(message):
+            case {"type": "end"}:
                 await running.end()
-            case "interrupt":
+            case {"type": "interrupt"}:
                 await line.send({"type": "interrupted", "dropped": round(await running.interrupt(), 3)})
-            case "ping":
+            case {"type": "seen", "number": int(number)}:
+                window.see(number)
+            case {"type": "ping"}:
                 await line.send({"type": "pong", "queued": round(running.session.queued, 3)})
-            case "close":
+            case {"type": "close"}:
                 return
-            case other:
-                raise Problem(422, "unknown_message", f"{other!r}: expected end, interrupt, ping or close")
+            case _:
+                raise Problem(422, "unknown_message", "expected end, interrupt, seen (with a number), ping or close")
 
 
-async def _send(line: _Line, running: AsyncSession[Message]) -> None:
+async def _send(line: _Line, running: AsyncSession[Message], window: _Window) -> None:
     async for text, data in running.made():
+        try:
+            async with asyncio.timeout(line.limits.stalled_seconds):
+                await window.room(text["number"])
+        except TimeoutError as error:
+            raise WebSocketDisconnect(1006, "frames are not seen") from error
         await line.send(text, data)
+
+
+class _Window:
+    """How many frames may be under way: buffers of the network hold seconds of them, which nobody could skip."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._seen = -1
+        self._changed = asyncio.Event()
+
+    def see(self, number: int) -> None:
+        """Note that the client has a frame, and all before it."""
+        self._seen = max(self._seen, number)
+        self._changed.set()
+
+    async def room(self, number: int) -> None:
+        """Wait until a frame may leave; at once, if the client says nothing of what it sees."""
+        while self._size and number - self._seen > self._size:
+            self._changed.clear()
+            await self._changed.wait()
 
 
 class _Line:
@@ -252,11 +282,13 @@ def _text(kind: str, frame: LiveFrame) -> dict[str, Any]:
     return {"type": kind, "number": frame.number, "position": frame.position, "latency_ms": latency}
 
 
-def _kind(message: str) -> str:
+def _object(message: str) -> dict[str, Any]:
     try:
-        return str(json.loads(message)["type"])[:40]
+        found: dict[str, Any] = json.loads(message)
+        found["type"]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise Problem(422, "bad_message", "a text message must be a JSON object with a type") from None
+    return found
 
 
 def _samples(data: bytes) -> Float32:

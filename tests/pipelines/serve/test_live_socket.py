@@ -167,6 +167,7 @@ BAD: list[tuple[str | bytes, str]] = [
     ("no json", "bad_message"),
     ("[]", "bad_message"),
     ('{"type": "exec"}', "unknown_message"),
+    ('{"type": "seen", "number": "1"}', "unknown_message"),
     (b"odd", "odd_bytes"),
     (bytes(2 * 16_000 * 7), "too_much_audio"),
 ]
@@ -180,6 +181,26 @@ def test_a_bad_message_ends_the_session(
         start(socket)
         socket.send_bytes(message) if isinstance(message, bytes) else socket.send_text(message)
         assert until(socket, "error")["kind"] == kind
+
+
+def test_no_more_frames_are_under_way_than_the_window_allows(live_engine: Engine, live_template: Template) -> None:
+    with client(live_engine, live_template) as http, http.websocket_connect("/v1/live") as socket:
+        start(socket, window=3)
+        assert [frame(socket)[0]["number"] for _ in range(3)] == [0, 1, 2]
+        time.sleep(0.6)
+        socket.send_text('{"type": "ping"}')
+        assert socket.receive_json()["type"] == "pong"  # no frame came before it
+        for number in range(3, 9):
+            socket.send_text(json.dumps({"type": "seen", "number": number - 1}))
+            assert frame(socket)[0]["number"] == number
+        socket.send_text('{"type": "close"}')
+        assert until(socket, "end")["summary"]["dropped_idle"] >= 10
+
+
+def test_who_sees_nothing_any_more_is_given_up(live_engine: Engine, live_template: Template) -> None:
+    with client(live_engine, live_template, stalled_seconds=0.3) as http, http.websocket_connect("/v1/live") as socket:
+        start(socket, window=1)
+        assert eventually(lambda: used(http) == 0)
 
 
 def test_a_flood_of_messages_is_refused(live_engine: Engine, live_template: Template) -> None:
