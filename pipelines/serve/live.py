@@ -13,10 +13,10 @@ from contextlib import closing
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Body, Request, WebSocket
+from fastapi import APIRouter, Request, WebSocket
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -32,6 +32,7 @@ from lawdnet.tasks.background import ahead
 from lawdnet.types import FPS, SAMPLE_RATE, Float32
 from lawdnet.video.fragments import FragmentWriter
 from pipelines.serve.live_limits import LiveHost, LiveLimits, Slots, check_origin
+from pipelines.serve.live_schemas import Offer, parsed
 from pipelines.serve.live_socket import serve_socket
 
 FORM = {
@@ -52,6 +53,9 @@ FORM = {
         },
     }
 }
+OFFER = {"requestBody": {"required": True, "content": {"application/json": {"schema": Offer.model_json_schema()}}}}
+FORM_BYTES = 64 << 10
+"""Room for the other fields and the boundaries, beside the file."""
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": "A problem document", "content": {"application/problem+json": {}}}
     for status in (400, 401, 403, 408, 413, 422, 500, 503)
@@ -113,9 +117,13 @@ def live_router(host: LiveHost, limits: LiveLimits | None = None) -> APIRouter:
     async def live(socket: WebSocket) -> None:
         await serve_socket(socket, host, limits, sessions)
 
-    @router.post("/v1/live/offer", responses=PROBLEMS | {501: {"description": "aiortc is not installed"}})
+    @router.post(
+        "/v1/live/offer",
+        openapi_extra=OFFER,
+        responses=PROBLEMS | {501: {"description": "aiortc is not installed"}},
+    )
     @problem_documents
-    async def offer_webrtc(request: Request, offer: Annotated[dict[str, str], Body()]) -> Response:
+    async def offer_webrtc(request: Request) -> Response:
         """Answer the offer of a WebRTC client: its microphone in, video and audio out."""
         host.check(request)
         check_origin(request)
@@ -123,7 +131,8 @@ def live_router(host: LiveHost, limits: LiveLimits | None = None) -> APIRouter:
             raise Problem(501, "no_webrtc", f"this server has no aiortc; {install_hint('live')}")
         from pipelines.serve.live_rtc import answer
 
-        return JSONResponse(await answer(offer, host, limits, sessions))
+        body = await _bounded(request, limits.message_bytes, limits).body()
+        return JSONResponse(await answer(parsed(Offer, body, "bad_offer"), host, limits, sessions))
 
     return router
 
@@ -152,28 +161,38 @@ def problem_documents(route: Route) -> Route:
 
 async def _received(request: Request, limits: LiveLimits) -> tuple[Float32, Float32, str]:
     """Return the audio of a form at 16 and at 48 kHz, and the template's name; nothing of it stays on disk."""
-    left = limits.audio_bytes + (64 << 10)
-
-    async def receive() -> Message:
-        nonlocal left
-        message = await request.receive()
-        left -= len(message.get("body", b""))
-        if left < 0:
-            raise Problem(413, "too_large", f"the request is larger than {limits.audio_bytes >> 20} MiB")
-        return message
-
+    bounded = _bounded(request, limits.audio_bytes + FORM_BYTES, limits)
     try:
         async with asyncio.timeout(limits.upload_seconds):
-            async with Request(request.scope, receive).form(max_files=1, max_fields=4) as form:
+            async with bounded.form(max_files=1, max_fields=4) as form:
                 upload, name = form.get("audio"), form.get("template") or ""
                 if upload is None or isinstance(upload, str) or not isinstance(name, str):
                     raise Problem(422, "no_audio_field", "audio: this field is missing; send a file in it")
                 wave, sound = await run_in_threadpool(_decoded, upload.file, limits.audio_seconds)
     except TimeoutError:
-        raise Problem(408, "too_slow", f"the upload took more than {limits.upload_seconds:g} s") from None
+        raise Problem(408, "too_slow", f"the upload takes more than {limits.upload_seconds:g} s") from None
     except HTTPException as error:
         raise Problem(400, "malformed_form", f"the multipart form is malformed: {error.detail}") from error
     return wave, sound, name[:64]
+
+
+def _bounded(request: Request, most: int, limits: LiveLimits) -> Request:
+    """The same request, whose body must not be larger than this, and not stand still."""
+    left = most
+
+    async def receive() -> Message:
+        nonlocal left
+        try:
+            async with asyncio.timeout(limits.upload_idle_seconds):
+                message = await request.receive()
+        except TimeoutError:
+            raise Problem(408, "too_slow", f"nothing came for {limits.upload_idle_seconds:g} s") from None
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise Problem(413, "too_large", f"the request is larger than {most} bytes")
+        return message
+
+    return Request(request.scope, receive)
 
 
 def _decoded(upload: Any, longest: float) -> tuple[Float32, Float32]:

@@ -64,6 +64,9 @@ class LiveLimits:
     """Size of an uploaded audio file."""
     audio_seconds: float = 600.0
     upload_seconds: float = 600.0
+    """Longest time from the first to the last byte of an upload."""
+    upload_idle_seconds: float = 20.0
+    """Longest pause in it."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

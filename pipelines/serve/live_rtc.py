@@ -1,4 +1,7 @@
-"""Live speech over WebRTC: a browser's microphone in, video and audio out. Imported with the first offer; needs aiortc (`live`)."""
+"""Live speech over WebRTC: a browser's microphone in, video and audio out. Needs aiortc (extra `live`).
+
+The first offer imports this module, so that a server without aiortc has the other routes.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,19 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame, VideoFrame
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lawdnet.inference.live import LiveFrame, LiveSession
 from lawdnet.serving.problems import Problem
 from lawdnet.types import FPS, Float32
 from lawdnet.video.writing import ToYuv
 from pipelines.serve.live_limits import LiveHost, LiveLimits, Slots
+from pipelines.serve.live_schemas import Offer
 from pipelines.serve.live_session import AsyncSession
 
 RATE = 48_000
@@ -37,28 +40,12 @@ _clients: set[_Client] = set()
 """Whoever is connected: nothing else holds them."""
 
 
-class Offer(BaseModel):
-    """What a client sends."""
-
-    model_config = ConfigDict(extra="forbid")
-    type: Literal["offer"]
-    sdp: str = Field(max_length=64 << 10)
-    template: str = Field("", max_length=64)
-    idle: Literal["rest", "template"] = "rest"
-
-
-async def answer(values: dict[str, str], host: LiveHost, limits: LiveLimits, slots: Slots) -> dict[str, str]:
+async def answer(offer: Offer, host: LiveHost, limits: LiveLimits, slots: Slots) -> dict[str, str]:
     """Open a session for a client; it ends when the client goes away, or at a limit.
 
     Raises:
         Problem: 422 the offer cannot be used, 503 all sessions are in use.
     """
-    try:
-        offer = Offer.model_validate(values)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part)[:40] for part in found["loc"])
-        raise Problem(422, "bad_offer", f"{where}: {found['msg']}") from error
     slots.take()
     try:
         engine, template = await asyncio.to_thread(host.open, offer.template)

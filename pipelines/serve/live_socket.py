@@ -8,19 +8,19 @@ import json
 import logging
 import math
 import time
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from lawdnet.inference.live import LiveFrame, LiveSession
 from lawdnet.inference.template import Template
 from lawdnet.serving.problems import Problem
-from lawdnet.types import FPS, SAMPLE_RATE, Float32
+from lawdnet.types import FPS, Float32
 from lawdnet.video.fragments import FragmentWriter
 from pipelines.serve.live_limits import LiveHost, LiveLimits, Slots, check_origin, with_key
+from pipelines.serve.live_schemas import Start, parsed
 from pipelines.serve.live_session import AsyncSession
 
 CLOSE_CODES = {413: 1009, 503: 1013, 500: 1011}
@@ -28,22 +28,6 @@ CLOSE_CODES = {413: 1009, 503: 1013, 500: 1011}
 NORMAL = 1000
 
 logger = logging.getLogger(__name__)
-
-
-class Start(BaseModel):
-    """The first message."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    type: Literal["start"]
-    template: str = Field("", max_length=64)
-    rate: int = SAMPLE_RATE
-    format: Literal["jpeg", "mp4"] = "jpeg"
-    quality: int = Field(85, ge=10, le=100)
-    idle: Literal["rest", "template"] = "rest"
-    microphone: bool = False
-    audio: bool = True
-    window: int = Field(0, ge=0, le=10_000)
-    key: str | None = Field(None, max_length=512)
 
 
 Message = tuple[dict[str, Any], bytes]
@@ -106,12 +90,7 @@ async def _start(line: _Line, limits: LiveLimits) -> Start:
             message = await line.receive()
     except TimeoutError:
         raise Problem(408, "no_start", f"no start message came within {limits.start_seconds:g} s") from None
-    try:
-        return Start.model_validate_json(message)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part)[:40] for part in found["loc"])
-        raise Problem(422, "bad_start", f"the first message must be a start: {where} {found['msg']}") from error
+    return parsed(Start, message, "bad_start")
 
 
 async def _both(*actions: Any) -> None:

@@ -159,6 +159,8 @@ def test_who_never_connects_is_forgotten(live_engine: Engine, live_template: Tem
         ({"type": "offer"}, 422, "bad_offer"),
         ({"type": "offer", "sdp": "v=0", "path": "x"}, 422, "bad_offer"),
         ({"type": "offer", "sdp": "x" * 70_000}, 422, "bad_offer"),
+        ({"type": "offer", "sdp": "x" * 2_000_000}, 413, "too_large"),
+        ([1], 422, "bad_offer"),
         ({"type": "offer", "sdp": "v=0", "template": "other"}, 422, "unknown_template"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,16 @@ def test_a_key_is_needed_where_there_is_one(live_engine: Engine, live_template: 
         assert http.post("/v1/videos/stream", files={"audio": audio}).status_code == 401
         keyed = http.post("/v1/videos/stream", files={"audio": audio}, headers={"x-api-key": "secret"})
         assert keyed.status_code == 200
+
+
+def test_an_upload_that_stands_still_is_given_up(live_engine: Engine, live_template: Template) -> None:
+    app = make_app(OneTemplate(live_engine, live_template), upload_idle_seconds=0.3, streams=1)
+    with serving(app) as address, socket.create_connection(address.split(":"), timeout=20) as line:
+        head = "POST /v1/videos/stream HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
+        line.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n".encode())
+        answer = line.recv(10_000).decode()
+        assert answer.startswith("HTTP/1.1 408")
+        assert '"kind":"too_slow"' in answer + line.recv(10_000).decode()
 
 
 def test_a_client_that_reads_nothing_is_given_up(live_engine: Engine, live_template: Template, tmp_path: Path) -> None:
