@@ -53,15 +53,24 @@ class Impatient:
         self.ticks = until
 
 
-class Timed:
-    """Sums up the seconds in a function."""
+class NetworkTime:
+    """Sums up the seconds in an engine's network, while the block runs."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.seconds = function, 0.0
+    def __init__(self, engine: Engine) -> None:
+        self.owner: Any = getattr(engine, "_mouths", engine)
+        self.complete: Callable[..., Any] = self.owner.complete
+        self.seconds = 0.0
 
-    def __call__(self, *args: Any) -> Any:
+    def __enter__(self) -> NetworkTime:
+        self.owner.complete = self._timed
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self.owner.complete
+
+    def _timed(self, *args: Any) -> Any:
         began = time.perf_counter()
-        made = self.function(*args)
+        made = self.complete(*args)
         self.seconds += time.perf_counter() - began
         return made
 
@@ -119,21 +128,20 @@ def as_fast_as_possible(engine: Engine, template: Template, speech: Float32) -> 
     session = LiveSession(engine, template, clock=Impatient())
     session.push(speech)
     session.end()
-    engine.complete = network = Timed(engine.complete)  # type: ignore[method-assign]
     frames = session.frames()
     next(frames)
-    network.seconds, count = 0.0, len(speech) * FPS // SAMPLE_RATE - 1
-    began = time.perf_counter()
+    count = len(speech) * FPS // SAMPLE_RATE - 1
     encoding = 0.0
-    for _ in range(count):
-        image_HW3 = next(frames).image_HW3
-        assert image_HW3 is not None
-        then = time.perf_counter()
-        cv2.imencode(".jpg", image_HW3[..., ::-1])
-        encoding += time.perf_counter() - then
-    seconds = time.perf_counter() - began
+    with NetworkTime(engine) as network:
+        began = time.perf_counter()
+        for _ in range(count):
+            image_HW3 = next(frames).image_HW3
+            assert image_HW3 is not None
+            then = time.perf_counter()
+            cv2.imencode(".jpg", image_HW3[..., ::-1])
+            encoding += time.perf_counter() - then
+        seconds = time.perf_counter() - began
     frames.close()  # type: ignore[attr-defined]
-    engine.complete = network.function  # type: ignore[method-assign]
     parts = {"network ms": network.seconds, "jpeg ms": encoding, "the rest ms": seconds - network.seconds - encoding}
     return {"frames/s": count / seconds} | {name: 1e3 * value / count for name, value in parts.items()}
 
@@ -156,20 +164,19 @@ def idle(engine: Engine, template: Template) -> dict[str, float]:
 
 def first_piece(engine: Engine, template: Template, speech: Float32) -> dict[str, float]:
     """Return seconds from the audio to the first bytes of the MP4, and what of it the network takes."""
-    engine.complete = network = Timed(engine.complete)  # type: ignore[method-assign]
-    began = time.perf_counter()
-    writer = FragmentWriter(height=template.height, width=template.width, sample_rate=OUTPUT_RATE)
-    silence = np.zeros(OUTPUT_RATE // FPS, np.float32)
-    frames = engine.frames(template, speech)
     drawn = 0
-    for frame_HW3 in frames:
-        drawn += 1
-        if writer.write(frame_HW3, silence):
-            break
-    seconds = time.perf_counter() - began
+    silence = np.zeros(OUTPUT_RATE // FPS, np.float32)
+    with NetworkTime(engine) as network:
+        began = time.perf_counter()
+        writer = FragmentWriter(height=template.height, width=template.width, sample_rate=OUTPUT_RATE)
+        frames = engine.frames(template, speech)
+        for frame_HW3 in frames:
+            drawn += 1
+            if writer.write(frame_HW3, silence):
+                break
+        seconds = time.perf_counter() - began
     frames.close()  # type: ignore[attr-defined]
     writer.close()
-    engine.complete = network.function  # type: ignore[method-assign]
     return {"ms": 1e3 * seconds, "frames": drawn, "of it network ms": 1e3 * network.seconds}
 
 

@@ -183,6 +183,25 @@ def test_a_bad_message_ends_the_session(
         assert until(socket, "error")["kind"] == kind
 
 
+def test_two_clients_hear_their_own_speech(live_engine: Engine, live_template: Template) -> None:
+    first, second = (pcm(noise(8, seed=seed)) for seed in (1, 2))
+    with (
+        client(live_engine, live_template) as http,
+        http.websocket_connect("/v1/live") as one,
+        http.websocket_connect("/v1/live") as other,
+    ):
+        for socket in (one, other):
+            start(socket)
+        for socket, speech in ((one, first), (other, second)):
+            socket.send_bytes(speech)
+            socket.send_text('{"type": "end"}')
+        for socket, speech in ((other, second), (one, first)):
+            heard = b""
+            while len(heard) < len(speech):
+                heard += frame(socket)[2]
+            assert heard == speech
+
+
 def test_no_more_frames_are_under_way_than_the_window_allows(live_engine: Engine, live_template: Template) -> None:
     with client(live_engine, live_template) as http, http.websocket_connect("/v1/live") as socket:
         start(socket, window=3)

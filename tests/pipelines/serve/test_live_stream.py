@@ -6,6 +6,7 @@ import asyncio
 import io
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,14 @@ def test_the_first_bytes_come_long_before_the_last(
     live_engine: Engine, live_template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    complete = live_engine.complete
+    frames = live_engine.frames
 
-    def counted(crops: list[Any], *rest: Any) -> Any:
-        drawn.extend(crops)
-        return complete(crops, *rest)
+    def counted(*given: Any) -> Iterator[UInt8]:
+        for image_HW3 in frames(*given):
+            drawn.append(1)
+            yield image_HW3
 
-    monkeypatch.setattr(live_engine, "complete", counted)
+    monkeypatch.setattr(live_engine, "frames", counted)
     app = make_app(OneTemplate(live_engine, live_template))
     with serving(app) as address, httpx.Client(base_url=f"http://{address}", timeout=60) as http:
         with http.stream("POST", "/v1/videos/stream", files={"audio": wav(tmp_path, 1500)}) as answer:
