@@ -30,12 +30,8 @@ class Heard:
     """rate / 25 samples; silent beyond the end of the utterance."""
     position: int
     """Number of the first sample, counted from the first that was ever pushed."""
-    is_first: bool
-    """Whether an utterance begins here."""
     heard_at: float
     """When its last sample came, by the listener's clock in seconds."""
-    known_at: float
-    """When the look-ahead after it was there too."""
 
 
 class Listener:
@@ -74,7 +70,12 @@ class Listener:
     @property
     def queued(self) -> float:
         """Seconds of audio that were pushed and not taken."""
-        return len(self._ready) / FPS + len(self._sound) / self.rate
+        return self.ready + len(self._sound) / self.rate
+
+    @property
+    def ready(self) -> float:
+        """Seconds of audio that can be taken."""
+        return len(self._ready) / FPS
 
     @property
     def is_waiting(self) -> bool:
@@ -132,7 +133,6 @@ class Listener:
         self._taken = self._frames = 0
 
     def _add(self, windows_NC5: Float32) -> None:
-        known_at = self.now()
         length = self.rate // FPS
         for window_C5 in windows_NC5:
             while len(self._arrivals) > 1 and self._arrivals[0][0] < (self._frames + 1) * length:
@@ -142,9 +142,7 @@ class Listener:
                 window_C5=window_C5,
                 audio=audio,
                 position=self._begin + self._frames * length,
-                is_first=self._frames == 0,
                 heard_at=self._arrivals[0][1],
-                known_at=known_at,
             )
             self._frames += 1
             self._sound = self._sound[length:]

@@ -114,8 +114,8 @@ class LiveSession:
         idle: what is shown while nobody speaks: `rest` draws the mouth for silence, so that a template that talks is
             quiet, and nothing jumps when speech begins; `template` shows the template as it is.
         max_seconds: most audio that may wait.
-        max_lag: for a microphone: if more seconds than this wait, the oldest are dropped; None speaks everything, as
-            for a speech synthesiser, which is faster than real time.
+        max_lag: for a microphone: if more seconds than this wait although they could be spoken, the oldest are dropped;
+            None speaks everything, as for a speech synthesiser, which is faster than real time.
         pause: seconds without audio after which an utterance ends by itself.
         clock: real time.
 
@@ -208,7 +208,7 @@ class LiveSession:
     def _take(self) -> Heard | None:
         """Return the next speech; drop what lags too much, and end an utterance that has paused."""
         listener = self._listener
-        while self.max_lag is not None and listener.queued > self.max_lag and listener.take():
+        while self.max_lag is not None and listener.ready > self.max_lag and listener.take():
             self._dropped_seconds += 1 / FPS
         if listener.is_waiting and self.clock.now() - listener.last_push >= self.pause:
             listener.end()

@@ -40,9 +40,11 @@ async def serve_socket(socket: WebSocket, host: LiveHost, limits: LiveLimits, sl
     try:
         check_origin(socket)
         await socket.accept()
+        start = await _start(line, limits)
+        host.check(socket if start.key is None else with_key(socket, start.key))
         with slots.place():
             async with asyncio.timeout(limits.session_seconds):
-                await _serve(line, host, limits)
+                await _serve(line, host, start)
     except WebSocketDisconnect:
         return
     except TimeoutError:
@@ -54,9 +56,7 @@ async def serve_socket(socket: WebSocket, host: LiveHost, limits: LiveLimits, sl
         await line.refuse(problem)
 
 
-async def _serve(line: _Line, host: LiveHost, limits: LiveLimits) -> None:
-    start = await _start(line, limits)
-    host.check(line.socket if start.key is None else with_key(line.socket, start.key))
+async def _serve(line: _Line, host: LiveHost, start: Start) -> None:
     engine, template = await asyncio.to_thread(host.open, start.template)
     try:
         session = await asyncio.to_thread(
@@ -65,8 +65,8 @@ async def _serve(line: _Line, host: LiveHost, limits: LiveLimits) -> None:
             template,
             rate=start.rate,
             idle=start.idle,
-            max_seconds=limits.waiting_seconds,
-            max_lag=limits.microphone_lag if start.microphone else None,
+            max_seconds=line.limits.waiting_seconds,
+            max_lag=line.limits.microphone_lag if start.microphone else None,
         )
         make = _JpegMaker(start) if start.format == "jpeg" else _Mp4Maker(template, start.rate)
     except ValueError as error:

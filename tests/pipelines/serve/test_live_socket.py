@@ -266,7 +266,7 @@ def test_sessions_are_limited_and_a_client_that_goes_away_frees_its_own(
             start(socket)
             frame(socket)
             with http.websocket_connect("/v1/live") as second:
-                error = second.receive_json()
+                error = start(second)
                 assert (error["status"], error["kind"]) == (503, "busy")
             assert used(http) == 1
             socket.send_bytes(pcm(noise(50)))  # and it goes away while it speaks
