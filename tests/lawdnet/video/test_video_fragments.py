@@ -126,3 +126,12 @@ def test_the_writer_names_what_is_wrong() -> None:
         writer.write(np.zeros((16, 16, 3), np.uint8), np.zeros(639, np.float32))
     with pytest.raises(ValueError, match="no frame"):
         writer.finish()
+
+
+@pytest.mark.slow
+def test_ten_minutes_do_not_drift() -> None:
+    rate, flash = 44_100, 14_990
+    times, images, sound, begin = read(b"".join(write(film(15_000, flash, rate, (16, 16)), rate)))
+    assert times[-1] == pytest.approx(14_999 / 25, abs=1e-6)
+    assert [number for number, image in enumerate(images) if image.mean() > 200] == [flash]
+    assert abs(begin + np.argmax(np.abs(sound) > 0.4) / rate - flash / 25) < 0.001
