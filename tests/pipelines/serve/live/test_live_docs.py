@@ -17,7 +17,7 @@ from tests.support.live_heads import noise
 from tests.support.live_host import OneTemplate, make_app, serving
 
 pytest.importorskip("websockets", reason="needs websockets: pip install -e '.[serve]'")
-DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "live.md"
+DOCUMENT = Path(__file__).resolve().parents[4] / "docs" / "live.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf8"), re.DOTALL)
 
 

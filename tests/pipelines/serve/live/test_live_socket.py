@@ -19,9 +19,8 @@ from lawdnet.evaluation.image import psnr
 from lawdnet.inference.engine import Engine
 from lawdnet.inference.template import Template
 from lawdnet.types import Float32
-from tests.pipelines.serve.conftest import eventually
 from tests.support.live_heads import noise
-from tests.support.live_host import OneTemplate, make_app
+from tests.support.live_host import OneTemplate, eventually, make_app
 
 pytestmark = pytest.mark.usefixtures("frees_everything")
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from lawdnet.inference.engine import Engine
 from lawdnet.inference.template import Template
 from tests.support.live_heads import make_engine, make_template
-
-pytest.importorskip("fastapi", reason="needs fastapi: pip install -e '.[serve]'")
+from tests.support.live_host import eventually, live_threads
 
 
 @pytest.fixture(scope="session")
@@ -23,20 +20,6 @@ def live_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 @pytest.fixture(scope="session")
 def live_template(live_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Template:
     return make_template(tmp_path_factory.mktemp("head"), live_engine)
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def live_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("live-")]
 
 
 @pytest.fixture

@@ -20,9 +20,8 @@ from lawdnet.audio import write_wav
 from lawdnet.inference.engine import Engine
 from lawdnet.inference.template import Template
 from lawdnet.types import UInt8
-from tests.pipelines.serve.conftest import eventually
 from tests.support.live_heads import noise
-from tests.support.live_host import OneTemplate, make_app, serving
+from tests.support.live_host import OneTemplate, eventually, make_app, serving
 
 
 def wav(folder: Path, frames: float) -> bytes:
