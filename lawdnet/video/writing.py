@@ -54,7 +54,7 @@ class ToYuv:
         if height % 2 or width % 2:
             image_HW3 = np.pad(image_HW3, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         return self._reformatter.reformat(
-            VideoFrame.from_ndarray(np.ascontiguousarray(image_HW3), format="rgb24"),
+            VideoFrame.from_numpy_buffer(np.ascontiguousarray(image_HW3), format="rgb24"),
             format="yuv420p",
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
