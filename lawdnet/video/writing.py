@@ -15,8 +15,10 @@ from typing import Any, Self
 
 import av
 import numpy as np
+from av.container import OutputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
 
 from lawdnet.types import FPS, SAMPLE_RATE, Float32, UInt8
 
@@ -25,6 +27,40 @@ BT709 = 1
 AAC_FRAME = 1024
 """Samples in one AAC packet."""
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+
+
+def add_h264(
+    container: OutputContainer, height: int, width: int, fps: Fraction, options: dict[str, str]
+) -> VideoStream:
+    """Add a stream of H.264 (yuv420p, BT.709) whose size is even; `ToYuv` makes its frames."""
+    stream: VideoStream = container.add_stream("libx264", rate=fps, options=options)
+    stream.width, stream.height = width + width % 2, height + height % 2
+    stream.pix_fmt = "yuv420p"
+    context = stream.codec_context
+    context.color_range, context.colorspace = ColorRange.MPEG, BT709
+    context.color_primaries = context.color_trc = BT709
+    return stream
+
+
+class ToYuv:
+    """Converts RGB images to frames of yuv420p, BT.709; odd sizes grow by repeating the last row or column."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, image_HW3: UInt8) -> VideoFrame:
+        """Convert H×W×3 uint8."""
+        height, width = image_HW3.shape[:2]
+        if height % 2 or width % 2:
+            image_HW3 = np.pad(image_HW3, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        return self._reformatter.reformat(
+            VideoFrame.from_numpy_buffer(np.ascontiguousarray(image_HW3), format="rgb24"),
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND,
+            threads=1,
+        )
 
 
 class VideoWriter:
@@ -78,13 +114,8 @@ class VideoWriter:
         # A name and not a file object, because +faststart opens the file again; an absolute path is never
         # taken for a protocol.
         self._container = av.open(str(self._partial), "w", format="mp4", container_options={"movflags": "+faststart"})
-        self._video_stream = self._container.add_stream("libx264", rate=self._fps, options=self._options)
-        self._video_stream.width, self._video_stream.height = self.width + self.width % 2, self.height + self.height % 2
-        self._video_stream.pix_fmt = "yuv420p"
-        context = self._video_stream.codec_context
-        context.color_range, context.colorspace = ColorRange.MPEG, BT709
-        context.color_primaries = context.color_trc = BT709
-        self._to_yuv = VideoReformatter()
+        self._video_stream = add_h264(self._container, self.height, self.width, self._fps, self._options)
+        self._to_yuv = ToYuv()
         if self._audio is not None:
             self._audio_stream = self._container.add_stream("aac", rate=self._sample_rate, layout="mono")
         return self
@@ -98,16 +129,7 @@ class VideoWriter:
         if frame_HW3.shape != (self.height, self.width, 3) or frame_HW3.dtype != np.uint8:
             got = f"{frame_HW3.dtype} {frame_HW3.shape}"
             raise ValueError(f"frame {self.num_frames}: {got}, expected uint8 ({self.height}, {self.width}, 3)")
-        if self.height % 2 or self.width % 2:
-            frame_HW3 = np.pad(frame_HW3, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
-        frame = self._to_yuv.reformat(
-            VideoFrame.from_numpy_buffer(np.ascontiguousarray(frame_HW3), format="rgb24"),
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-            interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND,
-            threads=1,
-        )
+        frame = self._to_yuv(frame_HW3)
         frame.pts, frame.time_base = self.num_frames, 1 / self._fps
         self._container.mux(self._video_stream.encode(frame))
         self.num_frames += 1

@@ -17,6 +17,8 @@ from lawdnet.serving.service import Service
 from lawdnet.serving.worker import Worker, WorkerThreads
 from pipelines.serve.api import make_app
 from pipelines.serve.config import DATABASE, ServeConfig
+from pipelines.serve.live import live_router
+from pipelines.serve.live_host import EngineHost
 from pipelines.serve.state import Access
 
 log = logging.getLogger(__name__)
@@ -74,7 +76,9 @@ def running_app(config: ServeConfig, access: Access) -> Iterator[FastAPI]:
         store.retry_lost(everything=True)
         config.pin_templates(service)
         threads.start()
-        yield make_app(service, access)
+        app = make_app(service, access)
+        app.include_router(live_router(EngineHost(service, engines)))
+        yield app
     finally:
         if threads:
             threads.stop()
