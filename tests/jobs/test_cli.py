@@ -109,7 +109,10 @@ def test_version() -> None:
         (["inspect", "a", "--order", "yaw"], "add --html FILE"),
         (["build", "a", "--out", "b", "--features", "smell"], "unknown 'smell'; choose from mel"),
         (["build", "a", "--out", "b", "--crop-width", "33"], "crop_width"),
-        (["build", "a", "--out", "b", "--group-by", "parent"], "'parent' must be folder or regex:PATTERN"),
+        (
+            ["build", "a", "--out", "b", "--group-by", "parent"],
+            "'parent' must be folder, regex:PATTERN, column:NAME, face or",
+        ),
         (["build", "a", "--out", "b", "--group-by", "regex:("], "group_by: regex:(: "),
         (["train", "a", "--out", "b", "--workers", "4:2"], "workers: 4:2"),
         (["train", "a", "--out", "b", "--preset", "tiny"], "choose from full, published, small"),

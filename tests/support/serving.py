@@ -19,6 +19,7 @@ import uvicorn
 
 from lawdnet.audio import write_wav
 from lawdnet.inference.engine import Engine
+from lawdnet.inference.template import Template
 from lawdnet.models.generator import Generator, GeneratorConfig
 from lawdnet.serving.jobs import JobStore
 from lawdnet.serving.limits import Limits
@@ -58,10 +59,10 @@ class SlowEngine(Engine):
         super().__init__(*arguments, **more)
         self.calls: list[float] = []
 
-    def complete(self, *arguments: object) -> np.ndarray:
+    def _completed(self, template: Template, frames: list[Any]) -> list[Any]:
         self.calls.append(time.monotonic())
         time.sleep(self.pause)
-        return super().complete(*arguments)  # type: ignore[arg-type]
+        return super()._completed(template, frames)
 
 
 class StrictStore(JobStore):

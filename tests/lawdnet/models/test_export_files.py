@@ -54,9 +54,9 @@ def written(folder: Path, out: Path, **options: Any) -> Path:
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
-@pytest.mark.parametrize("layout", ["correct", "lawdnet2024"])
-def test_a_written_file_comes_back_bit_for_bit(tmp_path: Path, prefix: str, layout: str) -> None:
-    generator = moving(dataclasses.replace(TINY, warp_layout=layout))
+@pytest.mark.parametrize(("layout", "normalise"), [("correct", True), ("correct", False), ("lawdnet2024", False)])
+def test_a_written_file_comes_back_bit_for_bit(tmp_path: Path, prefix: str, layout: str, normalise: bool) -> None:
+    generator = moving(dataclasses.replace(TINY, warp_layout=layout, normalise=normalise))
     folder = checkpoint(tmp_path / "epoch_0012", generator=generator)
     path = written(folder, tmp_path / "netG_model_epoch_12.pth", prefix=prefix)
     back, meta = load_legacy_generator(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -143,6 +145,23 @@ def test_syncnet_ends_at_about_8x8(face_px: int, score_px: int) -> None:
 def test_configurations_name_the_wrong_field(config: type, field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{config.__name__}.{field}: "):
         config(**{field: value})
+
+
+def test_a_normalised_generator_neither_loses_its_images_nor_saturates_its_warp() -> None:
+    """However small the images' feature has become, and however large the code."""
+    torch.manual_seed(0)
+    generator = Generator(dataclasses.replace(TINY, normalise=True))
+    with torch.no_grad():
+        generator.pair_encoder[-1].weight.mul_(1e-3)
+        generator.attention.code.weight.mul_(1e3)
+    image_BC86, audio = 1e-3 * torch.rand(4, 2 * TINY.base_channels, 8, 6), torch.randn(4, TINY.audio_dim, 5)
+    code_BD = generator.code(image_BC86, audio)
+    torch.testing.assert_close(code_BD.mean(1), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(code_BD.std(1, correction=0), torch.ones(4), atol=1e-3, rtol=0)
+    assert (code_BD - generator.code(image_BC86.flip(0), audio)).abs().max() > 0.1
+    published = Generator(TINY)
+    published.load_state_dict(generator.state_dict())  # it has no weights of its own
+    assert published.code(image_BC86, audio).max() > 100
 
 
 @pytest.mark.parametrize("argument", ["masked_source", "reference", "audio"])

@@ -84,7 +84,7 @@ def test_a_position_among_several_virtual_ranks_is_kept(
     assert_same(weights(tmp_path / "calm", "frame_32"), weights(tmp_path / "rough", "frame_32"))
     (resumed,) = rows(tmp_path / "rough", "frame_32", "resume")
     assert (resumed["epoch"], resumed["step"], resumed["repeated_steps"]) == (1, 2, 2)
-    assert (resumed["world"], resumed["virtual_ranks"]) == (1, 2)
+    assert (resumed["world"], resumed["virtual_ranks"]) == (1, 4)  # each batch is split in two
 
 
 def test_a_position_among_accumulated_batches_is_kept(
