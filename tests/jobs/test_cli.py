@@ -111,7 +111,7 @@ def test_version() -> None:
         (["build", "a", "--out", "b", "--crop-width", "33"], "crop_width"),
         (
             ["build", "a", "--out", "b", "--group-by", "parent"],
-            "'parent' must be folder, regex:PATTERN, column:NAME, face or",
+            "'parent' must be folder, regex:PATTERN, column:",
         ),
         (["build", "a", "--out", "b", "--group-by", "regex:("], "group_by: regex:(: "),
         (["train", "a", "--out", "b", "--workers", "4:2"], "workers: 4:2"),

@@ -35,8 +35,8 @@ NOWHERE = "http://127.0.0.1:9"
 MAX_UPLOAD_BYTES = 5 * 2**20
 NO_LOCATIONS = {
     "best", "device", "face", "feature", "features", "gate", "group_by", "has", "host", "landmarks", "logger", "model",
-    "name", "names", "order", "preset", "region", "root", "save_every", "segment", "settings", "split", "stages", "template", "video",
-    "url", "where", "workers",
+    "name", "names", "order", "preset", "region", "root", "save_every", "segment", "settings", "split", "stages",
+    "template", "video", "url", "where", "workers",
 }  # fmt: skip
 """Text parameters of commands that are not the path or URI of a file or folder."""
 runner = CliRunner()
