@@ -146,6 +146,24 @@ class _Piece:
     detected_T: np.ndarray
     scores: list[ImageScores]
 
+    def segment(
+        self, *, video_id: str, index: int, split: str, features: dict[str, Float32], scores: dict[str, float]
+    ) -> Segment:
+        """Return the row to store."""
+        return Segment(
+            segment_id=f"{video_id}-{index:04d}",
+            video_id=video_id,
+            index=index,
+            start_frame=self.start,
+            track=self.track,
+            split=split,
+            frames_jpeg=tuple(self.frames_jpeg),
+            landmarks_T68x2=self.landmarks_T68x2,
+            matrix_T33=self.matrix_T33,
+            features=features,
+            scores=scores,
+        )
+
 
 _Fitted = tuple[np.ndarray, ...]
 """For N ticks of a track: points N×68×2 in crop px, matrices N×3×3, whether there is a face, whether it is usable."""
@@ -282,27 +300,16 @@ def video_segments(
         speaks_T = speech(audio.samples, video.num_frames) > SPEAKS if speech else None
     spans = [_TrackSpan(number, track, video.height, video.width, config) for number, track in enumerate(tracks)]
     for index, piece in enumerate(_crop(video.path, spans, audio.frames, config, tally)):
-        stop = piece.start + len(piece.frames_jpeg)
-        samples = audio.samples[piece.start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
+        rows = slice(piece.start, piece.start + len(piece.frames_jpeg))
+        samples = audio.samples[rows.start * SAMPLES_PER_FRAME : rows.stop * SAMPLES_PER_FRAME]
         with tally.timed("score"):
             measured = segment_scores(
                 piece.scores, piece.landmarks_T68x2, piece.matrix_T33, piece.detected_T, samples, config.crop_width
             )
             if speaks_T is not None:
-                measured["speech_ratio"] = float(speaks_T[piece.start : stop].mean())
-            segment = Segment(
-                segment_id=f"{name}-{index:04d}",
-                video_id=name,
-                index=index,
-                start_frame=piece.start,
-                track=piece.track,
-                split=split,
-                frames_jpeg=tuple(piece.frames_jpeg),
-                landmarks_T68x2=piece.landmarks_T68x2,
-                matrix_T33=piece.matrix_T33,
-                features={extractor: rows_TC[piece.start : stop] for extractor, rows_TC in features.items()},
-                scores=measured,
-            )
+                measured["speech_ratio"] = float(speaks_T[rows].mean())
+            said = {extractor: rows_TC[rows] for extractor, rows_TC in features.items()}
+            segment = piece.segment(video_id=name, index=index, split=split, features=said, scores=measured)
             if scorer:
                 segment = replace(segment, scores=measured | dict(scorer(segment, samples)))
         tally.segments += 1
