@@ -142,7 +142,7 @@ _SMALL = Weights(pixel=3.0, mouth=10.0, perceptual=0.0, gan=0.1)
 SMALL = (
     Stage(name="syncnet", kind="syncnet", mouth_px=32, num_frames=5, batch_size=96, samples_per_segment=144,
           epochs_constant=3, epochs_decay=2, lr=1e-3, warmup_steps=30),
-    Stage(name="frame_32", mouth_px=32, batch_size=4, samples_per_segment=64, epochs_constant=4, epochs_decay=3,
+    Stage(name="frame_32", mouth_px=32, batch_size=4, samples_per_segment=40, epochs_constant=4, epochs_decay=3,
           lr=1e-3, warmup_steps=100, weights=_SMALL),
     Stage(name="frame_64", mouth_px=64, init_from="frame_32", batch_size=16, samples_per_segment=32,
           epochs_constant=1, epochs_decay=2, lr=7e-4, warmup_steps=10, weights=_SMALL),
