@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from lawdnet.audio.base import Chunking, check_mono, in_chunks
 from lawdnet.audio.mel import mel_filters
 from lawdnet.models.device import pick_device
-from lawdnet.storage import files_sha256
+from lawdnet.storage import Location, files_sha256
 from lawdnet.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Beat, Float32, no_beat
 from lawdnet.weights import find_weights
 
@@ -61,7 +60,7 @@ class Whisper:
         *,
         layer: int | None = None,
         batch: int | None = None,
-        weights_dir: Path | None = None,
+        weights_dir: Location | None = None,
         device: str = "auto",
     ) -> None:
         from lawdnet.audio.whisper_model import feature_dim
