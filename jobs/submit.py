@@ -198,7 +198,8 @@ def _code() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="lawdnet-") as folder:
         for part in (root / name for name in PARTS):
             if part.is_dir():
-                shutil.copytree(part, Path(folder, part.name))  # Ray leaves out __pycache__
+                # other processes write there while we read
+                shutil.copytree(part, Path(folder, part.name), ignore=shutil.ignore_patterns("__pycache__"))
             elif part.exists():
                 shutil.copy(part, folder)
         yield folder

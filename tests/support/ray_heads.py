@@ -57,7 +57,9 @@ class Head:
                   f"--ray-client-server-port={free_port()}", "--dashboard-host=127.0.0.1",
                   f"--temp-dir={self.folder}")  # fmt: skip
         self._wait(nodes=1)
-        self._ray(f"--address=127.0.0.1:{self.port}", f"--num-cpus={node_cpus}")
+        # a folder of its own, as on a machine of its own: a node unpacks a job's code anew even where the head has
+        # already unpacked it, and a job that runs there meanwhile would find half of its modules gone
+        self._ray(f"--address=127.0.0.1:{self.port}", f"--num-cpus={node_cpus}", f"--temp-dir={self.folder}/n")
         self._wait(nodes=2)
 
     def _ray(self, *options: str) -> None:
