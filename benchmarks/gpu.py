@@ -237,6 +237,7 @@ def arrays(stage: Stage, config: TrainConfig, seed: int) -> dict[str, np.ndarray
         batch |= {
             "lip_audio": audio(5, HEARD_FRAMES),
             "lips": rng.standard_normal((size, HEARD_FRAMES, 40), np.float32),
+            "lip_points": rng.standard_normal((size, frames, 40), np.float32),
         }
     if config.sample_spec(stage).sync:
         batch["sync_audio"] = audio(CLIP_FRAMES)

@@ -196,7 +196,9 @@ class TrainBatch:
     lip_audio_RC5: Tensor | None = None
     """Audio of R = 16·B frames of the samples' segments, as `audio_BNC5` …"""
     lips_R40: Tensor | None = None
-    """… and the lips that belong to it; see `lawdnet.data.lips`."""
+    """… and the shape of the lips that belongs to it; see `lawdnet.data.lips`."""
+    lip_points_BN40: Tensor | None = None
+    """Where the lips are in the source."""
 
     @property
     def size(self) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from lawdnet.audio.base import windows
-from lawdnet.data.lips import lip_shapes
+from lawdnet.data.lips import lip_points, lip_shapes
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.references import diverse, looks, resting_start
 from lawdnet.data.schema import FEATURES, from_rows, read_segment
@@ -52,7 +52,7 @@ class SampleSpec:
     """For the sync network: each sample also has wrong audio from its segment (any, and of a mouth at rest), and has no
     references."""
     lips: bool = False
-    """Whether each sample also has the audio and the shape of the lips of other frames."""
+    """Whether each sample also has the audio and the shape of the lips of other frames, and the place of its own."""
     audio_dropout: float = 0.0
     """Share of the feature's channels that are hidden from the generator, others for every frame."""
     references: str = "random"
@@ -235,7 +235,15 @@ class _Loaded:
     audio_TC5: Float32
     sync_TC: Float32 | None
     faces: Faces | None
-    lips_T40: Float32 | None
+    lips: Lips | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lips:
+    """See `lawdnet.data.lips`."""
+
+    shapes_T40: Float32
+    points_T40: Float32
 
 
 def _load(ref: SegmentRef, spec: SampleSpec, stored_width: int, cache_bytes: int) -> _Loaded:
@@ -245,7 +253,8 @@ def _load(ref: SegmentRef, spec: SampleSpec, stored_width: int, cache_bytes: int
     if "landmarks" in spec.columns:
         points_T68x2 = from_rows(table["landmarks"]).reshape(ref.num_frames, -1, 2)
         faces = Faces(look_TL=looks(points_T68x2), bytes_T=pc.binary_length(jpegs).to_numpy())
-        lips = lip_shapes(points_T68x2) if spec.lips else None
+        if spec.lips:
+            lips = Lips(shapes_T40=lip_shapes(points_T68x2), points_T40=lip_points(points_T68x2, stored_width))
     height, width = stage_size(spec.mouth_px)
 
     @lru_cache(maxsize=cache_bytes // (3 * height * width))
@@ -259,8 +268,8 @@ def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec) -> dict[str, np
     """Return the images and audio of one sample.
 
     Returns:
-        source N×H×W×3 and reference N×K×H×W×3 uint8, and audio N×C×5; with lips also lip_audio R×C×5 and lips R×40 (see
-        `lip_shapes`); with a sync feature also sync_audio C×9, for
+        source N×H×W×3 and reference N×K×H×W×3 uint8, and audio N×C×5; with lips also lip_audio R×C×5, lips R×40 and
+        lip_points N×40 (see `lawdnet.data.lips`); with a sync feature also sync_audio C×9, for
         contrast other_audio and quiet_audio C×9, `origin` 3×2 (a number of the segment and the first row of sync_audio,
         other_audio and quiet_audio), and no reference.
     """
@@ -274,8 +283,9 @@ def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec) -> dict[str, np
     }
     if not spec.contrast:  # the sync network looks at the mouth alone
         sample["reference"] = np.stack([[loaded.image(f) for f in row] for row in chosen.references])
-    if loaded.lips_T40 is not None:
-        sample |= {"lip_audio": audio_MC5[len(frames) :], "lips": loaded.lips_T40[heard]}
+    if loaded.lips:
+        sample |= {"lip_audio": audio_MC5[len(frames) :], "lips": loaded.lips.shapes_T40[heard]}
+        sample["lip_points"] = loaded.lips.points_T40[frames]
     if loaded.sync_TC is not None:
         sample["sync_audio"] = _rows(loaded.sync_TC, chosen.clip_start)
         if spec.contrast:

@@ -16,6 +16,7 @@ from torch import nn
 
 from lawdnet import __version__
 from lawdnet.models.generator import Generator
+from lawdnet.models.lip_reader import LipReader
 from lawdnet.models.saved import META, STATE, generator_weights, read_meta, read_state, state_hash
 from lawdnet.models.syncnet import SyncNet
 from lawdnet.training.config import TrainConfig
@@ -161,16 +162,19 @@ def _as_here(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[st
 def start_from(folder: Path, step: Step) -> None:
     """Start a stage from its parent.
 
-    It takes the generator as inference would load it, and if both stages generate single frames the discriminators
-    whose shapes are the same. A clip stage takes only the generator (LawDNet 2024): its image discriminator then starts
-    together with the one for clips, so that neither outweighs the other from the first step.
+    It takes the generator as inference would load it, what reads lips, and if both stages generate single frames the
+    discriminators whose shapes are the same. A clip stage takes no discriminator (LawDNet 2024): its image
+    discriminator then starts together with the one for clips, so that neither outweighs the other from the first step.
     """
     state, frames = read_state(folder), read_meta(folder).get("num_frames", 1)
     for name, network in step.networks.items():
+        keeps = step.stage.num_frames == frames == 1 or isinstance(network, LipReader)
         if isinstance(network, Generator):
             network.load_state_dict(generator_weights(state))
-        elif step.stage.num_frames == frames == 1 and _same_shapes(network, state["networks"].get(name, {})):
+        elif keeps and _same_shapes(network, state["networks"].get(name, {})):
             network.load_state_dict(state["networks"][name])
+    if "lip_head" in step.parts and "lip_head" in state["parts"]:
+        step.parts["lip_head"].load_state_dict(state["parts"]["lip_head"])
     if "ema" in step.parts:
         cast("Ema", step.parts["ema"]).restart(step.networks["generator"])
 

@@ -146,7 +146,7 @@ class TrainConfig:
             audio=self.audio_feature,
             sync=self.sync_feature if uses_sync else None,
             contrast=stage.kind == "syncnet",
-            lips=stage.kind == "gan" and stage.weights.lips > 0,
+            lips=stage.kind == "gan" and max(stage.weights.lips, stage.weights.read) > 0,
             audio_dropout=self.audio_dropout if stage.kind == "gan" else 0.0,
             references=self.references,
             windows=self.sync_windows if stage.kind == "syncnet" else 1,

@@ -1,18 +1,26 @@
-"""Teaches the generator's audio encoder what to listen for.
+"""What teaches the generator about lips: its audio encoder hears them, and a reader sees them in its images.
 
-Shape letters: R frames that are heard, C feature dimension.
+Shape letters: B batch, R frames that are heard, M images, C channels, A audio columns.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lawdnet.models.attention import AUDIO_COLUMNS
 from lawdnet.models.generator import Generator
+from lawdnet.models.lip_reader import NUM_LIP_VALUES, LipReader
 
-NUM_LIP_VALUES = 40
-"""x and y of the 20 mouth landmarks."""
+BLURS = (3, 5)
+"""Sides in px of the boxes that blur what the reader learns from: the generator's first images are no sharper."""
+ROUND = 0.5
+"""Errors below it, in usual deviations, count by their square: they are no more than the reader's own."""
+INNER_UPPER = [13, 14, 15]
+"""Inner points of the upper lip, among the 20 of the mouth …"""
+INNER_LOWER = [19, 18, 17]
+"""… and those of the lower lip below them."""
 
 
 class LipHead(nn.Module):
@@ -46,3 +54,31 @@ class Listening(nn.Module):
         if self.head is None:
             return images_B3HW, None
         return images_B3HW, self.head(self.generator.audio_encoder(lip_audio_RC5))
+
+
+def reader_loss(reader: nn.Module, mouth_M3SS: Tensor, points_M40: Tensor) -> Tensor:
+    """What the lip reader learns from: its error on true mouths, as they are and blurred."""
+    blurred = [F.avg_pool2d(mouth_M3SS, side, 1, side // 2, count_include_pad=False) for side in BLURS]
+    mouths = torch.cat([mouth_M3SS, *blurred])
+    return _distance(reader(mouths).float(), points_M40.repeat(1 + len(BLURS), 1))
+
+
+def read_loss(reader: LipReader, generated_M3SS: Tensor, true_M3SS: Tensor) -> Tensor:
+    """How far the lips that a reader sees in generated mouths are from those that it sees in the true ones.
+
+    The reader is as wrong about the one as about the other, so the stored landmarks are not asked.
+    """
+    with torch.no_grad():
+        wanted_M40 = reader(true_M3SS).float()
+    return _distance(reader(generated_M3SS).float(), wanted_M40)
+
+
+def _distance(found_M40: Tensor, wanted_M40: Tensor) -> Tensor:
+    """Distance of the points, and of how far the inner lips are apart: that is what is seen."""
+    pairs = ((found_M40, wanted_M40), (_gap(found_M40), _gap(wanted_M40)))
+    return torch.stack([F.smooth_l1_loss(*pair, beta=ROUND) for pair in pairs]).sum()
+
+
+def _gap(points_M40: Tensor) -> Tensor:
+    y_M20 = points_M40[:, 1::2]
+    return y_M20[:, INNER_LOWER] - y_M20[:, INNER_UPPER]

@@ -26,9 +26,12 @@ class Weights:
     sync: float = 0.0
     """Squared distance of the sync network's score from 1; grows with `sync_ramp`."""
     lips: float = 0.0
-    """Squared error of the lips that a linear layer reads off the audio feature. It teaches the audio encoder what to
-    listen for: with many faces, an image is explained by the face long before by the audio, and a generator that learns
-    from images alone draws a mouth that does not move."""
+    """Squared error of the lips' shape that a linear layer reads off the audio feature. It teaches the audio encoder
+    what to listen for: with many faces, an image is explained by the face long before by the audio, and a generator
+    that learns from images alone draws a mouth that does not move."""
+    read: float = 0.0
+    """Distance between the lips that a small network reads in the generated and in the true image. It learns to read
+    meanwhile, from true images and their landmarks. Errors of pixels make blurred mouths that move too little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +147,7 @@ the first stage, fresh optimisers wreck a finished generator, docs/training.md),
 GPU."""
 
 # Without VGG19 weights, absolute errors replace the perceptual loss, most of all in the hidden region.
-_SMALL = Weights(pixel=3.0, mouth=10.0, perceptual=0.0, gan=0.1, lips=1.0)
+_SMALL = Weights(pixel=3.0, mouth=10.0, perceptual=0.0, gan=0.1, lips=1.0, read=0.1)
 
 SMALL = (
     Stage(name="syncnet", kind="syncnet", mouth_px=32, num_frames=5, batch_size=96, samples_per_segment=144,

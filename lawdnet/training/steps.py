@@ -17,6 +17,7 @@ from lawdnet.face.geometry import stage_size
 from lawdnet.face.mask import keep_mask
 from lawdnet.models.discriminator import Discriminator
 from lawdnet.models.generator import Generator
+from lawdnet.models.lip_reader import READ_PX, LipReader
 from lawdnet.models.perceptual import VGG19Features
 from lawdnet.models.syncnet import SyncNet
 from lawdnet.storage import locate
@@ -25,7 +26,7 @@ from lawdnet.training.collectives import Collectives
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.contrast import SyncStep
 from lawdnet.training.ema import Ema
-from lawdnet.training.lips import LipHead, Listening
+from lawdnet.training.lips import LipHead, Listening, read_loss, reader_loss
 from lawdnet.training.losses import PIXEL_LOSSES, gradient_shares, image_gradients, lsgan, mouth_l1, perceptual
 from lawdnet.training.networks import Metrics, Movable, Networks, Stateful, Values, Wrap
 from lawdnet.training.precision import compile_in_place
@@ -107,6 +108,8 @@ class GanStep(Networks):
             self.add("image_discriminator", Discriminator(discriminator_config(config, stage, 3)))
         if weights.clip_gan:
             self.add("clip_discriminator", Discriminator(discriminator_config(config, stage, 3 * stage.num_frames)))
+        if weights.read:
+            self.add("lip_reader", LipReader())
         self.syncnet = syncnet.to(device).eval().requires_grad_(False) if syncnet and weights.sync else None
         self.ramp = SyncRamp(config.sync_ramp, config.sync_below, config.plateau_steps, self.alarm)
         self.bound = SyncBound(config.sync_share)
@@ -155,15 +158,15 @@ class GanStep(Networks):
         return source_M3HW, reference_M15HW, batch.audio_BNC5.flatten(0, 1)
 
     def __call__(self, *batches: Movable) -> Values:
-        """Train the discriminators, then the generator against them."""
+        """Train the discriminators and the lip reader, then the generator with them."""
         # one graph serves both; the graphs of several batches would not fit in memory, so images are generated twice
         shared = None
         if len(batches) == 1 and self.collectives.is_alike:
             batches = (batches[0].to(self.device),)
             shared = self._generate(batches[0].to(self.device))
-        discriminators, metrics = [name for name in self.networks if name != "generator"], Metrics()
-        if discriminators:
-            metrics |= self.update(discriminators, batches, lambda batch: self._discriminator_losses(batch, shared))
+        others, metrics = [name for name in self.networks if name != "generator"], Metrics()
+        if others:
+            metrics |= self.update(others, batches, lambda batch: self._other_losses(batch, shared))
         self.powers.clear()
         metrics |= self.update(["generator"], batches, lambda batch: self._generator_losses(batch, shared))
         values, watched = self.finish(metrics, self._watched(metrics) if self.syncnet else None)
@@ -186,7 +189,7 @@ class GanStep(Networks):
     def _as_clip(self, images_M3HW: Tensor) -> Tensor:
         return images_M3HW.unflatten(0, (-1, self.stage.num_frames)).flatten(1, 2)
 
-    def _discriminator_losses(self, batch: TrainBatch, shared: Generated | None) -> tuple[Tensor, Metrics]:
+    def _other_losses(self, batch: TrainBatch, shared: Generated | None) -> tuple[Tensor, Metrics]:
         with torch.no_grad():
             generated_M3HW = shared.images_M3HW.detach() if shared else self.generate(batch)
         true_M3HW = batch.source_BN3HW.flatten(0, 1)
@@ -196,6 +199,10 @@ class GanStep(Networks):
             both = torch.cat([view(true_M3HW), view(generated_M3HW)])
             score_real, score_fake = self.wrapped[name](both).float().chunk(2)
             losses[name] = (lsgan(score_real, 1.0) + lsgan(score_fake, 0.0)) / 2
+        if "lip_reader" in self.networks:
+            assert batch.lip_points_BN40 is not None
+            points_M40 = batch.lip_points_BN40.flatten(0, 1)
+            losses["lip_reader"] = reader_loss(self.wrapped["lip_reader"], self._mouth(true_M3HW), points_M40)
         return torch.stack(list(losses.values())).sum(), losses
 
     def _views(self) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
@@ -256,7 +263,15 @@ class GanStep(Networks):
             score = discriminator(view(generated_M3HW)).float()
             losses["gan" if name == "image_discriminator" else "clip_gan"] = lsgan(score, 1.0)
             discriminator.requires_grad_(True)
+        if "lip_reader" in self.networks:
+            reader = cast("LipReader", self.networks["lip_reader"].requires_grad_(False))
+            losses["read"] = read_loss(reader, self._mouth(generated_M3HW), self._mouth(true_M3HW))
+            reader.requires_grad_(True)
         return losses
+
+    def _mouth(self, images_M3HW: Tensor) -> Tensor:
+        """The mouths, as the lip reader sees them."""
+        return mouth_square(images_M3HW[:, None], self.stage.mouth_px, READ_PX)
 
     def _sync_loss(self, images_M3HW: Tensor, batch: TrainBatch) -> Tensor:
         """Mean squared distance from 1 of the sync network's score, for the mouths of the clips and their audio."""

@@ -190,14 +190,19 @@ def test_a_discriminator_of_another_shape_starts_from_scratch(config: TrainConfi
     assert not all(torch.equal(after[k], v) for k, v in before.items() if k.startswith("generator"))
 
 
-def test_a_clip_stage_takes_the_generator_alone(config: TrainConfig, tmp_path: Path) -> None:
+def test_a_clip_stage_takes_no_discriminator(config: TrainConfig, tmp_path: Path) -> None:
     stage = config.stage("frame_96")
-    checkpoint.save(tmp_path, make_step(config, stage), stage, config, LINEAGE, position=Position(1))
+    parent = make_step(config, stage)
+    parent(batch_of(stage))
+    checkpoint.save(tmp_path, parent, stage, config, LINEAGE, position=Position(1))
     child = make_step(config, config.stage("clip_96"), seed=1)
     before = weights(child)
     checkpoint.start_from(tmp_path, child)
+    heads = [step.parts["lip_head"].state_dict()["read.weight"] for step in (parent, child)]
+    assert torch.equal(*heads)
+    assert heads[0].any()
     changed = {key.split(".")[0] for key, value in weights(child).items() if not torch.equal(value, before[key])}
-    assert changed == {"generator"}
+    assert changed == {"generator", "lip_reader"}
 
 
 def test_training_starts_from_what_was_handed_over(config: TrainConfig, tmp_path: Path) -> None:

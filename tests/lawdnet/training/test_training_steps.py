@@ -8,9 +8,11 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import avg_pool2d
 
+from lawdnet.models.lip_reader import LipReader
 from lawdnet.training.ema import Ema
-from lawdnet.training.lips import LipHead
+from lawdnet.training.lips import LipHead, read_loss, reader_loss
 from lawdnet.training.precision import Precision, compile_in_place
 from lawdnet.training.steps import GanStep, NonFiniteLoss, SyncStep
 from lawdnet.types import TrainBatch
@@ -97,7 +99,7 @@ def test_shares_of_the_gradient_add_up_and_follow_the_weights(name: str) -> None
     steps = [make_step(config, s) for s in (stage, loud)]
     rows = [[step(batch_of(stage, index)) for index in range(3)] for step in steps]
     shares = [{k: float(v) for k, v in row[0].items() if k.startswith("share_")} for row in rows]
-    wanted = {"share_pixel", "share_mouth", "share_gan"} | (
+    wanted = {"share_pixel", "share_mouth", "share_gan", "share_read"} | (
         {"share_clip_gan", "share_sync"} if "clip" in name else set()
     )
     assert shares[0].keys() == wanted
@@ -135,7 +137,8 @@ def test_the_image_gradients_of_the_losses_give_the_gradient_of_their_sum() -> N
     found, metrics = step._generator_losses(batch, both)
     made, lips = both.images_M3HW, both.lips_R40
     assert lips is not None
-    weighted = {name: getattr(stage.weights, name) for name in ("pixel", "mouth", "gan", "clip_gan", "sync", "lips")}
+    names = ("pixel", "mouth", "gan", "clip_gan", "sync", "lips", "read")
+    weighted = {name: getattr(stage.weights, name) for name in names}
     assert metrics["total"].item() == pytest.approx(sum(w * metrics[n].item() for n, w in weighted.items()))
     parameters = list(generator.parameters())
     gradients = torch.autograd.grad(found, parameters, retain_graph=True)
@@ -157,11 +160,44 @@ def test_the_audio_encoder_learns_to_hear_the_lips() -> None:
     assert all((after[name] - value).abs().max() > 1e-3 for name, value in before.items())
 
 
-def test_without_the_lips_loss_there_is_no_head() -> None:
-    stage = tiny("stages.weights.lips=0").stage("frame_32")
-    step = make_step(tiny("stages.weights.lips=0"), stage)
+def test_without_the_losses_on_lips_nothing_reads_them() -> None:
+    config = tiny("stages.weights.lips=0", "stages.weights.read=0")
+    stage = config.stage("frame_32")
+    assert not config.sample_spec(stage).lips
+    step = make_step(config, stage)
     assert "lip_head" not in step.parts
-    assert "lips" not in step(batch_of(stage))
+    assert "lip_reader" not in step.networks
+    assert not {"lips", "read", "lip_reader"} & step(batch_of(stage)).keys()
+
+
+def test_a_reader_learns_where_lips_are_and_generated_ones_are_drawn_to_the_true_ones() -> None:
+    """A dark bar on a face, higher or lower: the reader finds it in other colours and blurred, and moves it."""
+    rng = torch.Generator().manual_seed(0)
+
+    def mouths(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        place_M = torch.randint(8, 24, (count,), generator=rng)
+        mouth_M3SS = torch.rand(count, 3, 1, 1, generator=rng).expand(-1, -1, 32, 32).clone() * 0.5 + 0.5
+        for mouth, place in zip(mouth_M3SS, place_M, strict=True):
+            mouth[:, place - 2 : place + 2, 8:24] *= 0.3
+        return mouth_M3SS, ((place_M - 16) / 4.0)[:, None].expand(-1, 40)
+
+    torch.manual_seed(0)
+    reader = LipReader()
+    optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        reader_loss(reader, *mouths(16)).backward()
+        optimizer.step()
+    unseen_M3SS, points_M40 = mouths(32)
+    assert (reader(unseen_M3SS) - points_M40).abs().mean() < 0.3
+    assert (reader(avg_pool2d(unseen_M3SS, 5, 1, 2)) - points_M40).abs().mean() < 0.5
+    reader.requires_grad_(False)
+    assert read_loss(reader, unseen_M3SS, unseen_M3SS) == 0
+    drawn_M3SS = mouths(32)[0].requires_grad_()
+    before = read_loss(reader, drawn_M3SS, unseen_M3SS)
+    (gradient,) = torch.autograd.grad(before, drawn_M3SS)
+    closer_M3SS = drawn_M3SS.detach() - 2.0 * gradient / gradient.abs().amax((1, 2, 3), keepdim=True) * 0.05
+    assert read_loss(reader, closer_M3SS, unseen_M3SS) < before
 
 
 def test_measuring_shares_changes_no_weight() -> None:
@@ -217,7 +253,8 @@ def test_half_precision_learns_the_same_thing(precision: str) -> None:
 @pytest.mark.parametrize("name", ["frame_32", "clip_96"])
 def test_an_overflow_under_a_large_scale_only_lowers_the_scale(name: str) -> None:
     """Nor is it a fault when the sync loss's share of the gradient is measured."""
-    config = tiny("precision=fp16", "stages.weights.gan=0", "stages.weights.clip_gan=0", "sync_ramp=0")
+    alone = [f"stages.weights.{name}=0" for name in ("gan", "clip_gan", "read")]  # each update would lower it
+    config = tiny("precision=fp16", *alone, "sync_ramp=0")
     stage = config.stage(name)
     step = make_step(config, stage)
     assert isinstance(step, GanStep)
