@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from lawdnet.data.config import BuildConfig
+from lawdnet.data.levels import encode_jpeg
 from lawdnet.data.quality import scale_change
-from lawdnet.data.segments import Tally, cut, encode_jpeg, video_id
+from lawdnet.data.segments import Tally, cut, video_id
 from lawdnet.face.track import inside
 from lawdnet.types import CLIP_FRAMES, RejectReason, Segment
 
