@@ -9,6 +9,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from lawdnet.data.levels import small_of_jpeg
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset
 from lawdnet.data.merge import merge
 from lawdnet.data.rules import parse_rule
+from lawdnet.data.sampling import decode_jpeg
 from lawdnet.data.schema import read_segment, rewrite_segments, table_to_segment, with_columns
 from lawdnet.data.selection import check_files, choose, write_selection
 from lawdnet.tasks import lock
@@ -104,8 +106,16 @@ def test_it_adds_the_levels_and_changes_nothing_else(old: Path, source: Path) ->
     assert (again.info, work.names) == (after.info, [])
 
 
-def test_it_has_the_columns_of_a_new_build(old: Path, built: Path) -> None:
+def test_it_has_the_columns_of_a_new_build_and_almost_its_pixels(old: Path, built: Path) -> None:
     upgrade(old, execute=map_in_process)
+    for one, two in zip(segments(built), segments(old), strict=True):
+        for level, width in ((2, 80), (4, 40)):
+            pairs = zip(one.small_jpeg[level], two.small_jpeg[level], strict=True)
+            images = [
+                [decode_jpeg(jpeg, width * 13 // 10, width, stored_width=width) for jpeg in pair] for pair in pairs
+            ]
+            difference = np.subtract(*np.array(images, int).swapaxes(0, 1))
+            assert 0 < np.sqrt((difference**2).mean()) < 2, "a build makes them of the crop, not of its JPEG"
     for path in (old / SEGMENTS).iterdir():
         assert pq.read_schema(path).equals(pq.read_schema(built / SEGMENTS / path.name))
 
