@@ -30,6 +30,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.published import PublishedGenerator, PublishedWarp
+from lawdnet.data.sampling import HEARD_FRAMES
 from lawdnet.face.geometry import stage_size
 from lawdnet.models.generator import Generator
 from lawdnet.models.perceptual import VGG19Features
@@ -232,6 +233,11 @@ def arrays(stage: Stage, config: TrainConfig, seed: int) -> dict[str, np.ndarray
     batch = {"source": rng.integers(0, 256, (size, frames, *shape), np.uint8), "audio": audio(5, frames)}
     if stage.kind == "gan":
         batch["reference"] = rng.integers(0, 256, (size, frames, 5, *shape), np.uint8)
+    if config.sample_spec(stage).lips:
+        batch |= {
+            "lip_audio": audio(5, HEARD_FRAMES),
+            "lips": rng.standard_normal((size, HEARD_FRAMES, 40), np.float32),
+        }
     if config.sample_spec(stage).sync:
         batch["sync_audio"] = audio(CLIP_FRAMES)
     if stage.kind == "syncnet":

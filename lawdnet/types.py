@@ -196,6 +196,11 @@ class TrainBatch:
     """For the sync network, a number of the segment and the first row of all A = 3·B audio windows: B right ones, then
     the negatives."""
 
+    lip_audio_RC5: Tensor | None = None
+    """Audio of R = 16·B frames of the samples' segments, as `audio_BNC5` …"""
+    lips_R40: Tensor | None = None
+    """… and the lips that belong to it; see `lawdnet.data.lips`."""
+
     @property
     def size(self) -> int:
         """Number of samples."""

@@ -2,7 +2,8 @@
 
 There is no state: the same numbers give the same samples on any machine, in any order, after any restart.
 
-Shape letters: N frames of a sample (1 or 5), K references (5), H W crop, C feature dimension.
+Shape letters: N frames of a sample (1 or 5), K references (5), R frames to hear (16), M frames of either
+(N + R), H W crop, C feature dimension.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 
 from lawdnet.audio.base import windows
 from lawdnet.data.levels import frames_column, level_for
+from lawdnet.data.lips import lip_shapes
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.references import diverse, looks, resting_start
 from lawdnet.data.schema import FEATURES, from_rows
@@ -27,6 +29,8 @@ from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES, Float32, Int32, UInt8
 
 IMAGE_CACHE_BYTES = 128 << 20
 """Limit on the decoded frames that a group keeps: its samples show each stored frame several times."""
+HEARD_FRAMES = 16
+"""Frames of a sample's segment whose audio and lips come with it: an image shows one moment, too few to learn from."""
 REFERENCES = ("random", "diverse")
 MIN_SHIFT = 5
 """Fewest frames between a clip and the wrong audio drawn for it: one or two still look in sync."""
@@ -48,6 +52,10 @@ class SampleSpec:
     contrast: bool = False
     """For the sync network: each sample also has wrong audio from its segment (any, and of a mouth at rest), and has no
     references."""
+    lips: bool = False
+    """Whether each sample also has the audio and the shape of the lips of other frames."""
+    audio_dropout: float = 0.0
+    """Share of the feature's channels that are hidden from the generator, others for every frame."""
     references: str = "random"
     """`random` or `diverse`; see `lawdnet.data.references`."""
     windows: int = 1
@@ -60,7 +68,7 @@ class SampleSpec:
         """The columns of a segment that sampling reads beside its frames, which come from one level."""
         return [
             "segment_id",
-            *(["landmarks"] if self.needs_faces else []),
+            *(["landmarks"] if self.needs_faces or self.lips else []),
             *sorted({FEATURES + name for name in (self.audio, self.sync) if name}),
         ]
 
@@ -96,6 +104,10 @@ class Draw:
     """First of nine rows of audio that does not belong to the clip."""
     quiet_start: int
     """First of nine rows of audio of a mouth at rest; `other_start` if the segment has none."""
+    heard: tuple[int, ...] = ()
+    """R frames from anywhere in the segment, whose audio and lips are wanted."""
+    dropout: int = 0
+    """Seed of what is hidden from the generator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +191,10 @@ def draw(rng: np.random.Generator, num_frames: int, spec: SampleSpec, faces: Fac
     starts = starts[np.abs(starts - start) >= MIN_SHIFT]
     other = int(rng.choice(starts))
     resting = resting_start(faces.look_TL[:, 0], start, starts) if faces and spec.contrast else None
-    return Draw(start, tuple(frames), references, other, other if resting is None else resting)
+    heard = rng.integers(num_frames, size=HEARD_FRAMES).tolist() if spec.lips else ()
+    dropout = int(rng.integers(1 << 32)) if spec.audio_dropout else 0
+    quiet = other if resting is None else resting
+    return Draw(start, tuple(frames), references, other, quiet, tuple(heard), dropout)
 
 
 def _random_references(rng: np.random.Generator, clip: int, clips: int) -> tuple[int, ...]:
@@ -220,6 +235,7 @@ class _Loaded:
     audio_TC5: Float32
     sync_TC: Float32 | None
     faces: Faces | None
+    lips_T40: Float32 | None
 
 
 def _load(ref: SegmentRef, spec: SampleSpec, stored_width: int, cache_bytes: int) -> _Loaded:
@@ -228,33 +244,40 @@ def _load(ref: SegmentRef, spec: SampleSpec, stored_width: int, cache_bytes: int
         level = level_for(width, stored_width, file.schema_arrow.names)
         table = file.read_row_group(ref.row_group, columns=[frames_column(level), *spec.columns])
     sync = from_rows(table[FEATURES + spec.sync]) if spec.sync else None
-    jpegs, faces = table[frames_column(level)][0].values, None
-    if spec.needs_faces:
+    jpegs, faces, lips = table[frames_column(level)][0].values, None, None
+    if "landmarks" in spec.columns:
         points_T68x2 = from_rows(table["landmarks"]).reshape(ref.num_frames, -1, 2)
         faces = Faces(look_TL=looks(points_T68x2), bytes_T=pc.binary_length(jpegs).to_numpy())
+        lips = lip_shapes(points_T68x2) if spec.lips else None
 
     @lru_cache(maxsize=cache_bytes // (3 * height * width))
     def image(frame: int) -> UInt8:
         return decode_jpeg(jpegs[frame].as_py(), height, width, stored_width=stored_width // level)
 
-    return _Loaded(ref, image, windows(from_rows(table[FEATURES + spec.audio])), sync, faces)
+    return _Loaded(ref, image, windows(from_rows(table[FEATURES + spec.audio])), sync, faces, lips)
 
 
 def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec) -> dict[str, np.ndarray]:
     """Return the images and audio of one sample.
 
     Returns:
-        source N×H×W×3 and reference N×K×H×W×3 uint8, and audio N×C×5; with a sync feature also sync_audio C×9, for
+        source N×H×W×3 and reference N×K×H×W×3 uint8, and audio N×C×5; with lips also lip_audio R×C×5 and lips R×40 (see
+        `lip_shapes`); with a sync feature also sync_audio C×9, for
         contrast other_audio and quiet_audio C×9, `origin` 3×2 (a number of the segment and the first row of sync_audio,
         other_audio and quiet_audio), and no reference.
     """
-    frames = list(chosen.frames)
+    frames, heard = list(chosen.frames), list(chosen.heard)
+    audio_MC5 = loaded.audio_TC5[[*frames, *heard]]
+    if spec.audio_dropout:
+        audio_MC5 = _hide(audio_MC5, spec.audio_dropout, chosen.dropout)
     sample: dict[str, np.ndarray] = {
         "source": np.stack([loaded.image(f) for f in frames]),
-        "audio": loaded.audio_TC5[frames],
+        "audio": audio_MC5[: len(frames)],
     }
     if not spec.contrast:  # the sync network looks at the mouth alone
         sample["reference"] = np.stack([[loaded.image(f) for f in row] for row in chosen.references])
+    if loaded.lips_T40 is not None:
+        sample |= {"lip_audio": audio_MC5[len(frames) :], "lips": loaded.lips_T40[heard]}
     if loaded.sync_TC is not None:
         sample["sync_audio"] = _rows(loaded.sync_TC, chosen.clip_start)
         if spec.contrast:
@@ -263,6 +286,12 @@ def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec) -> dict[str, np
             starts = (chosen.clip_start, chosen.other_start, chosen.quiet_start)
             sample["origin"] = np.array([(_number(loaded.ref), start) for start in starts])
     return sample
+
+
+def _hide(audio_MC5: Float32, share: float, seed: int) -> Float32:
+    """Set a share of the channels of each frame to 0 and raise the others to make up for it."""
+    is_shown_MC = np.random.default_rng(seed).random(audio_MC5.shape[:2], np.float32) >= share
+    return audio_MC5 * (is_shown_MC / np.float32(1 - share))[..., None].astype(np.float32)
 
 
 def _rows(values_TC: Float32, start: int) -> Float32:

@@ -57,7 +57,8 @@ class Generator(nn.Module):
         self.source_encoder = _image_encoder(3, base)
         self.reference_encoder = _image_encoder(3 * NUM_REFERENCES, base)
         self.pair_encoder = _pair_encoder(2 * code_dim, 2 * base)
-        self.audio_encoder = _audio_encoder(config.audio_dim, 2 * base)
+        self.audio_channels = 2 * base
+        self.audio_encoder = _audio_encoder(config.audio_dim, self.audio_channels)
         self.attention = CrossAttention(2 * base, code_dim, base)
         self.appearance = nn.Sequential(Residual(code_dim), Residual(code_dim))
         self.warp = LocalAffineWarp(code_dim, code_dim, config.key_points, config.warp_grid, config.warp_layout)

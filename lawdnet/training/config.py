@@ -45,6 +45,9 @@ class TrainConfig:
     normalise: bool = True
     """Normalise what decides the warp, without which it may never hear the audio; see `GeneratorConfig`. Off in
     `published`."""
+    audio_dropout: float = 0.0
+    """Share of the audio feature's channels that are hidden from the generator in training, others for every frame.
+    From a few people it learns their recordings by heart otherwise: what it hears of strangers gets worse again."""
     perceptual_weights: str = ""
     """Path or URI of torchvision's VGG19 weights, which every stage with a perceptual loss needs."""
     pixel_loss: str = "l2"
@@ -104,6 +107,8 @@ class TrainConfig:
                 raise ValueError(f"{name}: must be 0 (off) or positive")
         if not 0 < self.sync_share <= 1:
             raise ValueError("sync_share: must be above 0 and at most 1 (no bound)")
+        if not 0 <= self.audio_dropout < 1:
+            raise ValueError("audio_dropout: must be 0 (off) or below 1")
         if not 0 <= self.ema_decay < 1:
             raise ValueError("ema_decay: must be 0 (off) or below 1")
         names = [row.name for row in PRESETS[self.preset]]
@@ -141,6 +146,8 @@ class TrainConfig:
             audio=self.audio_feature,
             sync=self.sync_feature if uses_sync else None,
             contrast=stage.kind == "syncnet",
+            lips=stage.kind == "gan" and stage.weights.lips > 0,
+            audio_dropout=self.audio_dropout if stage.kind == "gan" else 0.0,
             references=self.references,
             windows=self.sync_windows if stage.kind == "syncnet" else 1,
             mix_segments=self.mix_segments,
@@ -153,6 +160,7 @@ class TrainConfig:
 
 _SMALL: dict[str, Any] = {
     "mix_segments": 24,
+    "audio_dropout": 0.5,
     "base_channels": 16,
     "sync_channels": 16,
     "disc_channels": 8,

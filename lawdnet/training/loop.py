@@ -198,5 +198,7 @@ def to_batch(arrays: Arrays, device: torch.device) -> TrainBatch:
         audio_BNC5=move("audio"),
         sync_audio_BC9=move("sync_audio") if "sync_audio" in arrays else None,
         other_audio_BC9=torch.cat(wrong) if wrong else None,
+        lip_audio_RC5=move("lip_audio").flatten(0, 1) if "lip_audio" in arrays else None,
+        lips_R40=move("lips").flatten(0, 1) if "lips" in arrays else None,
         audio_origin_A2=move("origin").transpose(0, 1).flatten(0, 1) if "origin" in arrays else None,
     )

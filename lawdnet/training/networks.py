@@ -100,12 +100,14 @@ class Networks:
         """Move a network to the device, wrap it and make its optimiser; returns the wrapped network.
 
         Args:
-            called: a module around `network` that is wrapped, and called by the step, in its place.
+            called: a module around `network` that is wrapped, and called by the step, in its place. What else it has to
+                learn has the same optimiser.
         """
         self.networks[name] = self.precision.place(network)
         self.wrapped[name] = self.wrap(called or network)
+        learning = (called or network).parameters()
         self.optimizers[name] = torch.optim.AdamW(
-            network.parameters(), lr=self.stage.lr, betas=(0.9, 0.999), fused=self.precision.is_fused or None
+            learning, lr=self.stage.lr, betas=(0.9, 0.999), fused=self.precision.is_fused or None
         )
         return self.wrapped[name]
 

@@ -25,6 +25,10 @@ class Weights:
     """Discriminator over five frames (LSGAN)."""
     sync: float = 0.0
     """Squared distance of the sync network's score from 1; grows with `sync_ramp`."""
+    lips: float = 0.0
+    """Squared error of the lips that a linear layer reads off the audio feature. It teaches the audio encoder what to
+    listen for: with many faces, an image is explained by the face long before by the audio, and a generator that learns
+    from images alone draws a mouth that does not move."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,18 +130,21 @@ PUBLISHED = (
 )  # fmt: skip
 """LawDNet 2024's own numbers and names, kept for parity: its `clip_256` runs at 288 px."""
 
+_FRAME = Weights(lips=1.0)
+
 FULL = (
     replace(PUBLISHED[0], global_batch=256, warmup_steps=500),
-    replace(PUBLISHED[1], warmup_steps=500),
-    replace(PUBLISHED[2], warmup_steps=200, lr=7e-5),
-    replace(PUBLISHED[3], warmup_steps=200, lr=5e-5),
-    replace(PUBLISHED[4], warmup_steps=200, lr=2e-5, name="clip_288"),
+    replace(PUBLISHED[1], warmup_steps=500, weights=_FRAME),
+    replace(PUBLISHED[2], warmup_steps=200, lr=7e-5, weights=_FRAME),
+    replace(PUBLISHED[3], warmup_steps=200, lr=5e-5, weights=_FRAME),
+    replace(PUBLISHED[4], warmup_steps=200, lr=2e-5, weights=replace(_CLIP, lips=1.0), name="clip_288"),
 )
-"""The published sizes under names that tell them, with a warm-up and a rate that falls from stage to stage: at the rate
-of the first stage, fresh optimisers wreck a finished generator (docs/training.md). Not tested on a GPU."""
+"""The published sizes under names that tell them, with a warm-up, a rate that falls from stage to stage (at the rate of
+the first stage, fresh optimisers wreck a finished generator, docs/training.md), and the lips' loss. Not tested on a
+GPU."""
 
 # Without VGG19 weights, absolute errors replace the perceptual loss, most of all in the hidden region.
-_SMALL = Weights(pixel=3.0, mouth=10.0, perceptual=0.0, gan=0.1)
+_SMALL = Weights(pixel=3.0, mouth=10.0, perceptual=0.0, gan=0.1, lips=1.0)
 
 SMALL = (
     Stage(name="syncnet", kind="syncnet", mouth_px=32, num_frames=5, batch_size=96, samples_per_segment=144,

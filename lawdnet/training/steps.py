@@ -1,12 +1,13 @@
 """One optimiser step of the generator against its discriminators, and the protocol of steps.
 
-Shape letters: B batch, N frames of a sample, M images (B·N), H W crop, S side of the square the sync network sees,
-C feature dimension.
+Shape letters: B batch, N frames of a sample, M images (B·N), R frames that are heard, H W crop, S side of the square
+that the sync network sees, C feature dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
@@ -24,6 +25,7 @@ from lawdnet.training.collectives import Collectives
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.contrast import SyncStep
 from lawdnet.training.ema import Ema
+from lawdnet.training.lips import LipHead, Listening
 from lawdnet.training.losses import PIXEL_LOSSES, gradient_shares, image_gradients, lsgan, mouth_l1, perceptual
 from lawdnet.training.networks import Metrics, Movable, Networks, Stateful, Values, Wrap
 from lawdnet.training.precision import compile_in_place
@@ -59,6 +61,15 @@ class Step(Protocol):
     def preview(self, batch: TrainBatch) -> Tensor | None:
         """Images to look at, rows × 3 × H × W in [0, 1]; None if there are none."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """What the generator makes of a batch."""
+
+    images_M3HW: Tensor
+    lips_R40: Tensor | None
+    """Read off its audio encoder; None if the stage has no loss for them."""
 
 
 class GanStep(Networks):
@@ -115,7 +126,10 @@ class GanStep(Networks):
             self.ema = self.parts["ema"] = Ema(self.precision.place(generator), self.config.ema_decay)
         if self.device.type == "cuda" if self.config.compile is None else self.config.compile:
             compile_in_place(generator.warp, self.alarm)
-        self.generator = self.add("generator", generator)
+        head = LipHead(generator.audio_channels) if self.stage.weights.lips else None
+        if head:
+            self.parts["lip_head"] = self.precision.place(head)
+        self.generator = self.add("generator", generator, Listening(generator, head))
 
     @property
     def evaluated(self) -> Generator:
@@ -124,12 +138,21 @@ class GanStep(Networks):
 
     def generate(self, batch: TrainBatch, generator: nn.Module | None = None) -> Tensor:
         """Generate the images of a batch, with another generator if given: B·N × 3 × H × W."""
+        with self.precision.autocast():
+            generated_M3HW: Tensor = (generator or self.networks["generator"])(*self._inputs(batch))
+        return generated_M3HW.float()
+
+    def _generate(self, batch: TrainBatch) -> Generated:
+        """Generate in the graph that is trained."""
+        with self.precision.autocast():
+            images_M3HW, lips_R40 = self.generator(*self._inputs(batch), batch.lip_audio_RC5)
+        return Generated(images_M3HW=images_M3HW.float(), lips_R40=lips_R40)
+
+    def _inputs(self, batch: TrainBatch) -> tuple[Tensor, Tensor, Tensor]:
         masked_M3HW = batch.source_BN3HW.flatten(0, 1) * self.keep_HW
         images = (masked_M3HW, batch.reference_BN15HW.flatten(0, 1))
-        placed = [image.contiguous(memory_format=self.precision.layout) for image in images]
-        with self.precision.autocast():
-            generated_M3HW: Tensor = (generator or self.generator)(*placed, batch.audio_BNC5.flatten(0, 1))
-        return generated_M3HW.float()
+        source_M3HW, reference_M15HW = (i.contiguous(memory_format=self.precision.layout) for i in images)
+        return source_M3HW, reference_M15HW, batch.audio_BNC5.flatten(0, 1)
 
     def __call__(self, *batches: Movable) -> Values:
         """Train the discriminators, then the generator against them."""
@@ -137,7 +160,7 @@ class GanStep(Networks):
         shared = None
         if len(batches) == 1 and self.collectives.is_alike:
             batches = (batches[0].to(self.device),)
-            shared = self.generate(batches[0].to(self.device))
+            shared = self._generate(batches[0].to(self.device))
         discriminators, metrics = [name for name in self.networks if name != "generator"], Metrics()
         if discriminators:
             metrics |= self.update(discriminators, batches, lambda batch: self._discriminator_losses(batch, shared))
@@ -163,11 +186,10 @@ class GanStep(Networks):
     def _as_clip(self, images_M3HW: Tensor) -> Tensor:
         return images_M3HW.unflatten(0, (-1, self.stage.num_frames)).flatten(1, 2)
 
-    def _discriminator_losses(self, batch: TrainBatch, shared_M3HW: Tensor | None) -> tuple[Tensor, Metrics]:
-        if shared_M3HW is None:
-            with torch.no_grad():
-                shared_M3HW = self.generate(batch)
-        generated_M3HW, true_M3HW = shared_M3HW.detach(), batch.source_BN3HW.flatten(0, 1)
+    def _discriminator_losses(self, batch: TrainBatch, shared: Generated | None) -> tuple[Tensor, Metrics]:
+        with torch.no_grad():
+            generated_M3HW = shared.images_M3HW.detach() if shared else self.generate(batch)
+        true_M3HW = batch.source_BN3HW.flatten(0, 1)
         losses: Metrics = {}
         for name, view in self._views():
             # one forward for both, as DDP wants one backward per forward
@@ -183,8 +205,9 @@ class GanStep(Networks):
         }
         return [(name, view) for name, view in views.items() if name in self.networks]
 
-    def _generator_losses(self, batch: TrainBatch, shared_M3HW: Tensor | None) -> tuple[Tensor, Metrics]:
-        generated_M3HW = self.generate(batch) if shared_M3HW is None else shared_M3HW
+    def _generator_losses(self, batch: TrainBatch, shared: Generated | None) -> tuple[Tensor, Metrics]:
+        made = shared or self._generate(batch)
+        generated_M3HW = made.images_M3HW
         losses = self._image_losses(generated_M3HW, batch.source_BN3HW.flatten(0, 1))
         weights = {name: getattr(self.stage.weights, name) for name in losses}
         metrics = dict(losses)
@@ -198,7 +221,12 @@ class GanStep(Networks):
                 with torch.no_grad():
                     metrics["sync_true"] = self._sync_loss(batch.source_BN3HW.flatten(0, 1), batch)
         weighted = {name: loss * weights[name] for name, loss in losses.items() if weights[name]}
-        metrics["total"] = sum(weighted.values(), generated_M3HW.new_zeros(()))
+        lips = generated_M3HW.new_zeros(())
+        if made.lips_R40 is not None:
+            assert batch.lips_R40 is not None
+            metrics["lips"] = (made.lips_R40.float() - batch.lips_R40).square().mean()
+            lips = metrics["lips"] * self.stage.weights.lips
+        metrics["total"] = sum(weighted.values(), lips)
         gradients = self._image_gradients(weighted, generated_M3HW)
         if self.config.share_every and self.taken % self.config.share_every == 0:
             metrics |= gradient_shares(gradients)
@@ -206,7 +234,8 @@ class GanStep(Networks):
         if "sync" in gradients:
             sync_M3HW, rest_M3HW = gradients["sync"] / weights["sync"], whole_M3HW - gradients["sync"]
             self.powers.append(torch.stack([sync_M3HW.square().sum(), rest_M3HW.square().sum()]).detach())
-        return (whole_M3HW * generated_M3HW).sum(), metrics  # its gradient at the images is the sum of the gradients
+        # its gradient at the images is the sum of the gradients
+        return (whole_M3HW * generated_M3HW).sum() + lips, metrics
 
     def _image_gradients(self, weighted: Metrics, generated_M3HW: Tensor) -> Metrics:
         """`image_gradients`, scaled by the gradient scaler on their way through half precision."""

@@ -59,6 +59,9 @@ def arrays(epoch: int, index: int, stage: Stage, size: int = 2) -> dict[str, np.
     }
     if stage.kind == "gan":
         batch["reference"] = rng.integers(0, 256, (size, n, 5, *shape), np.uint8)
+        if stage.weights.lips:
+            batch["lip_audio"] = rng.standard_normal((size, 3, DIM, 5), np.float32)
+            batch["lips"] = rng.standard_normal((size, 3, 40), np.float32)
     if stage.kind == "syncnet" or stage.weights.sync:
         batch["sync_audio"] = rng.standard_normal((size, DIM, 9), np.float32)
     if stage.kind == "syncnet":

@@ -10,6 +10,7 @@ from lawdnet.data import sampling
 from lawdnet.data.levels import encode_jpeg
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import (
+    HEARD_FRAMES,
     MIN_SHIFT,
     SampleSpec,
     Work,
@@ -130,6 +131,38 @@ def test_audio_and_frames_of_a_sample_belong_together(stored: list[SegmentRef]) 
         np.testing.assert_allclose(batch["audio"][:, :, 0, 2], frame_BN, atol=2)
         np.testing.assert_allclose(batch["sync_audio"][:, 0, 2:7], frame_BN, atol=2)
         assert len(np.unique(frame_BN[:, 0] // 100)) == 2, "a batch mixes the segments of its group"
+
+
+def test_lips_come_with_the_audio_of_their_frames(stored: list[SegmentRef]) -> None:
+    """The mouth is open in frames 0 … 39, and the feature counts the frames."""
+    spec = replace(CLIP, lips=True)
+    (work,) = plan_epoch(stored, spec, seed=1, epoch=0, rank=0, world=1)
+    plain, with_lips = (list(draw_batches(work, s, seed=1, stored_width=40)) for s in (CLIP, spec))
+    for one, two in zip(plain, with_lips, strict=True):
+        assert (one["source"] == two["source"]).all()
+        assert (one["audio"] == two["audio"]).all()
+        assert two["lip_audio"].shape == (4, HEARD_FRAMES, 2, 5)
+        number_BR = two["lip_audio"][:, :, 0, 2].astype(int) % 100
+        chin_BR = two["lips"][:, :, 2 * (66 - 48) + 1]
+        assert ((chin_BR > 0) == (number_BR < 40)).all()
+    assert len(np.unique(number_BR)) > 20
+
+
+def test_dropout_hides_channels_of_the_generators_audio_alone(stored: list[SegmentRef]) -> None:
+    spec = replace(CLIP, lips=True, audio_dropout=0.25)
+    (work,) = plan_epoch(stored, spec, seed=1, epoch=0, rank=0, world=1)
+    plain, hidden = (
+        list(draw_batches(work, s, seed=1, stored_width=40)) for s in (replace(spec, audio_dropout=0.0), spec)
+    )
+    shares = []
+    for one, two in zip(plain, hidden, strict=True):
+        assert (one["sync_audio"] == two["sync_audio"]).all()
+        assert (one["lips"] == two["lips"]).all()
+        for name in ("audio", "lip_audio"):
+            is_hidden = (two[name] == 0).all(-1)
+            shares.append(is_hidden[one[name].any(-1)].mean())
+            np.testing.assert_allclose(np.where(is_hidden[..., None], 0, one[name] / 0.75), two[name], rtol=1e-5)
+    assert 0.15 < np.mean(shares) < 0.35
 
 
 def test_contrast_brings_other_audio_and_no_references(stored: list[SegmentRef]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lawdnet.training.ema import Ema
+from lawdnet.training.lips import LipHead
 from lawdnet.training.precision import Precision, compile_in_place
 from lawdnet.training.steps import GanStep, NonFiniteLoss, SyncStep
 from lawdnet.types import TrainBatch
@@ -127,17 +128,40 @@ def test_the_image_gradients_of_the_losses_give_the_gradient_of_their_sum() -> N
     stage = config.stage("clip_96")
     step, batch = make_step(config, stage), batch_of(stage)
     assert isinstance(step, GanStep)
-    generator = step.networks["generator"]
-    made = step.generate(batch)
-    found, metrics = step._generator_losses(batch, made)
-    weighted = {name: getattr(stage.weights, name) for name in ("pixel", "mouth", "gan", "clip_gan", "sync")}
+    generator, head = step.networks["generator"], step.parts["lip_head"]
+    assert isinstance(head, LipHead)
+    nn.init.normal_(head.read.weight)
+    both = step._generate(batch)
+    found, metrics = step._generator_losses(batch, both)
+    made, lips = both.images_M3HW, both.lips_R40
+    assert lips is not None
+    weighted = {name: getattr(stage.weights, name) for name in ("pixel", "mouth", "gan", "clip_gan", "sync", "lips")}
     assert metrics["total"].item() == pytest.approx(sum(w * metrics[n].item() for n, w in weighted.items()))
     parameters = list(generator.parameters())
     gradients = torch.autograd.grad(found, parameters, retain_graph=True)
     losses = step._image_losses(made, batch.source_BN3HW.flatten(0, 1)) | {"sync": step._sync_loss(made, batch)}
+    losses["lips"] = (lips - batch.lips_R40).square().mean()
     plain = torch.autograd.grad(sum(w * losses[n] for n, w in weighted.items()), parameters)
     for ours, theirs in zip(gradients, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_the_audio_encoder_learns_to_hear_the_lips() -> None:
+    stage = replace(tiny().stage("frame_32"), lr=3e-3, warmup_steps=0)
+    step, batch = make_step(tiny("grad_clip=0"), stage), batch_of(stage)
+    before = {name: value.clone() for name, value in step.networks["generator"].audio_encoder.state_dict().items()}
+    heard = [step(batch)["lips"] for _ in range(60)]
+    assert heard[0] == pytest.approx(batch.lips_R40.square().mean().item())  # the layer says nothing at first
+    assert heard[-1] < 0.3 * heard[0]
+    after = step.networks["generator"].audio_encoder.state_dict()
+    assert all((after[name] - value).abs().max() > 1e-3 for name, value in before.items())
+
+
+def test_without_the_lips_loss_there_is_no_head() -> None:
+    stage = tiny("stages.weights.lips=0").stage("frame_32")
+    step = make_step(tiny("stages.weights.lips=0"), stage)
+    assert "lip_head" not in step.parts
+    assert "lips" not in step(batch_of(stage))
 
 
 def test_measuring_shares_changes_no_weight() -> None:
