@@ -19,10 +19,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from lawdnet.data.levels import by_level, encode_jpeg, small_of_jpeg
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import SampleSpec, Work, decode_jpeg, draw_batches
 from lawdnet.data.schema import write_segments
-from lawdnet.data.segments import encode_jpeg
 from lawdnet.face.geometry import stage_size
 from lawdnet.synthetic import write_talking_head
 from lawdnet.types import Segment
@@ -44,6 +44,7 @@ def store(path: Path, jpegs: list[bytes]) -> SegmentRef:
         landmarks_T68x2=np.zeros((frames, 68, 2), np.float32),
         matrix_T33=np.zeros((frames, 3, 3), np.float32),
         features={"mel": np.zeros((frames, 320), np.float32)},
+        small_jpeg=by_level([small_of_jpeg(data, 95) for data in jpegs]),
     )
     write_segments(path, iter([segment]))
     return SegmentRef("head-0000", "head", "train", frames, str(path), 0)

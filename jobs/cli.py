@@ -28,6 +28,7 @@ from jobs.submit import Cluster, Command
 from jobs.synth import synth
 from jobs.template import template
 from jobs.train import train
+from jobs.upgrade import upgrade
 from jobs.weights import weights
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ for function in (
     merge,
     import_lawdnet,
     export_segments,
+    upgrade,
     train,
     report,
     infer,

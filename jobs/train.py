@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -100,10 +101,14 @@ def train(
 
 def _run(source: Location, run: Location, config: TrainConfig, run_options: RunOptions) -> float:
     """Train all stages and return the seconds it took."""
+    from lawdnet.data.config import FORMAT_VERSION
     from lawdnet.data.manifest import Dataset
     from pipelines.train.train import train as train_stages
 
     dataset = Dataset(source)
+    if dataset.format_version < FORMAT_VERSION:
+        text = f"{source} has dataset format {dataset.format_version}; small stages draw faster after"
+        console.say(f"note: {text}: lawdnet upgrade {shlex.quote(str(source))}")
     with console.Meter("train", "epochs") as meter:
         train_stages(dataset, run, config, run_options, on_epoch=Watch(meter, config))
         return meter.seconds

@@ -157,6 +157,8 @@ class Segment:
     features: dict[str, Float32]
     """Rows T×C by extractor name."""
     scores: dict[str, float] = field(default_factory=dict)
+    small_jpeg: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
+    """Level → T smaller crops as JPEG; see `lawdnet.data.levels`."""
 
     def __post_init__(self) -> None:
         frames = len(self.frames_jpeg)
@@ -165,6 +167,7 @@ class Segment:
             raise ValueError(f"frames_jpeg: {frames} frames, expected a multiple of {CLIP_FRAMES} from 54 to 288")
         lengths = {"landmarks_T68x2": len(self.landmarks_T68x2), "matrix_T33": len(self.matrix_T33)}
         lengths |= {f"features[{name}]": len(rows) for name, rows in self.features.items()}
+        lengths |= {f"small_jpeg[{level}]": len(jpegs) for level, jpegs in self.small_jpeg.items()}
         for name, length in lengths.items():
             if length != frames:
                 raise ValueError(f"{name}: {length} rows for {frames} frames")

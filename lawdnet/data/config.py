@@ -17,7 +17,11 @@ from lawdnet.landmarks.base import SOURCES
 from lawdnet.landmarks.tracks import MAX_GAP, SMOOTHING
 from lawdnet.types import CLIP_FRAMES, MAX_CLIPS, MIN_CLIPS
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (2, 3)
+"""Format 2 has no small versions of the frames (`lawdnet.data.levels`); all else is the same."""
+HASHED_VERSION = 2
+"""In the hash of the settings: the whole crops are those of format 2, and hashes of its datasets hold."""
 NEAR_DUPLICATES = ("group", "reject", "keep")
 VOICING, SILERO = "voicing", "silero"
 """What measures the score speech_ratio."""
@@ -134,8 +138,8 @@ class BuildConfig:
         return values | {"options": {name: found for name, found in values["options"].items() if name in SOURCES}}
 
     def hash(self) -> str:
-        """Hash of all settings and the format version, 16 hex digits."""
-        return digest({"format": FORMAT_VERSION, **self.to_dict()})
+        """Hash of all settings, 16 hex digits."""
+        return digest({"format": HASHED_VERSION, **self.to_dict()})
 
 
 def digest(content: Any) -> str:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.lawdnet2024 import CROPS, SOURCES, Clip, Roots, identify, read_clips, read_videos, video_segments
+from lawdnet.data.levels import lacking, small_levels
 from lawdnet.data.manifest import (
     MANIFEST,
     SEGMENTS,
@@ -135,11 +136,12 @@ class _Import:
         return row
 
     def _stored(self, key: str, inputs: list[str]) -> VideoRow | None:
-        """Return the row of an earlier import, if the video was accepted and nothing has changed."""
+        """Return the row of an earlier import, if the video was accepted and nothing has changed, nor the format."""
         record = self.records.read(key)
         if record is None or record.inputs != inputs or not record.is_accepted or record.sha256 in self.first:
             return None
-        return record.row() if (self.root / SEGMENTS / f"{record.video_id}.parquet").exists() else None
+        path = self.root / SEGMENTS / f"{record.video_id}.parquet"
+        return None if lacking([path], small_levels(self.config.crop_width)) else record.row()
 
     def _stored_dim(self, identifier: str) -> int:
         with parquet_file(self.root / SEGMENTS / f"{identifier}.parquet") as file:

@@ -28,7 +28,8 @@ import cv2
 import numpy as np
 
 from lawdnet.data.config import BuildConfig
-from lawdnet.data.segments import cut, encode_jpeg
+from lawdnet.data.levels import by_level, encode_jpeg, encode_small
+from lawdnet.data.segments import cut
 from lawdnet.face.geometry import crop_height
 from lawdnet.storage import sha256 as file_sha256
 from lawdnet.types import CLIP_FRAMES, NUM_LANDMARKS, Float32, Rejected, RejectReason, Segment
@@ -295,18 +296,30 @@ def video_segments(
             index=index,
             start_frame=row[0].start,
             split=split,
-            frames_jpeg=tuple(jpeg for jpeg, _ in crops),
+            frames_jpeg=tuple(crop.jpeg for crop in crops),
             landmarks_T68x2=np.full((len(crops), NUM_LANDMARKS, 2), np.nan, np.float32),
-            matrix_T33=np.stack([matrix_33 for _, matrix_33 in crops]),
+            matrix_T33=np.stack([crop.matrix_33 for crop in crops]),
             features={config.features[0]: np.concatenate([clip.rows_9xC for clip in row])},
+            small_jpeg=by_level([crop.small for crop in crops]),
         )
     if index < 0:
         need = f"{config.min_frames // CLIP_FRAMES} that follow one another are needed"
         raise Rejected(RejectReason.TOO_SHORT, f"{len(clips)} clips of nine frames; {need}")
 
 
-def read_crop(path: Path, config: BuildConfig) -> tuple[bytes, Float32]:
-    """Return a published crop as a stored one, and the matrix from px of the former to px of the latter.
+@dataclass(frozen=True)
+class Crop:
+    """A published crop as it is stored."""
+
+    jpeg: bytes
+    small: dict[int, bytes]
+    """See `encode_small`."""
+    matrix_33: Float32
+    """From px of the published crop to px of the stored one."""
+
+
+def read_crop(path: Path, config: BuildConfig) -> Crop:
+    """Return a published crop as a stored one.
 
     A JPG that has the stored size already is kept, byte for byte.
 
@@ -325,9 +338,10 @@ def read_crop(path: Path, config: BuildConfig) -> tuple[bytes, Float32]:
         raise Rejected(RejectReason.DAMAGED, f"{path}: {height}×{width} px, a crop must be 1.3 times as high as wide")
     if (height, width) != (to_height, to_width):
         method = cv2.INTER_AREA if width > to_width else cv2.INTER_LINEAR
-        resized = cv2.resize(image, (to_width, to_height), interpolation=method)
-        data = encode_jpeg(cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), config.jpeg_quality)
-    return data, _scale_matrix(to_width / width, to_height / height)
+        image = cv2.resize(image, (to_width, to_height), interpolation=method)
+        data = encode_jpeg(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), config.jpeg_quality)
+    small = encode_small(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), config.jpeg_quality)
+    return Crop(data, small, _scale_matrix(to_width / width, to_height / height))
 
 
 def _scale_matrix(x: float, y: float) -> Float32:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lawdnet import __version__
-from lawdnet.data.config import FORMAT_VERSION, SILERO, VOICING, BuildConfig
+from lawdnet.data.config import FORMAT_VERSION, READABLE_VERSIONS, SILERO, VOICING, BuildConfig
 from lawdnet.data.schema import IDENTITY_COLUMNS, SCORE, VIDEO_SCHEMA, VideoRow
 from lawdnet.face.geometry import crop_height
 from lawdnet.storage import Location, atomic, locate, parquet_file
@@ -57,15 +57,21 @@ class Dataset:
             raise ValueError(f"{root}: no dataset here {hint}") from None
         except json.JSONDecodeError as error:
             raise ValueError(f"{root / MANIFEST}: damaged ({error}); run the same `lawdnet build` again") from None
-        if not isinstance(self.info, dict) or self.info.get("format_version") != FORMAT_VERSION:
-            found = self.info.get("format_version") if isinstance(self.info, dict) else "unknown"
-            text = f"dataset format {found}, this version of lawdnet reads format {FORMAT_VERSION}"
-            raise ValueError(f"{root}: {text}; build the dataset again")
+        found = self.info.get("format_version") if isinstance(self.info, dict) else "unknown"
+        if found not in READABLE_VERSIONS:
+            versions = " and ".join(map(str, READABLE_VERSIONS))
+            hint = "install a newer one" if isinstance(found, int) and found > FORMAT_VERSION else "build it again"
+            raise ValueError(f"{root}: dataset format {found}, this version of lawdnet reads {versions}; {hint}")
 
     @property
     def hash(self) -> str:
         """Hash of the build configuration and the accepted sources."""
         return str(self.info["hash"])
+
+    @property
+    def format_version(self) -> int:
+        """Version of the format, one of `READABLE_VERSIONS`."""
+        return int(self.info["format_version"])
 
     @property
     def crop_width(self) -> int:

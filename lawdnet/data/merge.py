@@ -289,6 +289,8 @@ def _manifest(datasets: Sequence[Dataset], rows: Sequence[Mapping[str, Any]], in
     rules = [rule for rule in first.info["rules"] if all(rule in other.info["rules"] for other in datasets)]
     measures = dict.fromkeys(dataset.info.get("speech_measure", VOICING) for dataset in datasets)
     sources = [{"path": str(d.root), **{key: d.info.get(key) for key in KEPT}} for d in datasets]
+    # files without small levels may be among those of the oldest format
+    changes = {"format_version": min(dataset.format_version for dataset in datasets), "rules": rules}
     return manifest(
         _config(datasets),
         first.info["extractors"],
@@ -296,7 +298,7 @@ def _manifest(datasets: Sequence[Dataset], rows: Sequence[Mapping[str, Any]], in
         source="",
         funnel=_funnel(index),
         dataset_hash=content.hexdigest()[:16],
-    ) | {"rules": rules, "speech_measure": " and ".join(measures), "merged": sources}
+    ) | {**changes, "speech_measure": " and ".join(measures), "merged": sources}
 
 
 def _config(datasets: Sequence[Dataset]) -> BuildConfig:

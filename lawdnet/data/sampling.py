@@ -18,12 +18,13 @@ import numpy as np
 import pyarrow.compute as pc
 
 from lawdnet.audio.base import windows
+from lawdnet.data.levels import frames_column, level_for
 from lawdnet.data.lips import lip_points, lip_shapes
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.references import diverse, looks, resting_start
-from lawdnet.data.schema import FEATURES, from_rows, read_segment
+from lawdnet.data.schema import FEATURES, from_rows
 from lawdnet.face.geometry import stage_size
-from lawdnet.storage import locate
+from lawdnet.storage import locate, parquet_file
 from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES, Float32, Int32, UInt8
 
 IMAGE_CACHE_BYTES = 128 << 20
@@ -64,10 +65,9 @@ class SampleSpec:
 
     @property
     def columns(self) -> list[str]:
-        """The columns of a segment that sampling reads."""
+        """The columns of a segment that sampling reads beside its frames, which come from one level."""
         return [
             "segment_id",
-            "frames_jpeg",
             *(["landmarks"] if self.needs_faces or self.lips else []),
             *sorted({FEATURES + name for name in (self.audio, self.sync) if name}),
         ]
@@ -247,19 +247,21 @@ class Lips:
 
 
 def _load(ref: SegmentRef, spec: SampleSpec, stored_width: int, cache_bytes: int) -> _Loaded:
-    table = read_segment(locate(ref.path), ref.row_group, spec.columns)
+    height, width = stage_size(spec.mouth_px)
+    with parquet_file(locate(ref.path)) as file:
+        level = level_for(width, stored_width, file.schema_arrow.names)
+        table = file.read_row_group(ref.row_group, columns=[frames_column(level), *spec.columns])
     sync = from_rows(table[FEATURES + spec.sync]) if spec.sync else None
-    jpegs, faces, lips = table["frames_jpeg"][0].values, None, None
+    jpegs, faces, lips = table[frames_column(level)][0].values, None, None
     if "landmarks" in spec.columns:
         points_T68x2 = from_rows(table["landmarks"]).reshape(ref.num_frames, -1, 2)
         faces = Faces(look_TL=looks(points_T68x2), bytes_T=pc.binary_length(jpegs).to_numpy())
         if spec.lips:
             lips = Lips(shapes_T40=lip_shapes(points_T68x2), points_T40=lip_points(points_T68x2, stored_width))
-    height, width = stage_size(spec.mouth_px)
 
     @lru_cache(maxsize=cache_bytes // (3 * height * width))
     def image(frame: int) -> UInt8:
-        return decode_jpeg(jpegs[frame].as_py(), height, width, stored_width=stored_width)
+        return decode_jpeg(jpegs[frame].as_py(), height, width, stored_width=stored_width // level)
 
     return _Loaded(ref, image, windows(from_rows(table[FEATURES + spec.audio])), sync, faces, lips)
 

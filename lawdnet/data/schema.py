@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lawdnet.data.levels import FRAMES, frames_column, stored_levels
 from lawdnet.storage import Location, parquet_file
 from lawdnet.types import NUM_LANDMARKS, Float32, Segment
 
@@ -116,17 +117,18 @@ def rows_type(width: int) -> pa.DataType:
     return pa.list_(pa.list_(pa.float32(), width))
 
 
-def segment_schema(feature_dims: Mapping[str, int], scores: Sequence[str]) -> pa.Schema:
+def segment_schema(feature_dims: Mapping[str, int], scores: Sequence[str], levels: Iterable[int] = ()) -> pa.Schema:
     """Return the columns of segments/*.parquet.
 
     Args:
         feature_dims: extractor → number of values per row.
         scores: names without their prefix.
+        levels: the small levels that are stored beside the whole crops.
     """
     return pa.schema(
         {
             **IDENTITY_COLUMNS,
-            "frames_jpeg": pa.list_(pa.binary()),
+            **{frames_column(level): pa.list_(pa.binary()) for level in (1, *levels)},
             "landmarks": rows_type(POINTS),
             "matrices": rows_type(9),
             **{FEATURES + name: rows_type(dim) for name, dim in feature_dims.items()},
@@ -160,14 +162,15 @@ def segment_to_table(segment: Segment) -> pa.Table:
         "start_frame": [segment.start_frame],
         "split": [segment.split],
         "num_frames": [frames],
-        "frames_jpeg": [list(segment.frames_jpeg)],
+        FRAMES: [list(segment.frames_jpeg)],
+        **{frames_column(level): [list(jpegs)] for level, jpegs in segment.small_jpeg.items()},
         "landmarks": to_rows(segment.landmarks_T68x2.reshape(frames, POINTS)),
         "matrices": to_rows(segment.matrix_T33.reshape(frames, 9)),
         **{FEATURES + name: to_rows(rows_TC) for name, rows_TC in segment.features.items()},
         **{SCORE + name: [value] for name, value in segment.scores.items()},
     }
     dims = {name: rows_TC.shape[1] for name, rows_TC in segment.features.items()}
-    return pa.table(columns, schema=segment_schema(dims, list(segment.scores)))
+    return pa.table(columns, schema=segment_schema(dims, list(segment.scores), segment.small_jpeg))
 
 
 def table_to_segment(table: pa.Table, row: int = 0) -> Segment:
@@ -176,11 +179,12 @@ def table_to_segment(table: pa.Table, row: int = 0) -> Segment:
     names = table.column_names
     return Segment(
         **cell,
-        frames_jpeg=tuple(table["frames_jpeg"][row].as_py()),
+        frames_jpeg=tuple(table[FRAMES][row].as_py()),
         landmarks_T68x2=from_rows(table["landmarks"], row).reshape(-1, NUM_LANDMARKS, 2),
         matrix_T33=from_rows(table["matrices"], row).reshape(-1, 3, 3),
         features={n.removeprefix(FEATURES): from_rows(table[n], row) for n in names if n.startswith(FEATURES)},
         scores={n.removeprefix(SCORE): table[n][row].as_py() for n in names if n.startswith(SCORE)},
+        small_jpeg={level: tuple(table[frames_column(level)][row].as_py()) for level in stored_levels(names)},
     )
 
 
@@ -232,7 +236,8 @@ def _in_order(table: pa.Table) -> pa.Table:
     names = table.column_names
     features = [name for name in names if name.startswith(FEATURES)]
     dims = {name.removeprefix(FEATURES): table.schema.field(name).type.value_type.list_size for name in features}
-    schema = segment_schema(dims, [n.removeprefix(SCORE) for n in names if n.startswith(SCORE)])
+    scores = [name.removeprefix(SCORE) for name in names if name.startswith(SCORE)]
+    schema = segment_schema(dims, scores, stored_levels(names))
     return table.select(schema.names).cast(schema)
 
 

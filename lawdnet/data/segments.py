@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from lawdnet.audio.base import AudioExtractor, frame_features
 from lawdnet.audio.io import VideoAudio, load_video_audio
 from lawdnet.data.config import BuildConfig
+from lawdnet.data.levels import by_level, encode_jpeg, encode_small
 from lawdnet.data.near_duplicates import MotionHasher, encode
 from lawdnet.data.quality import ImageScores, image_scores, segment_scores
 from lawdnet.face.align import crop_face, fit_all, transform_points
@@ -54,19 +54,6 @@ def video_id(path: Path, sha256: str) -> str:
     """Return a name that a person recognises and that two different videos never share."""
     stem = re.sub(r"[^\w-]+", "_", path.stem).strip("_-")[:48] or "video"
     return f"{stem}-{sha256[:10]}"
-
-
-def encode_jpeg(image_HW3: UInt8, quality: int) -> bytes:
-    """Encode an RGB image as JPEG without chroma subsampling (lips are small and red)."""
-    flags = [
-        cv2.IMWRITE_JPEG_QUALITY,
-        quality,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-    ]
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(image_HW3, cv2.COLOR_RGB2BGR), flags)
-    assert done
-    return data.tobytes()
 
 
 def cut(length: int, min_frames: int, max_frames: int) -> list[int]:
@@ -141,6 +128,8 @@ class _Piece:
     start: int
     track: int
     frames_jpeg: list[bytes]
+    small_jpeg: list[dict[int, bytes]]
+    """See `encode_small`."""
     landmarks_T68x2: Float32
     matrix_T33: Float32
     detected_T: np.ndarray
@@ -162,6 +151,7 @@ class _Piece:
             matrix_T33=self.matrix_T33,
             features=features,
             scores=scores,
+            small_jpeg=by_level(self.small_jpeg),
         )
 
 
@@ -194,6 +184,7 @@ class _TrackSpan:
         self.size = (height, width)
         self.first = 0  # tick of the oldest waiting crop
         self.frames_jpeg: list[bytes] = []
+        self.small_jpeg: list[dict[int, bytes]] = []
         self.scores: list[ImageScores] = []
         self.motion = MotionHasher()
         self._set(track, fitted or _fit(track, height, width, config))
@@ -233,6 +224,7 @@ class _TrackSpan:
             crop_HW3 = crop_face(frame_HW3, self.matrix_N33[offset], self.config.crop_width)
             self.motion.see(tick, crop_HW3)
             self.frames_jpeg.append(encode_jpeg(crop_HW3, self.config.jpeg_quality))
+            self.small_jpeg.append(encode_small(crop_HW3, self.config.jpeg_quality))
             self.scores.append(image_scores(crop_HW3, self.points_N68x2[offset], self.matrix_N33[offset]))
             if len(self.frames_jpeg) >= self.config.max_frames + self.config.min_frames:
                 yield self._take(self.config.max_frames)
@@ -243,7 +235,7 @@ class _TrackSpan:
         """Yield the pieces that the waiting crops are cut into; the rest is dropped."""
         for length in cut(len(self.frames_jpeg), self.config.min_frames, self.config.max_frames):
             yield self._take(length)
-        self.frames_jpeg, self.scores = [], []
+        self.frames_jpeg, self.small_jpeg, self.scores = [], [], []
 
     def _take(self, length: int) -> _Piece:
         start = self.first
@@ -252,13 +244,14 @@ class _TrackSpan:
             start,
             self.number,
             self.frames_jpeg[:length],
+            self.small_jpeg[:length],
             self.points_N68x2[ticks],
             self.matrix_N33[ticks],
             self.track.valid_N[ticks],
             self.scores[:length],
         )
         self.first += length
-        del self.frames_jpeg[:length], self.scores[:length]
+        del self.frames_jpeg[:length], self.small_jpeg[:length], self.scores[:length]
         return piece
 
 

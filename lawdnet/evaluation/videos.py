@@ -13,7 +13,7 @@ import numpy as np
 
 from lawdnet.audio import load_audio, make_extractor
 from lawdnet.audio.base import frame_features
-from lawdnet.data.segments import encode_jpeg
+from lawdnet.data.levels import encode_jpeg
 from lawdnet.evaluation.sync import MIN_FRAMES, SyncScorer
 from lawdnet.face.align import crop_face, fit_all, transform_points
 from lawdnet.face.track import bridge, smooth

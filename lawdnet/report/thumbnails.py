@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import pyarrow as pa
 
+from lawdnet.data.levels import encode_jpeg
 from lawdnet.data.sampling import decode_jpeg
-from lawdnet.data.segments import encode_jpeg
 from lawdnet.face.geometry import crop_height
 from lawdnet.report.page import data_uri
 from lawdnet.storage import locate, parquet_file

@@ -8,6 +8,7 @@ more features, other rules or another split the same folder is completed: no fra
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,12 +159,14 @@ def _with_stored(source: Location, root: Location, config: BuildConfig, weights_
     if found:
         if found["source"] != _name(source):
             raise ValueError(f"{root}: was built from {found['source']}; choose another --out")
+        if found["format_version"] != FORMAT_VERSION:
+            text = f"was begun in dataset format {found['format_version']}, this version of lawdnet builds"
+            raise ValueError(f"{root}: {text} {FORMAT_VERSION}; run: lawdnet upgrade {shlex.quote(str(root))}")
         old, new = found["structure"], config.structure()
-        if found["format_version"] != FORMAT_VERSION or old != new:
+        if old != new:
             changed = ", ".join(
                 f"{k} {old.get(k)} → {new.get(k)}" for k in dict.fromkeys([*old, *new]) if old.get(k) != new.get(k)
             )
-            changed = changed or "the format"
             raise ValueError(f"{root}: was built with other settings ({changed}); choose another --out")
         features = tuple(dict.fromkeys([*found["features"], *config.features]))
         options = {name: found["options"].get(name, {}) for name in features if name not in config.features}

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from lawdnet.data.config import FORMAT_VERSION
 from lawdnet.data.manifest import MANIFEST
 from lawdnet.inference.engine import Summary
 from lawdnet.storage import write_json
@@ -95,7 +96,7 @@ def test_infer_lists_the_landmark_sources(infer: list[str]) -> None:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    write_json(tmp_path / "dataset" / MANIFEST, {"format_version": 2})
+    write_json(tmp_path / "dataset" / MANIFEST, {"format_version": FORMAT_VERSION})
     return tmp_path / "dataset"
 
 
@@ -132,6 +133,19 @@ def test_train_counts_epochs_over_all_stages(dataset: Path, tmp_path: Path, monk
     assert "lawdnet infer" in answer.stdout
     content = json.loads(runner.invoke(app, [*command, *settings, "--workers", "2", "--json"]).stdout)
     assert content["stages"]["frame_32"]["epochs"] == 3
+
+
+def test_train_names_the_upgrade_of_an_older_format(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake(*_: Any, **__: Any) -> None:
+        raise ValueError("stopped")
+
+    monkeypatch.setattr("pipelines.train.train.train", fake)
+    write_json(dataset / MANIFEST, {"format_version": 2})
+    answer = runner.invoke(app, ["train", str(dataset), "--out", str(tmp_path / "run")])
+    text = f"note: {dataset} has dataset format 2; small stages draw faster after: lawdnet upgrade {dataset}"
+    assert answer.stderr.splitlines() == [text, "error: stopped"]
 
 
 def test_a_failing_worker_is_one_line(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

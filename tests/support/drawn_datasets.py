@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from lawdnet.audio.mel import Mel
 from lawdnet.data.config import BuildConfig
+from lawdnet.data.levels import encode_jpeg
 from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset, index_schema, manifest, write_index, write_videos
 from lawdnet.data.schema import write_segments
-from lawdnet.data.segments import encode_jpeg
 from lawdnet.face.align import crop_face, fit_all, transform_points
 from lawdnet.storage import write_json
 from lawdnet.synthetic import TalkingHead, make_identity, make_motion, make_speech

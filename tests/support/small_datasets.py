@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from lawdnet.data.config import BuildConfig
+from lawdnet.data.levels import encode_jpeg
 from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset, index_schema, manifest, write_index, write_videos
 from lawdnet.data.rules import apply_rules, parse_rules
 from lawdnet.data.schema import VIDEO_SCHEMA, write_segments
-from lawdnet.data.segments import encode_jpeg
 from lawdnet.storage import write_json
 from lawdnet.types import Segment
 

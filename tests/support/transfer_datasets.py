@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from lawdnet.data.config import BuildConfig
+from lawdnet.data.levels import encode_jpeg
 from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset, manifest, write_index, write_videos
 from lawdnet.data.schema import with_columns, write_segments
-from lawdnet.data.segments import encode_jpeg, video_id
+from lawdnet.data.segments import video_id
 from lawdnet.data.transfer import index_of
 from lawdnet.storage import write_json
 from lawdnet.types import Segment

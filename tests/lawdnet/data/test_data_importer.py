@@ -12,8 +12,9 @@ from lawdnet.data import lawdnet2024
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.importer import import_lawdnet
 from lawdnet.data.lawdnet2024 import read_videos
+from lawdnet.data.levels import small_of_jpeg
 from lawdnet.data.manifest import INDEX, SEGMENTS, VIDEOS, Dataset
-from lawdnet.data.schema import read_segment, table_to_segment
+from lawdnet.data.schema import read_segment, rewrite_segments, table_to_segment
 from lawdnet.types import Segment
 from tests.support.transfer_datasets import publish, sha
 
@@ -47,6 +48,8 @@ def test_clips_in_a_row_become_one_segment(tmp_path: Path) -> None:
     folder = tmp_path / "old" / "split_video_25fps_crop_face" / "anna"
     names = sorted(folder.rglob("*.jpg"))
     assert list(segment.frames_jpeg) == [name.read_bytes() for name in names]  # the right size: not encoded again
+    small = [small_of_jpeg(jpeg, 95) for jpeg in segment.frames_jpeg]
+    assert segment.small_jpeg == {level: tuple(row[level] for row in small) for level in (2, 4)}
     texts = np.loadtxt(tmp_path / "old" / "split_video_25fps_deepspeech" / "anna_deepspeech.txt", dtype=np.float32)
     np.testing.assert_array_equal(segment.features["deepspeech"], texts[:63])
     assert np.isnan(segment.landmarks_T68x2).all()
@@ -223,6 +226,19 @@ def test_started_again_it_takes_over_what_is_done_and_tries_the_rest(
         [split] = {ref.split for ref in again.segments() if ref.video_id == row["video_id"]}
         table = read_segment(again.root / SEGMENTS / f"{row['video_id']}.parquet", 0, ["split"])
         assert table["split"].to_pylist() == [split] == [row["split"]]
+
+
+def test_started_again_it_gives_levels_to_what_an_earlier_version_imported(tmp_path: Path) -> None:
+    path = publish(tmp_path / "old", {"anna": range(6), "ben": range(6)}, size=(104, 80))
+    config = BuildConfig(features=("deepspeech",), where=(), crop_width=80)
+    fresh = import_lawdnet(path, tmp_path / "new", config)
+    before = [segment.small_jpeg for segment in stored(fresh)]
+    file = Path(fresh.segments()[0].path)
+    rewrite_segments(file, tmp_path / "without", lambda table: table.drop(["frames_jpeg_2"]))
+    shutil.move(tmp_path / "without", file)
+    again = import_lawdnet(path, tmp_path / "new", config)
+    assert [segment.small_jpeg for segment in stored(again)] == before
+    assert all(before)
 
 
 def test_the_network_that_made_the_rows_is_stored(tmp_path: Path) -> None:

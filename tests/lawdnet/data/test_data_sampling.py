@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lawdnet.data import sampling
+from lawdnet.data.levels import encode_jpeg
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import (
     HEARD_FRAMES,
@@ -21,7 +22,6 @@ from lawdnet.data.sampling import (
     rank_segments,
 )
 from lawdnet.data.schema import write_segments
-from lawdnet.data.segments import encode_jpeg
 from lawdnet.types import Segment
 
 SPEC = SampleSpec(

@@ -85,5 +85,8 @@ def test_what_is_no_dataset_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="damaged"):
         Dataset(tmp_path)
     write_json(tmp_path / "dataset.json", {"format_version": 99})
-    with pytest.raises(ValueError, match="format 99"):
+    with pytest.raises(ValueError, match=r"format 99, this version of lawdnet reads 2 and 3; install a newer one$"):
+        Dataset(tmp_path)
+    write_json(tmp_path / "dataset.json", {"format_version": 1})
+    with pytest.raises(ValueError, match=r"format 1, .*; build it again$"):
         Dataset(tmp_path)

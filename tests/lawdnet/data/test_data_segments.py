@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from lawdnet.data.config import BuildConfig
+from lawdnet.data.levels import encode_jpeg
 from lawdnet.data.quality import scale_change
-from lawdnet.data.segments import Tally, cut, encode_jpeg, video_id
+from lawdnet.data.segments import Tally, cut, video_id
 from lawdnet.face.track import inside
 from lawdnet.types import CLIP_FRAMES, RejectReason, Segment
 
@@ -88,3 +89,4 @@ def test_bad_settings_name_their_field(field: str, value: object) -> None:
 def test_the_hash_follows_every_field() -> None:
     assert BuildConfig().hash() == BuildConfig().hash()
     assert BuildConfig().hash() != BuildConfig(max_gap=4).hash()
+    assert BuildConfig().hash() == "ef1ea4a2da672e48", "datasets of format 2 have this hash, and keep it"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lawdnet.audio import write_wav
+from lawdnet.data.levels import encode_jpeg
 from lawdnet.data.sampling import decode_jpeg
-from lawdnet.data.segments import encode_jpeg
 from lawdnet.evaluation.image import psnr
 from lawdnet.face.align import crop_face, fit_all, scale_matrix
 from lawdnet.face.geometry import stage_size, template_px
