@@ -1,13 +1,13 @@
 """Measure drawing samples in processes of a rank's own (`lawdnet train --loaders N`) against drawing in the trainer's.
 
-    python -m benchmarks.loaders [--loaders 1] [--mouth 64] [--batch 16] [--steps 120]
+    python -m benchmarks.loaders [--loaders 1] [--mouth 64] [--batch 16] [--steps 400]
 
 Each way has a process for itself, and draws from the same drawn head at a crop width of 320 px, 96 segments in 24 files
 of their own. Printed for each, and as the ratio of the two:
 
     samples/s        delivered to a trainer that does nothing else
     first, resumed   seconds to the first batch, at the start and in the middle of an epoch
-    trainer          CPU seconds of the trainer's process per 1000 samples
+    CPU, trainer     CPU seconds of all processes per 1000 samples, and of the trainer's alone
     computing        how much a trainer gets done that computes (in Python and with torch) while samples arrive at half
                      of that speed, compared with computing alone
     memory MB        of the trainer and all processes that draw (shared pages are divided)
@@ -95,7 +95,6 @@ def computed(seconds: float, take: Callable[[], Any] = lambda: None, every: floa
 def measure(streams: Streams, batch: int, steps: int) -> dict[str, float]:
     """Measure one way of drawing; see above."""
     torch.set_num_threads(1)
-    own = psutil.Process()
     took = []
     for start in (START, Position(0, 7)):
         began = time.perf_counter()
@@ -104,20 +103,24 @@ def measure(streams: Streams, batch: int, steps: int) -> dict[str, float]:
         took.append(time.perf_counter() - began)
         if start == START:
             stream.close()
-    for _ in range(steps // 4):
+    for _ in range(steps // 4):  # what was drawn ahead meanwhile does not count
         next(stream)
-    began, busy = time.perf_counter(), sum(own.cpu_times()[:2])
+    own = psutil.Process()
+    tree = [own, *own.children(recursive=True)]
+    began, before = time.perf_counter(), [sum(one.cpu_times()[:2]) for one in tree]
     for _ in range(steps):
         next(stream)
-    seconds, busy = time.perf_counter() - began, sum(own.cpu_times()[:2]) - busy
-    memory = sum(one.memory_full_info().pss for one in [own, *own.children(recursive=True)])
+    seconds = time.perf_counter() - began
+    busy = [sum(one.cpu_times()[:2]) - was for one, was in zip(tree, before, strict=True)]
+    memory = sum(one.memory_full_info().pss for one in tree)
     beside = computed(8, lambda: next(stream), every=2 * seconds / steps)
     stream.close()
     return {
         "samples/s": steps * batch / seconds,
         "first": took[0],
         "resumed": took[1],
-        "trainer": 1e3 * busy / (steps * batch),
+        "CPU": 1e3 * sum(busy) / (steps * batch),
+        "trainer": 1e3 * busy[0] / (steps * batch),
         "computing": beside / computed(4),
         "memory MB": memory / 1e6,
     }
@@ -128,7 +131,7 @@ def main() -> None:
     parser.add_argument("--loaders", type=int, default=1)
     parser.add_argument("--mouth", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--segments", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.segments:

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -272,13 +275,24 @@ class _Parts(IterableDataset[tuple[Tensor, Layout] | str]):
     def __iter__(self) -> Iterator[tuple[Tensor, Layout] | str]:
         cv2.setNumThreads(1)  # the rank has one CPU for each process
         pa.set_cpu_count(1)
-        info = get_worker_info()
+        info, trainer = get_worker_info(), multiprocessing.parent_process()
         assert info
+        assert trainer
+        threading.Thread(target=_end_with, args=[trainer], daemon=True).start()
         try:
             for part in self.plan.parts(info.id, info.num_workers):
                 yield _packed(part)
         except ValueError as error:
             yield f"{error}"  # the loader would put a traceback into the message
+
+
+def _end_with(trainer: BaseProcess) -> None:
+    """End this process when the trainer has ended, even if it was killed.
+
+    PyTorch's watchdog looks at the parent, which is the server that forks: it lives as long as any of its processes.
+    """
+    trainer.join()
+    os._exit(1)
 
 
 def _packed(part: Batch) -> tuple[Tensor, Layout]:
