@@ -117,16 +117,15 @@ def batches_per_group(segments: int, spec: SampleSpec) -> int:
     return -(-segments * spec.samples_per_segment // spec.batch_size)
 
 
-def rank_segments(segments: Sequence[SegmentRef], *, seed: int, epoch: int, rank: int, world: int) -> list[SegmentRef]:
-    """This rank's segments in this epoch's order; every rank gets the same number.
+def rank_order(segments: int, *, seed: int, epoch: int, rank: int, world: int) -> Int32:
+    """This rank's segments, by number, in this epoch's order; every rank gets equally many.
 
     If the number of segments does not divide by `world`, the first ones of the order are used twice, so that none is
     left out.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(segments))
-    share = -(-len(order) // world)
-    order = np.resize(order, share * world)
-    return [segments[i] for i in order[rank::world]]
+    order = np.random.default_rng([seed, epoch]).permutation(segments)
+    share = -(-segments // world)
+    return order[np.arange(rank, share * world, world) % segments].astype(np.int32)
 
 
 def batches_per_epoch(num_segments: int, world: int, spec: SampleSpec) -> int:
@@ -147,14 +146,14 @@ def plan_epoch(
     start: int = 0,
 ) -> Iterator[Work]:
     """Yield the groups of one rank in one epoch, from batch `start` on."""
-    mine = rank_segments(segments, seed=seed, epoch=epoch, rank=rank, world=world)
+    mine = rank_order(len(segments), seed=seed, epoch=epoch, rank=rank, world=world)
     index = 0
     for begin in range(0, len(mine), spec.mix_segments):
-        group = tuple(mine[begin : begin + spec.mix_segments])
+        group = mine[begin : begin + spec.mix_segments]
         size = batches_per_group(len(group), spec)
         if index + size > start:
             skip = max(0, start - index)
-            yield Work(epoch, index + skip, skip, group)
+            yield Work(epoch, index + skip, skip, tuple(segments[int(number)] for number in group))
         index += size
 
 

@@ -15,10 +15,12 @@ import multiprocessing
 import os
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +35,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import Loaded, SampleSpec, Work, batches_per_epoch, draw_part, load_group, plan_epoch
+from lawdnet.data.segment_list import write_list
 from lawdnet.face.geometry import stage_size
 from lawdnet.tasks.background import ahead
 from lawdnet.training.position import START, Position
@@ -218,8 +221,14 @@ def _drawn_by(loaders: int, plan: Plan) -> Iterator[list[Batch]]:
     """Yield the parts of each turn, one from every process."""
     context = multiprocessing.get_context("forkserver")  # to fork a process with threads may hang it
     context.set_forkserver_preload([__name__])
+    with tempfile.TemporaryDirectory(prefix="lawdnet-", ignore_cleanup_errors=True) as folder:
+        listed = write_list(Path(folder) / "segments.arrow", plan.segments)  # it may be millions of rows
+        yield from _turns(_Parts(replace(plan, segments=listed)), loaders, context)
+
+
+def _turns(parts: _Parts, loaders: int, context: ForkServerContext) -> Iterator[list[Batch]]:
     stream = DataLoader(
-        _Parts(plan),
+        parts,
         batch_size=None,
         num_workers=loaders,
         prefetch_factor=TURNS_AHEAD,
@@ -228,8 +237,8 @@ def _drawn_by(loaders: int, plan: Plan) -> Iterator[list[Batch]]:
         generator=torch.Generator(),  # else the seed of the processes is drawn from the trainer's numbers
     )
     with _without_main():
-        parts = iter(stream)
-    while turn := [_unpacked(part) for part in _taken(parts, loaders)]:
+        brought = iter(stream)
+    while turn := [_unpacked(part) for part in _taken(brought, loaders)]:
         yield turn
 
 
@@ -242,11 +251,12 @@ def _taken(parts: Iterator[tuple[Tensor, Layout] | str], count: int) -> Iterator
             if isinstance(part, str):
                 raise ValueError(part)
             yield part
-    except RuntimeError as error:
-        if "DataLoader worker" not in f"{error}":
+    except (RuntimeError, OSError, EOFError) as error:  # the last two: it was killed before it handed over a buffer
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in f"{error}":
             raise
+        reason = f"{error}" or type(error).__name__
         raise RuntimeError(
-            f"a process that draws samples was killed ({error}); if the machine ran out of memory, use fewer: --loaders"
+            f"a process that draws samples was killed ({reason}); if the machine ran out of memory, use fewer: --loaders"
         ) from error
 
 
