@@ -20,7 +20,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing.context import ForkServerContext
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +39,7 @@ from lawdnet.data.segment_list import write_list
 from lawdnet.face.geometry import stage_size
 from lawdnet.tasks.background import ahead
 from lawdnet.training.position import START, Position
-from lawdnet.training.virtual_ranks import group_by_step, share_of
+from lawdnet.training.virtual_ranks import concatenated, group_by_step, share_of
 from lawdnet.types import NUM_REFERENCES
 
 log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def _joined(brought: Sequence[tuple[list[int], Batch]], batch_size: int) -> Batc
     """The parts of several batches as one; `slots` counts through all of them."""
     slots = [number * batch_size + slot for number, (found, _) in enumerate(brought) for slot in found]
     filled = [batch for _, batch in brought if batch]
-    joined = {name: np.concatenate([batch[name] for batch in filled]) for name in filled[0]} if filled else {}
+    joined = {name: concatenated([batch[name] for batch in filled]) for name in filled[0]} if filled else {}
     return joined | {"slots": np.array(slots, np.int64)}
 
 
@@ -217,23 +217,32 @@ def _batches_of(parts: Sequence[Batch], batch_size: int) -> Iterator[Batch]:
         yield {name: values[begin : begin + batch_size] for name, values in whole.items()} | place
 
 
+def warm_up() -> None:
+    """Start the server that forks the processes: it imports for seconds, while the trainer does other things."""
+    multiprocessing.set_forkserver_preload([__name__])
+    forkserver.ensure_running()
+
+
 def _drawn_by(loaders: int, plan: Plan) -> Iterator[list[Batch]]:
     """Yield the parts of each turn, one from every process."""
-    context = multiprocessing.get_context("forkserver")  # to fork a process with threads may hang it
-    context.set_forkserver_preload([__name__])
+    warm_up()
     with tempfile.TemporaryDirectory(prefix="lawdnet-", ignore_cleanup_errors=True) as folder:
         listed = write_list(Path(folder) / "segments.arrow", plan.segments)  # it may be millions of rows
-        yield from _turns(_Parts(replace(plan, segments=listed)), loaders, context)
+        turns = _turns(_Parts(replace(plan, segments=listed)), loaders)
+        first = next(turns, None)
+    if first:  # all have the file in memory, and it may go
+        yield first
+        yield from turns
 
 
-def _turns(parts: _Parts, loaders: int, context: ForkServerContext) -> Iterator[list[Batch]]:
+def _turns(parts: _Parts, loaders: int) -> Iterator[list[Batch]]:
     stream = DataLoader(
         parts,
         batch_size=None,
         num_workers=loaders,
         prefetch_factor=TURNS_AHEAD,
         collate_fn=_as_it_is,
-        multiprocessing_context=context,
+        multiprocessing_context="forkserver",  # to fork a process with threads may hang it
         generator=torch.Generator(),  # else the seed of the processes is drawn from the trainer's numbers
     )
     with _without_main():
@@ -256,7 +265,7 @@ def _taken(parts: Iterator[tuple[Tensor, Layout] | str], count: int) -> Iterator
             raise
         reason = f"{error}" or type(error).__name__
         raise RuntimeError(
-            f"a process that draws samples was killed ({reason}); if the machine ran out of memory, use fewer: --loaders"
+            f"a process that draws samples was killed ({reason}); if memory ran out, use fewer: --loaders"
         ) from error
 
 

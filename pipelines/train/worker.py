@@ -29,7 +29,7 @@ from lawdnet.training.checkpoint import Lineage
 from lawdnet.training.checkpoint_store import CheckpointStore, local_folder
 from lawdnet.training.collectives import find_collectives
 from lawdnet.training.config import TrainConfig
-from lawdnet.training.loader import Batch, rank_batches
+from lawdnet.training.loader import Batch, rank_batches, warm_up
 from lawdnet.training.loop import Arrays, Loop, pinned
 from lawdnet.training.options import RunOptions
 from lawdnet.training.position import START, Position
@@ -117,6 +117,8 @@ class Worker:
         context, job = ray.train.get_context(), self.job
         if job.options.workers.most:
             self._keep_warnings()
+        if job.loaders:
+            warm_up()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.config, self.stage = job.config, job.config.stage(job.stage)
         self.device = ray.train.torch.get_device()
