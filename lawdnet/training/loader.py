@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 TURNS_AHEAD = 4
 """Turns that each process draws ahead of their use."""
 SHARED_MEMORY = Path("/dev/shm")
+RANKS_TOGETHER = 8
+"""Ranks on one machine that shared memory should be large enough for."""
 ALIGNMENT = 64
 """Bytes; arrays that share a buffer begin at multiples of it."""
 
@@ -175,7 +177,7 @@ class Plan:
         height, width = stage_size(self.spec.mouth_px)
         images = self.spec.num_frames * (1 if self.spec.contrast else 1 + NUM_REFERENCES)
         turn = len(self.mine) * self.spec.batch_size * images * 3 * height * width
-        needed = 2 * (TURNS_AHEAD + 1) * turn  # what is drawn, with audio and room for other ranks
+        needed = RANKS_TOGETHER * (TURNS_AHEAD + 1) * turn
         if free is None or free >= needed:
             return wanted
         log.warning(
