@@ -130,7 +130,7 @@ def _machine() -> Iterator[Check]:
     shared = Path("/dev/shm")
     if shared.exists():
         total = shutil.disk_usage(shared).total
-        advice = "" if total >= MIN_SHARED_BYTES else "; Ray needs 0.5 GiB (docker run --shm-size=1g)"
+        advice = "" if total >= MIN_SHARED_BYTES else "; Ray and training need 0.5 GiB (docker run --shm-size=1g)"
         yield Check(str(shared), total >= MIN_SHARED_BYTES, f"{total / GIB:.1f} GiB{advice}")
     for title, folder in (("disk here", Path.cwd()), ("disk for temporary files", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(folder).free

@@ -117,8 +117,8 @@ Workers = Annotated[
     str,
     typer.Option(
         metavar="N|MIN:MAX",
-        help="Training processes, one CPU or GPU each. MIN:MAX takes what the cluster has and adapts as nodes come and "
-        "go; the result is the same. 0 trains in this process, without Ray.",
+        help="Training processes, with one GPU each if --gpu. MIN:MAX takes what the cluster has and adapts as nodes "
+        "come and go; the result is the same. 0 trains in this process, without Ray.",
     ),
 ]
 Init = Annotated[

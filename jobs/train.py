@@ -28,6 +28,15 @@ def train(
     preset: options.Preset = "full",
     workers: options.Workers = "1",
     gpu: Annotated[bool, typer.Option("--gpu", help="Use one GPU for each worker.")] = False,
+    loaders: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes of each worker that draw its samples, one CPU each; 0: it draws them itself. By default "
+            "what there is room for, up to 12 beside a GPU, else 1.",
+            show_default=False,
+        ),
+    ] = None,
     init: options.Init = "",
     gate: options.Gates = [],  # noqa: B006 typer copies it
     best: Annotated[
@@ -77,6 +86,7 @@ def train(
         run_options = RunOptions(
             workers=Workers.parse(workers),
             gpu=gpu,
+            loaders=loaders,
             init=init,
             gates=tuple(gate),
             best=best,

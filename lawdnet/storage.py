@@ -37,6 +37,8 @@ Location: TypeAlias = "Path | UPath"
 
 REQUESTS = 32
 """Number of small files requested concurrently: each costs little but the wait for a response."""
+FOOTERS = 512
+"""Parquet files whose footers a process keeps, some 65 kB each."""
 CHUNK = 1 << 20
 """Bytes read at a time for a checksum."""
 EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "memory": "s3"}
@@ -173,7 +175,7 @@ def read_json(path: Location) -> Any:
 
 
 def parquet_file(path: Location) -> pq.ParquetFile:
-    """Open a Parquet file; only the parts that are asked for are read.
+    """Open a Parquet file; only the parts that are asked for are read, and its footer once, if it does not change.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -181,11 +183,26 @@ def parquet_file(path: Location) -> pq.ParquetFile:
     """
     try:
         if isinstance(path, Path):
-            return pq.ParquetFile(path)
-        # fetches neighbouring columns in one request; a cache would read 50 MB around each
-        return pq.ParquetFile(path.fs.open(path.path, "rb", cache_type="none"), pre_buffer=True)
+            known = _footer(f"{path}", _local_fingerprint(path.stat()))
+            file = pq.ParquetFile(path, metadata=known[0] if known else None)
+        else:  # a cache would read 50 MB around each column
+            remote = path.fs.open(path.path, "rb", cache_type="none")
+            details = getattr(remote, "details", {})  # without a tag, as in memory, nothing tells of a change
+            tagged = details.get("ETag") or details.get("etag")
+            known = _footer(f"{path}", _remote_fingerprint(details)) if tagged else []
+            # fetches neighbouring columns in one request
+            file = pq.ParquetFile(remote, metadata=known[0] if known else None, pre_buffer=True)
     except ArrowInvalid as error:
         raise ValueError(f"{path}: damaged ({error}); make the dataset again") from None
+    if not known:
+        known.append(file.metadata)
+    return file
+
+
+@lru_cache(maxsize=FOOTERS)
+def _footer(_path: str, _fingerprint: str) -> list[pq.FileMetaData]:
+    """Where the footer of a file is kept, once it is read."""
+    return []
 
 
 def sha256(path: Location, *, beat: Beat = no_beat) -> str:

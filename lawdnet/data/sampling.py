@@ -9,7 +9,9 @@ Shape letters: N frames of a sample (1 or 5), K references (5), R frames to hear
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,6 +31,8 @@ from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES, Float32, Int32, UInt8
 
 IMAGE_CACHE_BYTES = 128 << 20
 """Limit on the decoded frames that a group keeps: its samples show each stored frame several times."""
+READS = 8
+"""Segments that a process reads at the same time: an object store answers late, and many at once."""
 HEARD_FRAMES = 16
 """Frames of a sample's segment whose audio and lips come with it: an image shows one moment, too few to learn from."""
 REFERENCES = ("random", "diverse")
@@ -125,16 +129,15 @@ def batches_per_group(segments: int, spec: SampleSpec) -> int:
     return -(-segments * spec.samples_per_segment // spec.batch_size)
 
 
-def rank_segments(segments: Sequence[SegmentRef], *, seed: int, epoch: int, rank: int, world: int) -> list[SegmentRef]:
-    """This rank's segments in this epoch's order; every rank gets the same number.
+def rank_order(segments: int, *, seed: int, epoch: int, rank: int, world: int) -> Int32:
+    """This rank's segments, by number, in this epoch's order; every rank gets equally many.
 
     If the number of segments does not divide by `world`, the first ones of the order are used twice, so that none is
     left out.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(segments))
-    share = -(-len(order) // world)
-    order = np.resize(order, share * world)
-    return [segments[i] for i in order[rank::world]]
+    order = np.random.default_rng([seed, epoch]).permutation(segments)
+    share = -(-segments // world)
+    return order[np.arange(rank, share * world, world) % segments].astype(np.int32)
 
 
 def batches_per_epoch(num_segments: int, world: int, spec: SampleSpec) -> int:
@@ -155,14 +158,14 @@ def plan_epoch(
     start: int = 0,
 ) -> Iterator[Work]:
     """Yield the groups of one rank in one epoch, from batch `start` on."""
-    mine = rank_segments(segments, seed=seed, epoch=epoch, rank=rank, world=world)
+    mine = rank_order(len(segments), seed=seed, epoch=epoch, rank=rank, world=world)
     index = 0
     for begin in range(0, len(mine), spec.mix_segments):
-        group = tuple(mine[begin : begin + spec.mix_segments])
+        group = mine[begin : begin + spec.mix_segments]
         size = batches_per_group(len(group), spec)
         if index + size > start:
             skip = max(0, start - index)
-            yield Work(epoch, index + skip, skip, group)
+            yield Work(epoch, index + skip, skip, tuple(segments[int(number)] for number in group))
         index += size
 
 
@@ -226,7 +229,7 @@ def decode_jpeg(data: bytes, height: int, width: int, *, stored_width: int) -> U
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
     """A segment in memory."""
 
     ref: SegmentRef
@@ -246,9 +249,22 @@ class Lips:
     points_T40: Float32
 
 
-def _load(ref: SegmentRef, spec: SampleSpec, stored_width: int, cache_bytes: int) -> _Loaded:
+def load_group(work: Work, spec: SampleSpec, *, stored_width: int, part: int = 0, parts: int = 1) -> dict[int, Loaded]:
+    """Read the segments of a group at the same time; `part` of `parts` has every `parts`-th one. Nothing is decoded.
+
+    Raises:
+        ValueError: a segment cannot be read; the message names its file.
+    """
+    cache_bytes = IMAGE_CACHE_BYTES // len(work.segments)
+    places = range(part, len(work.segments), parts)
+    with ThreadPoolExecutor(READS) as threads:
+        read = threads.map(lambda place: _load(work.segments[place], spec, stored_width, cache_bytes), places)
+        return dict(zip(places, read, strict=True))
+
+
+def _load(ref: SegmentRef, spec: SampleSpec, stored_width: int, cache_bytes: int) -> Loaded:
     height, width = stage_size(spec.mouth_px)
-    with parquet_file(locate(ref.path)) as file:
+    with _named(ref), parquet_file(locate(ref.path)) as file:
         level = level_for(width, stored_width, file.schema_arrow.names)
         table = file.read_row_group(ref.row_group, columns=[frames_column(level), *spec.columns])
     sync = from_rows(table[FEATURES + spec.sync]) if spec.sync else None
@@ -263,10 +279,20 @@ def _load(ref: SegmentRef, spec: SampleSpec, stored_width: int, cache_bytes: int
     def image(frame: int) -> UInt8:
         return decode_jpeg(jpegs[frame].as_py(), height, width, stored_width=stored_width // level)
 
-    return _Loaded(ref, image, windows(from_rows(table[FEATURES + spec.audio])), sync, faces, lips)
+    return Loaded(ref, image, windows(from_rows(table[FEATURES + spec.audio])), sync, faces, lips)
 
 
-def make_sample(loaded: _Loaded, chosen: Draw, spec: SampleSpec) -> dict[str, np.ndarray]:
+@contextmanager
+def _named(ref: SegmentRef) -> Iterator[None]:
+    """Name the file and the segment in whatever goes wrong with them."""
+    try:
+        yield
+    except Exception as error:  # of the file system, of Parquet or of a JPEG
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise ValueError(f"{ref.path}: segment {ref.segment_id} cannot be read ({reason})") from error
+
+
+def make_sample(loaded: Loaded, chosen: Draw, spec: SampleSpec) -> dict[str, np.ndarray]:
     """Return the images and audio of one sample.
 
     Returns:
@@ -320,8 +346,21 @@ def draw_batches(work: Work, spec: SampleSpec, *, seed: int, stored_width: int) 
         The arrays of `make_sample`, stacked along a new first axis B, with `segment_ids` (B), `epoch`, and the batch's
         `index` within the rank's epoch.
     """
+    loaded = load_group(work, spec, stored_width=stored_width)
+    for number, (_, batch) in enumerate(draw_part(work, spec, seed=seed, loaded=loaded)):
+        yield batch | {"epoch": np.array(work.epoch), "index": np.array(work.first_batch + number)}
+
+
+def draw_part(
+    work: Work, spec: SampleSpec, *, seed: int, loaded: Mapping[int, Loaded]
+) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+    """Draw the samples of some of a group's segments: those that are loaded, by their place in the group.
+
+    Yields:
+        For each batch of the group the samples' places in it, and their arrays as in `draw_batches`; no arrays if none
+        of its samples is of these segments.
+    """
     size = len(work.segments)
-    loaded = [_load(ref, spec, stored_width, IMAGE_CACHE_BYTES // size) for ref in work.segments]
 
     @lru_cache(maxsize=2)  # a batch may span two rounds
     def order(turn: int) -> list[int]:
@@ -329,18 +368,18 @@ def draw_batches(work: Work, spec: SampleSpec, *, seed: int, stored_width: int) 
         return [int(place) for place in rng.permutation(size)]
 
     for index in range(work.skip, batches_per_group(size, spec)):
-        samples, ids = [], []
-        for slot in range(index * spec.batch_size, (index + 1) * spec.batch_size):
-            row, window = divmod(slot, spec.windows)
+        samples, ids, slots = [], [], []
+        for slot in range(spec.batch_size):
+            row, window = divmod(index * spec.batch_size + slot, spec.windows)
             turn, place = divmod(row, size)
-            segment = loaded[order(turn)[place]]
+            segment = loaded.get(order(turn)[place])
+            if segment is None:
+                continue
             rng = np.random.default_rng([seed, work.epoch, _number(segment.ref), turn * spec.windows + window])
             chosen = draw(rng, segment.ref.num_frames, spec, segment.faces)
-            samples.append(make_sample(segment, chosen, spec))
+            with _named(segment.ref):
+                samples.append(make_sample(segment, chosen, spec))
             ids.append(segment.ref.segment_id)
-        yield {
-            **{name: np.stack([sample[name] for sample in samples]) for name in samples[0]},
-            "segment_ids": np.array(ids),
-            "epoch": np.array(work.epoch),
-            "index": np.array(work.first_batch + index - work.skip),
-        }
+            slots.append(slot)
+        stacked = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]} if samples else {}
+        yield slots, stacked | ({"segment_ids": np.array(ids)} if ids else {})

@@ -24,7 +24,10 @@ from lawdnet.training.steps import Step
 from lawdnet.types import TrainBatch
 
 logger = logging.getLogger(__name__)
-Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, np.ndarray | Tensor]
+"""A batch of the sampler; tensors if they are in page-locked memory."""
+STAYING = ("segment_ids", "epoch", "index", "step")
+"""The arrays of a batch that do not go to the device."""
 
 
 class Report(Protocol):
@@ -178,13 +181,19 @@ class HostBatch:
         return to_batch(self.arrays, device)
 
 
+def pinned(arrays: Mapping[str, np.ndarray], device: torch.device) -> Arrays:
+    """Put what goes to a GPU into page-locked memory, from which it is copied while the host does other things."""
+    if device.type != "cuda":
+        return arrays
+    with torch.cuda.device(device):  # the thread that prepares batches would take the first GPU
+        return {name: torch.from_numpy(a).pin_memory() if name not in STAYING else a for name, a in arrays.items()}
+
+
 def to_batch(arrays: Arrays, device: torch.device) -> TrainBatch:
     """Move a batch of the sampler (uint8, channels last) to a device, as float tensors; the host does not wait."""
 
     def move(name: str) -> Tensor:
-        # arrays from Ray's object store are read-only, and torch warns about those
-        tensor = torch.from_numpy(np.require(arrays[name], requirements=["C", "W"]))
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+        return torch.as_tensor(arrays[name]).to(device, non_blocking=True)
 
     source_BN3HW = move("source").permute(0, 1, 4, 2, 3).float() / 255
     if "reference" in arrays:

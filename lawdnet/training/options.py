@@ -35,6 +35,8 @@ class RunOptions:
     workers: Workers = field(default_factory=lambda: Workers(1, 1))
     gpu: bool = False
     """Use one GPU for each worker."""
+    loaders: int | None = None
+    """Processes of each worker that draw its samples, a CPU each; 0: it draws them itself. None: as there is room."""
     save_every: float = 300.0
     """Seconds between two checkpoints, and so about the most that a crash costs; 0: none by time."""
     save_every_epochs: int = 1
@@ -62,6 +64,8 @@ class RunOptions:
         for name in ("save_every", "save_every_steps", "validate_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be 0 (never) or positive")
+        if self.loaders is not None and self.loaders < 0:
+            raise ValueError("loaders: must be 0 (none) or positive")
         if self.best:
             find_metric(self.best)
         for gate in self.gates:
@@ -69,6 +73,11 @@ class RunOptions:
         if self.gates and not self.validate_every:
             raise ValueError("gates need validation; leave validate_every above 0")
         check_loggers(self.loggers)
+
+    @property
+    def cpus(self) -> int:
+        """CPUs that the workers need at least."""
+        return self.workers.most * (1 + (self.loaders or 0))
 
     def best_by(self, kind: str) -> tuple[str, ...]:
         """The metrics that choose a stage's best checkpoint: the first of them that was measured counts."""

@@ -141,7 +141,12 @@ class Merge:
 def _concatenated(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     if len(parts) == 1:
         return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) if one.ndim else one for name, one in parts[0].items()}
+    return {name: concatenated([part[name] for part in parts]) if one.ndim else one for name, one in parts[0].items()}
+
+
+def concatenated(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the arrays one after the other; a single one is not copied."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def steps_per_epoch(batches_per_rank: int, accumulate: int) -> int:

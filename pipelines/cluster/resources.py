@@ -34,9 +34,13 @@ PREPROCESS, TRAIN = "preprocess", "train"
 
 SPARED_CPUS = 2
 """CPUs that a build or a render leaves free on a cluster that was not started here and whose nodes take everything: one
-for a training worker and one for its data loading. Ray shares what trainers leave evenly among all who read, build and
-render at the time; but it takes nothing back, and a build's workers hold their CPUs to its end. To keep more free, give
-nodes the label."""
+for a training worker and one for a process that draws its samples. Ray takes nothing back, and a build's workers hold
+their CPUs to its end. To keep more free, give nodes the label."""
+
+MOST_LOADERS = 12
+"""Most processes that draw samples for a GPU, unless somebody asks for more; see docs/scaling.md."""
+FEW_CPUS = 4
+"""CPUs of a GPU if no node tells: the fewest that clouds give."""
 
 
 @contextmanager
@@ -46,8 +50,7 @@ def cluster(num_cpus: int = 2) -> Iterator[None]:
     Inside another `cluster()` block nothing happens: the outer one owns the connection.
 
     Args:
-        num_cpus: CPUs of a cluster started here, at least; if the machine has fewer, they share its cores. Training
-            needs one for each worker and one for data loading.
+        num_cpus: CPUs of a cluster started here, at least; if the machine has fewer, they share its cores.
 
     Raises:
         ValueError: RAY_ADDRESS cannot be joined.
@@ -127,9 +130,26 @@ def _exclude(options: Any, what: Any) -> None:
         options.exclude_resources = what
 
 
-def cpus(away: str = "") -> int:
-    """Number of CPUs of the cluster as it is now, without nodes that are kept for the role `away`; it may grow."""
-    return int(sum(node["Resources"]["CPU"] for node in _nodes() if not away or node["Labels"].get(ROLE) != away))
+def cpus() -> int:
+    """Number of CPUs of the cluster as it is now; it may grow."""
+    return int(sum(node["Resources"]["CPU"] for node in _nodes()))
+
+
+def loaders(trainers: int, *, gpu: bool) -> int:
+    """Number of processes that draw samples for each of so many trainers, if nobody chose it.
+
+    A GPU gets its share of a node's CPUs without one that stays free: the smallest share among the nodes for training
+    that are there now. A trainer without a GPU computes far longer than drawing takes: it gets one process if this
+    machine has two cores for it, and none on a cluster, where it starts on any node that has a CPU left.
+    """
+    if not can_grow():
+        room = (os.cpu_count() or 1) // trainers
+        return max(0, min(MOST_LOADERS if gpu else 1, room - 1))
+    if not gpu:
+        return 0
+    nodes = [node["Resources"] for node in _nodes() if node["Labels"].get(ROLE) != PREPROCESS]
+    shares = [int((node["CPU"] - 1) / node["GPU"]) for node in nodes if node.get("GPU")]
+    return max(0, min(MOST_LOADERS, min(shares, default=FEW_CPUS - 1) - 1))
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -20,13 +20,13 @@ RESIZE_SECONDS = 30.0
 """Interval at which Ray looks for room for more workers; taking them in restarts all workers."""
 
 
-def scaling(workers: Workers, *, gpu: bool) -> ScalingConfig:
-    """What to ask of Ray Train."""
+def scaling(workers: Workers, *, gpu: bool, loaders: int = 0) -> ScalingConfig:
+    """What to ask of Ray Train. A worker's CPUs are on one node: its own, and those of the processes that it starts."""
     number: Any = (workers.least, workers.most) if workers.is_elastic else workers.most
     return ScalingConfig(
         num_workers=number,
         use_gpu=gpu,
-        resources_per_worker={"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": 1.0},
+        resources_per_worker={"CPU": 1.0 + loaders} | ({"GPU": 1.0} if gpu else {}),
         label_selector=away_from(PREPROCESS),
         elastic_resize_monitor_interval_s=RESIZE_SECONDS,
     )

@@ -94,7 +94,7 @@ def train(
         virtual_ranks = _claim(run, dataset, config, options)
         preflight.check_gates(run, config, options, before=todo[:1])
         if todo:
-            with resources.cluster(workers.most + 1) if workers.most else nullcontext():
+            with resources.cluster(options.cpus) if workers.most else nullcontext():
                 for stage in todo:
                     preflight.check_gates(run, config, options, before=[stage])
                     _train_stage(stage, dataset, run, config, options, virtual_ranks[stage.name], on_epoch)
@@ -253,6 +253,9 @@ def _make_job(
         syncnet_hash=preflight.weights_hash(syncnet) if syncnet else None,
     )
     most = options.workers.most
+    loaders = options.loaders
+    if loaders is None:
+        loaders = resources.loaders(most, gpu=options.gpu) if most else 0
     return Job(
         run=str(run),
         stage=stage.name,
@@ -264,6 +267,7 @@ def _make_job(
         virtual_ranks=virtual_ranks,
         start=str(parent) if parent else None,
         syncnet=str(syncnet) if syncnet else None,
+        loaders=loaders,
         threads=max(1, (os.cpu_count() or 1) // most) if most else None,
     )
 
@@ -281,7 +285,7 @@ def _fit(job: Job, store: CheckpointStore) -> None:
             trainer = TorchTrainer(
                 work,
                 train_loop_config={"job": job},
-                scaling_config=scaling(workers, gpu=job.options.gpu),
+                scaling_config=scaling(workers, gpu=job.options.gpu, loaders=job.loaders),
                 torch_config=torch_config() if workers.most else None,
                 run_config=RunConfig(
                     name=f"{locate(job.run).name}.{job.stage}",

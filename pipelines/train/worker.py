@@ -23,12 +23,14 @@ from lawdnet.data.sampling import batches_per_epoch
 from lawdnet.models.legacy import start_from_legacy
 from lawdnet.models.saved import RUN, load_syncnet
 from lawdnet.storage import local_copy, locate
+from lawdnet.tasks.background import ahead
 from lawdnet.training import checkpoint
 from lawdnet.training.checkpoint import Lineage
 from lawdnet.training.checkpoint_store import CheckpointStore, local_folder
 from lawdnet.training.collectives import find_collectives
 from lawdnet.training.config import TrainConfig
-from lawdnet.training.loop import Loop
+from lawdnet.training.loader import Batch, rank_batches, warm_up
+from lawdnet.training.loop import Arrays, Loop, pinned
 from lawdnet.training.options import RunOptions
 from lawdnet.training.position import START, Position
 from lawdnet.training.speed import OwnTime, StepTime
@@ -37,7 +39,6 @@ from lawdnet.training.steps import GanStep, NonFiniteLoss, Step, SyncStep
 from lawdnet.training.stragglers import RankClock, RankTime, Stragglers
 from lawdnet.training.virtual_ranks import Merge, VirtualRanks, micro_batches_per_rank, shares, steps_per_epoch
 from pipelines.cluster import metrics
-from pipelines.train.dataloader import Batch, is_starved, rank_batches
 from pipelines.train.elastic import Parallel, gather
 from pipelines.train.health import check_ranks
 from pipelines.train.recorder import StageRecorder
@@ -49,6 +50,8 @@ STOPPED = "stopped.txt"
 
 MIN_MIX = 8
 """Fewest segments that are drawn from at a time for a batch of a stage."""
+STEPS_AHEAD = 2
+"""Steps whose batches are put together, and copied to page-locked memory for a GPU, before they are needed."""
 COMPARE_SECONDS = 60.0
 """Time between two rows of metrics.jsonl with the steps of each worker."""
 COLUMNS = ("masked", "reference", "generated", "truth")
@@ -70,6 +73,8 @@ class Job:
     start: str | None
     """Checkpoint to start from: of an earlier stage, of another run, or an old file."""
     syncnet: str | None
+    loaders: int
+    """Processes of each worker that draw samples."""
     threads: int | None
     """Threads of each worker; None leaves torch's number."""
 
@@ -112,6 +117,8 @@ class Worker:
         context, job = ray.train.get_context(), self.job
         if job.options.workers.most:
             self._keep_warnings()
+        if job.loaders:
+            warm_up()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.config, self.stage = job.config, job.config.stage(job.stage)
         self.device = ray.train.torch.get_device()
@@ -306,7 +313,7 @@ class Worker:
             }
         )
 
-    def batches(self, start: Position) -> Iterator[list[Batch]]:
+    def batches(self, start: Position) -> Iterator[list[Arrays]]:
         """The loop's `batches`: this rank's part of every step from a position on."""
         stream = rank_batches(
             self.job.segments,
@@ -319,12 +326,15 @@ class Worker:
             start=start,
             virtual_ranks=self.job.virtual_ranks.count,
             accumulate=self.accumulate,
-            in_process=is_starved(self.world),
+            loaders=self.job.loaders,
         )
-        for batches in stream:
+        for batches in ahead(map(self._prepare, stream), STEPS_AHEAD):
             if self.recorder:
                 self.recorder.begin_step(Position(int(batches[0]["epoch"]), int(batches[0]["step"])))
-            yield self.merge(batches)
+            yield batches
+
+    def _prepare(self, brought: list[Batch]) -> list[Arrays]:
+        return [pinned(batch, self.device) for batch in self.merge(brought)]
 
     def report(self, means: dict[str, float], *, epoch: int) -> None:
         """The loop's `report`, on every rank: validates, saves and logs. It is a barrier."""

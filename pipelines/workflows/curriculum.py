@@ -60,7 +60,7 @@ def curriculum(
     steps = Steps(begin)
     refuse_inside(out, [source])
     _check(source, build_config, config, options)
-    with resources.cluster(options.workers.most + 1):
+    with resources.cluster(options.cpus):
         if (source / MANIFEST).exists():
             dataset = Dataset(source)
         else:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lawdnet.training import checkpoint, networks
 from lawdnet.training.collectives import find_collectives
-from lawdnet.training.loop import HostBatch
+from lawdnet.training.loop import STAYING, HostBatch, pinned
 from lawdnet.training.position import Position
 from lawdnet.training.steps import NonFiniteLoss, Step
 from tests.support.tiny_training import CPU, LINEAGE, apart, arrays, assert_same, make_step, run, tiny, weights
@@ -36,7 +36,29 @@ def made(name: str, device: torch.device, *settings: str) -> Step:
 
 
 def batch(step: Step, index: int, size: int = 2) -> HostBatch:
-    return HostBatch(arrays(0, index, step.stage, size))
+    return HostBatch(pinned(arrays(0, index, step.stage, size), step.device))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_arrives_as_it_was(name: str, device: torch.device) -> None:
+    """On a GPU from page-locked memory, without a wait."""
+    raw = arrays(0, 1, tiny().stage(name))
+    there = pinned(raw, device)
+    assert there.keys() == raw.keys()
+    if device.type == "cuda":
+        assert all(there[key].is_pinned() for key in there if key not in STAYING)
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        moved = HostBatch(there).to(device)
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    for field, value in vars(HostBatch(raw).to(CPU)).items():
+        found = getattr(moved, field)
+        assert (found is None) == (value is None)
+        if value is not None:
+            assert found.device.type == device.type
+            torch.testing.assert_close(found.cpu(), value)
 
 
 @contextlib.contextmanager

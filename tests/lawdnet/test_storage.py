@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lawdnet import storage
 from lawdnet.storage import (
     Location,
     atomic,
@@ -356,3 +358,21 @@ def test_one_request_in_four_may_fail(s3: S3Server, monkeypatch: pytest.MonkeyPa
         assert names(s3.root) == ["x.bin"]
         assert fingerprint(path)
     assert seen > 60
+
+
+def test_a_footer_is_read_once_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bool] = []
+    whole = pq.ParquetFile
+
+    def opened(source: Any, *, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+        given.append(metadata is not None)
+        return whole(source, metadata=metadata)
+
+    monkeypatch.setattr(storage.pq, "ParquetFile", opened)
+    path = tmp_path / "table.parquet"
+    for rows in (3, 5):
+        pq.write_table(pa.table({"n": range(rows)}), path)
+        for _ in range(2):
+            with storage.parquet_file(path) as file:
+                assert file.read()["n"].to_pylist() == list(range(rows))
+    assert given == [False, True, False, True]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -56,14 +58,32 @@ def test_trainers_stay_away_from_builders() -> None:
     assert scaling(Workers(2, 2), gpu=True).label_selector == {"lawdnet-role": "!preprocess"}
 
 
-def test_cpus_of_nodes_that_are_kept_for_others_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trainer_draws_with_the_cpus_that_its_node_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU its share but one CPU; only nodes that may train count, and the smallest of them."""
+
+    def node(cpus: float, gpus: float, role: str = "train") -> dict[str, Any]:
+        return {"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}, "Labels": {"lawdnet-role": role}}
+
+    builder, nodes = node(8, 4, "preprocess"), [node(16, 2), node(64, 4), {**node(2, 1), "Alive": False}]
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    for there, wanted in (([], 2), ([builder], 2), ([builder, *nodes], 6), (nodes[1:], 12), ([node(2, 2)], 0)):
+        monkeypatch.setattr(ray, "nodes", lambda there=there: there)
+        assert resources.loaders(2, gpu=True) == wanted
+    assert resources.loaders(2, gpu=False) == 0
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert [resources.loaders(n, gpu=True) for n in (1, 2, 4, 8, 9)] == [7, 3, 1, 0, 0]
+    assert [resources.loaders(n, gpu=False) for n in (1, 4, 8)] == [1, 1, 0]
+    assert scaling(Workers(2, 2), gpu=True, loaders=3).resources_per_worker == {"CPU": 4, "GPU": 1}
+
+
+def test_cpus_of_nodes_that_are_alive_count(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = ({}, {"lawdnet-role": "train"}, {"lawdnet-role": "preprocess"})
     nodes = [{"Alive": True, "Resources": {"CPU": 4.0**n}, "Labels": found} for n, found in enumerate(labels)]
     dead = {"Alive": False, "Resources": {"CPU": 1000.0}, "Labels": {}}
     head = {"Alive": True, "Resources": {}, "Labels": {}}
     monkeypatch.setattr(ray, "nodes", lambda: [*nodes, dead, head])
     assert resources.cpus() == 21
-    assert resources.cpus(away=resources.PREPROCESS) == 5
 
 
 GPU_DRIVER = """
@@ -154,5 +174,3 @@ def test_training_and_a_build_get_on_side_by_side(three_cpus: Head, drawn: Path,
         assert done() == VIDEOS
     finally:
         build.kill()
-    logs = Path(three_cpus.folder).glob("session_*/logs/worker-*.err")
-    assert not any("no CPU is left to draw samples" in path.read_text(errors="replace") for path in logs)

@@ -13,6 +13,7 @@ import torch
 from lawdnet.data.manifest import Dataset
 from lawdnet.data.sampling import SampleSpec, batches_per_epoch
 from lawdnet.training.collectives import Collectives, find_collectives
+from lawdnet.training.loader import rank_batches
 from lawdnet.training.position import Position
 from lawdnet.training.stages import Stage
 from lawdnet.training.virtual_ranks import (
@@ -25,7 +26,6 @@ from lawdnet.training.virtual_ranks import (
     shares,
     virtual_ranks_of,
 )
-from pipelines.train.dataloader import rank_batches
 from pipelines.train.elastic import scaling
 from pipelines.train.train import train
 from tests.support.runs import assert_same, grey, here, rows, tiny, weights
@@ -94,7 +94,6 @@ def test_every_number_of_workers_draws_the_same(dataset: Dataset) -> None:
                 stored_width=80,
                 epochs=2,
                 virtual_ranks=3,
-                in_process=True,
             )
             for batch in chain.from_iterable(stream):
                 steps.setdefault((int(batch["epoch"]), int(batch["step"])), []).append(batch["segment_ids"].tolist())
@@ -120,7 +119,6 @@ def test_a_position_in_an_epoch_is_one_for_every_number_of_workers(dataset: Data
             epochs=2,
             start=Position(1, 2),
             virtual_ranks=3,
-            in_process=True,
         )
         first = next(stream)[0]
         assert (int(first["epoch"]), int(first["step"])) == (1, 2)
