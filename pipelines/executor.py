@@ -15,8 +15,9 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
+from lawdnet.tasks.disk import DiskFull
 from lawdnet.tasks.records import RecordStore, Refusal, TaskRecord
-from lawdnet.tasks.task import DiskFull, Item, Job, OnProgress, Progress, Task, TaskRunner
+from lawdnet.tasks.task import Item, Job, OnProgress, Progress, Task, TaskRunner
 from lawdnet.types import RejectReason
 from pipelines.cluster import resources
 
@@ -138,7 +139,8 @@ class _Worker:
 
     def __init__(self, task: type[Task[Any, Any]], job: Job) -> None:
         self.item_type = task.item_type
-        self.runner: TaskRunner[Any, Any] = TaskRunner(task, job)
+        node: str = ray.get_runtime_context().get_node_id()
+        self.runner: TaskRunner[Any, Any] = TaskRunner(task, job, node, _is_gone)
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, str]]:
         batch = [self.item_type(**item) for item in row["items"]]
@@ -147,6 +149,11 @@ class _Worker:
                 yield {"key": item.key, "record": json.dumps(record.brief().encode()), "stop": ""}
         except DiskFull as error:
             yield {"key": "", "record": "", "stop": str(error)}
+
+
+def _is_gone(node: str) -> bool:
+    """Whether Ray has seen a node leave. It notices after seconds, and places work that the node lost later still."""
+    return not any(one["NodeID"] == node and one["Alive"] for one in ray.nodes())
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from lawdnet.tasks.task import is_full_disk
+from lawdnet.tasks.disk import is_full_disk
 from lawdnet.types import Rejected
 
 

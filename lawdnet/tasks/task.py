@@ -1,16 +1,14 @@
 """Resumable work on many items: what a kind of work must say of itself, and what runs its items whatever happens.
 
 An item becomes one record. A worker process that dies leaves the attempts it made on disk, so that its successor knows
-what to leave alone; an item that hangs ends its process; an item that raises costs only itself; a full disk stops the
-job. `pipelines.executor` runs tasks on Ray Data.
+what to leave alone; an item that hangs ends its process; an item that raises costs only itself; if the disk of the
+results is full, the job stops. `pipelines.executor` runs tasks on Ray Data.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from uuid import uuid4
 
 from lawdnet.storage import Location
 from lawdnet.tasks.attempts import MAX_ATTEMPTS, Attempt, Attempts
+from lawdnet.tasks.disk import DiskFull, is_full_disk, is_scratch_full, scratch_advice
 from lawdnet.tasks.records import RecordStore, Refusal, TaskRecord
 from lawdnet.tasks.watchdog import Watchdog
 from lawdnet.types import Beat, Rejected, RejectReason
@@ -27,7 +26,6 @@ log = logging.getLogger(__name__)
 
 STALL_SECONDS = 300.0
 """An item that makes no progress for this long is given up: not one frame, not one window of audio."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 R = TypeVar("R", bound=TaskRecord)
 R_co = TypeVar("R_co", bound=TaskRecord, covariant=True)
@@ -129,30 +127,24 @@ class Progress(Generic[R]):
 OnProgress = Callable[[Progress[R]], None]
 
 
-class DiskFull(OSError):
-    """The disk is full, which is the fault of no item: the job stops and can be resumed."""
-
-    @classmethod
-    def of(cls, error: OSError, root: Location) -> DiskFull:
-        """From what the operating system reported."""
-        where = f"{error.filename or root}: {os.strerror(error.errno or 0)}"
-        return cls(f"{where}; make room and run the same command again, which resumes")
-
-
-def is_full_disk(error: BaseException) -> bool:
-    """Whether an error is about the disk rather than about the item that met it."""
-    return isinstance(error, OSError) and error.errno in FULL
-
-
 class TaskRunner(Generic[I, R]):
-    """Runs items in this process and stores their records."""
+    """Runs items in this process and stores their records.
 
-    def __init__(self, task: type[Task[I, R]], job: Job) -> None:
+    Args:
+        task: what to do with an item.
+        job: what all workers are told.
+        node: name of this machine, if there are several.
+        is_gone: whether the machine of that name has left.
+    """
+
+    def __init__(
+        self, task: type[Task[I, R]], job: Job, node: str = "", is_gone: Callable[[str], bool] = lambda node: False
+    ) -> None:
         self.job = job
         self.watchdog = Watchdog(job.stall_seconds)
         self.task = task(job, self.watchdog.beat)
         self.store = self.task.store
-        self.attempts = Attempts(self.store.folder, job.run)
+        self.attempts = Attempts(self.store.folder, job.run, node, is_gone)
 
     def __call__(self, batch: Sequence[I]) -> Iterator[tuple[I, R]]:
         """Run the items of a batch one by one; each is yielded with its record, which is stored by then.
@@ -202,7 +194,7 @@ class TaskRunner(Generic[I, R]):
             return _quarantined(before)
         detail = f"no frame and no audio was finished for {self.job.stall_seconds:.0f} s"
         with self.watchdog.watching(lambda: self.attempts.give_up(key, RejectReason.TIMEOUT, detail)):
-            return _attempt(name, work)
+            return _attempt(name, work, self.store.folder.parent)
 
 
 def batch_key(batch: Sequence[Item[Any]]) -> str:
@@ -217,14 +209,16 @@ def _quarantined(before: Attempt) -> Refusal:
     return Refusal("rejected", RejectReason.CRASH, detail)
 
 
-def _attempt(name: str, work: Callable[[], None]) -> Refusal | None:
+def _attempt(name: str, work: Callable[[], None], root: Location) -> Refusal | None:
     try:
         work()
     except Rejected as error:
         return Refusal("rejected", error.reason, error.detail)
     except Exception as error:  # an unforeseen input must not take the others with it
-        if is_full_disk(error):
-            raise
+        if isinstance(error, OSError) and is_full_disk(error):
+            if not is_scratch_full(error, root):
+                raise
+            return Refusal("failed", RejectReason.INTERNAL_ERROR, scratch_advice())
         log.exception("%s: failed", name)
         return Refusal("failed", RejectReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
     return None

@@ -87,7 +87,8 @@ class Plan:
             return record.sha256 not in self._accepted_sha256
         if record.reason == RejectReason.NO_LANDMARKS:
             return self.finds_faces
-        return record.reason == RejectReason.UNREADABLE  # permissions come back, and so do object stores
+        # permissions come back, and so do object stores; a worker may get more memory
+        return record.reason in (RejectReason.UNREADABLE, RejectReason.CRASH)
 
     def check_gone(self, root: Location) -> None:
         """Videos that are no longer in the source, or out of reach, stay as they are: nothing can be added to them.

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
-from lawdnet.storage import Beat
-from lawdnet.tasks.attempts import MAX_ATTEMPTS
+from lawdnet.storage import Beat, locate
+from lawdnet.tasks.attempts import MAX_ATTEMPTS, MAX_EXCUSED, Attempt, Attempts
+from lawdnet.tasks.disk import DiskFull, is_scratch_full
 from lawdnet.tasks.records import RecordStore, TaskRecord
-from lawdnet.tasks.task import DiskFull, Job, Progress, Task, TaskRunner, batch_key
+from lawdnet.tasks.task import Job, Progress, Task, TaskRunner, batch_key
 from lawdnet.types import Rejected, RejectReason
 from pipelines.executor import complete
 from tests.support.in_process import map_in_process
@@ -110,6 +112,49 @@ def test_a_full_disk_ends_the_job_and_is_no_fault_of_the_item(tmp_path: Path) ->
     with pytest.raises(DiskFull, match=r"^/the/disk: No space left on device; make room and run the same command"):
         records(runner, "a", "full", "b")
     assert runner.store.keys() == ["a"]
+
+
+def test_a_full_temporary_folder_costs_the_item_that_met_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch, root = tmp_path / "scratch", tmp_path / "results"
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(scratch))
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{scratch}/copy.mp4")
+    monkeypatch.setitem(ODD, "full", refuse(error))
+    runner = TaskRunner(Say, Job(root=str(root)))
+    ((_, _, _), (status, reason, detail), (last, _, _)) = records(runner, "a", "full", "b")
+    assert (status, reason, last) == ("failed", "internal_error", "said")
+    assert detail == f"{scratch} is full; make room there or set TMPDIR, and run the same command again"
+
+
+def test_a_full_disk_without_a_name_is_the_one_with_less_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not is_scratch_full(error, tmp_path), "one disk for both: the job cannot go on"
+    assert is_scratch_full(error, locate("memory://bucket/dataset")), "nothing but the temporary folder is a disk"
+    shared = Path("/dev/shm")
+    if shared.exists() and shared.stat().st_dev != tmp_path.stat().st_dev:
+        monkeypatch.setattr("tempfile.gettempdir", lambda: str(shared))
+        free = {str(shared): 1, str(tmp_path): 1000}
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free[str(path)]))
+        assert is_scratch_full(error, tmp_path)
+        free[str(shared)] = 2000
+        assert not is_scratch_full(error, tmp_path)
+
+
+def test_an_attempt_whose_machine_went_does_not_count(tmp_path: Path) -> None:
+    def begin_on(machine: int) -> Attempt:
+        """All machines before it have gone."""
+        return Attempts(tmp_path, "run", f"m{machine}", lambda node: True).begin("a")
+
+    assert [begin_on(machine).count for machine in range(MAX_EXCUSED + 1)] == [0] * (MAX_EXCUSED + 1)
+    later = [begin_on(MAX_EXCUSED + 1 + machine) for machine in range(MAX_ATTEMPTS)]
+    assert [attempt.count for attempt in later] == [1, 2, 3]
+    assert later[-1].is_quarantined, "what takes machine after machine with it is given up in the end"
+
+
+def test_an_attempt_on_a_machine_that_lives_counts(tmp_path: Path) -> None:
+    for _ in range(MAX_ATTEMPTS):
+        Attempts(tmp_path, "run", "there", lambda node: False).begin("a")
+    assert Attempts(tmp_path, "run", "here", lambda node: False).begin("a").is_quarantined
+    assert Attempts(tmp_path, "run", "there", lambda node: True).begin("a").is_quarantined, "the machine is this one"
 
 
 def test_an_item_that_kills_its_process_is_quarantined(tmp_path: Path, said: list[str]) -> None:

@@ -20,8 +20,9 @@ from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
 from lawdnet.data.records import read_records
 from lawdnet.tasks.attempts import MAX_ATTEMPTS, Attempt, Attempts
+from lawdnet.tasks.disk import DiskFull
 from lawdnet.tasks.inputs import list_inputs
-from lawdnet.tasks.task import DiskFull, TaskRunner
+from lawdnet.tasks.task import TaskRunner
 from pipelines.build.build import build
 from pipelines.build.task import BuildJob, VideoItem, VideoTask
 from tests.support.drawn_clip import copy
