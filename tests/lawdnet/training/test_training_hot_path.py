@@ -69,7 +69,8 @@ def test_waiting_is_seen() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_that_the_device_leaves_out_changes_nothing(name: str, as_on_a_gpu: None) -> None:
     """Nor does the decision on the device change what is learnt."""
-    config = tiny("ema_decay=0", "clip_96.weights.gan=0", "clip_96.weights.clip_gan=0", "frame_32.weights.gan=0")
+    alone = [f"stages.weights.{name}=0" for name in ("gan", "clip_gan", "read")]
+    config = tiny("ema_decay=0", *alone)
     stage = config.stage(name)
     step, clean = make_step(config, stage), make_step(config, stage)
     bad = arrays(0, 1, stage)

@@ -220,7 +220,8 @@ def test_too_many_left_out_of_one_epoch_stop_the_run(config: TrainConfig) -> Non
 
 def test_a_step_that_is_left_out_changes_nothing(config: TrainConfig) -> None:
     """A run with a poisoned batch equals one that never saw it, fp16 scaler included."""
-    config = tiny("precision=fp16", "frame_32.weights.gan=0", "frame_32.warmup_steps=0")
+    alone = ("frame_32.weights.gan=0", "frame_32.weights.read=0")
+    config = tiny("precision=fp16", *alone, "frame_32.warmup_steps=0")
     stage = config.stage("frame_32")
     poisoned, clean = make_step(config, stage), make_step(config, stage)
     start = weights(clean)

@@ -49,7 +49,7 @@ def test_a_chain_of_all_kinds_of_stages(dataset: Dataset, tmp_path: Path) -> Non
     assert meta["dataset_hash"] == dataset.hash
     assert (run / "frame_32" / "samples" / "epoch_0001.png").exists()
     networks = read_state(last)["networks"]
-    assert networks.keys() == {"generator", "image_discriminator", "clip_discriminator"}
+    assert networks.keys() == {"generator", "image_discriminator", "clip_discriminator", "lip_reader"}
     parent = read_state(run / "frame_32" / "epoch_0001")["networks"]["generator"]
     assert any(not torch.equal(networks["generator"][key], value) for key, value in parent.items())
 
