@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 from lawdnet.data import segments as making
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.levels import frames_column, level_for
-from lawdnet.data.manifest import SEGMENTS, SegmentRef
+from lawdnet.data.manifest import SEGMENTS
 from lawdnet.data.sampling import SampleSpec, Work, draw_batches
+from lawdnet.data.segment_list import SegmentRef
 from lawdnet.data.transfer import index_of
 from lawdnet.data.upgrade import add_levels
 from lawdnet.face.geometry import stage_size

@@ -29,9 +29,9 @@ import numpy as np
 import psutil
 import torch
 
-from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import SampleSpec
 from lawdnet.data.schema import write_segments
+from lawdnet.data.segment_list import SegmentRef
 from lawdnet.data.segments import encode_jpeg
 from lawdnet.synthetic import write_talking_head
 from lawdnet.tasks.background import ahead

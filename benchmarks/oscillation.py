@@ -26,8 +26,9 @@ import cv2
 import numpy as np
 import torch
 
-from lawdnet.data.manifest import Dataset, SegmentRef
+from lawdnet.data.manifest import Dataset
 from lawdnet.data.sampling import SampleSpec, draw_batches, plan_epoch
+from lawdnet.data.segment_list import SegmentRef
 from lawdnet.evaluation import validation
 from lawdnet.models.saved import find_checkpoint, load_syncnet
 from lawdnet.report.charts import nice_ticks

@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 
 from lawdnet.data.levels import by_level, encode_jpeg, small_of_jpeg
-from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import SampleSpec, Work, decode_jpeg, draw_batches
 from lawdnet.data.schema import write_segments
+from lawdnet.data.segment_list import SegmentRef
 from lawdnet.face.geometry import stage_size
 from lawdnet.synthetic import write_talking_head
 from lawdnet.types import Segment

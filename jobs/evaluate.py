@@ -12,7 +12,8 @@ import typer
 from jobs import console, options
 
 if TYPE_CHECKING:
-    from lawdnet.data.manifest import Dataset, SegmentRef
+    from lawdnet.data.manifest import Dataset
+    from lawdnet.data.segment_list import SegmentRef
     from lawdnet.evaluation.appearance import Appearance
     from lawdnet.evaluation.landmarks import LandmarksByRow
     from lawdnet.evaluation.window import Window

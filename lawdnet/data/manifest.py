@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from lawdnet import __version__
 from lawdnet.data.config import FORMAT_VERSION, READABLE_VERSIONS, SILERO, VOICING, BuildConfig
 from lawdnet.data.schema import IDENTITY_COLUMNS, SCORE, VIDEO_SCHEMA, VideoRow
+from lawdnet.data.segment_list import SCHEMA, SegmentList, resolve
 from lawdnet.face.geometry import crop_height
 from lawdnet.storage import Location, atomic, locate, parquet_file
 from lawdnet.types import FPS, SAMPLE_RATE
@@ -26,18 +27,6 @@ INDEX = "index.parquet"
 SEGMENTS = "segments"
 BUILD = ".build"
 """Folder with one small JSON file per finished input, which a build that is started again skips."""
-
-
-@dataclass(frozen=True)
-class SegmentRef:
-    """Location of a stored segment."""
-
-    segment_id: str
-    video_id: str
-    split: str
-    num_frames: int
-    path: str
-    row_group: int
 
 
 class Dataset:
@@ -129,25 +118,37 @@ class Dataset:
         return self._table(INDEX)
 
     def _table(self, name: str) -> pa.Table:
+        with self._parquet(name) as file:
+            return file.read()
+
+    def _parquet(self, name: str) -> pq.ParquetFile:
         try:
-            with parquet_file(self.root / name) as file:
-                return file.read()
+            return parquet_file(self.root / name)
         except FileNotFoundError:
             raise ValueError(f"{self.root}: {name} is missing; run the same `lawdnet build` again") from None
 
-    def segments(self, split: str | None = None) -> list[SegmentRef]:
-        """Return the segments of the dataset, or of one split of it, sorted by video id and position."""
-        index = self.index()
-        mask = pc.equal(index["dropped"], "")
-        if split is not None:
-            mask = pc.and_(mask, pc.equal(index["split"], split))
-        names = ["segment_id", "video_id", "split", "num_frames", "path", "row_group"]
-        rows = index.select(names).filter(mask).to_pylist()
-        return [SegmentRef(**{**row, "path": self.resolve(row["path"])}) for row in rows]
+    def segments(self, split: str | None = None) -> SegmentList:
+        """Return the segments of the dataset, or of one split of it, sorted by video id and position.
+
+        The index is read in pieces, and only what locates a segment is kept.
+
+        Raises:
+            ValueError: index.parquet is missing.
+        """
+        return SegmentList(self._located(split), str(self.root))
+
+    def _located(self, split: str | None) -> Iterator[pa.Table]:
+        with self._parquet(INDEX) as file:
+            for batch in file.iter_batches(columns=[*SCHEMA.names, "dropped"]):
+                piece = pa.Table.from_batches([batch])
+                mask = pc.equal(piece["dropped"], "")
+                if split is not None:
+                    mask = pc.and_(mask, pc.equal(piece["split"], split))
+                yield piece.filter(mask)
 
     def resolve(self, path: str) -> str:
         """Return a path of the index as one that can be opened from any working folder."""
-        return path if "://" in path or Path(path).is_absolute() else str(self.root / path)
+        return resolve(str(self.root), path)
 
 
 def index_schema(scores: Sequence[str]) -> pa.Schema:

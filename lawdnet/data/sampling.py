@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 from lawdnet.audio.base import windows
 from lawdnet.data.levels import frames_column, level_for
 from lawdnet.data.lips import lip_points, lip_shapes
-from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.references import diverse, looks, resting_start
 from lawdnet.data.schema import FEATURES, from_rows
+from lawdnet.data.segment_list import SegmentRef
 from lawdnet.face.geometry import stage_size
 from lawdnet.storage import locate, parquet_file
 from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES, Float32, Int32, UInt8

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from lawdnet.data.manifest import SegmentRef
+from lawdnet.data.segment_list import SegmentRef
 from lawdnet.types import CLIP_FRAMES, NUM_REFERENCES
 
 Sums = dict[str, float]

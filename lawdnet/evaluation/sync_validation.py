@@ -13,9 +13,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import MIN_SHIFT
 from lawdnet.data.schema import FEATURES, from_rows, read_segment
+from lawdnet.data.segment_list import SegmentRef
 from lawdnet.evaluation.choices import SPANS, accuracies, choice_sums, level_score, seed_of
 from lawdnet.evaluation.plan import WINDOW_CLIPS, OnSegment, Sums, choose, merge
 from lawdnet.evaluation.speech import mean_level

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from lawdnet.data.levels import encode_jpeg
-from lawdnet.data.manifest import SegmentRef
+from lawdnet.data.segment_list import SegmentRef
 from lawdnet.evaluation.choices import accuracies, seed_of
 from lawdnet.evaluation.image import psnr, ssim
 from lawdnet.evaluation.landmarks import LandmarksByRow, scale_landmarks

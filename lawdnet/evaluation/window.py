@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from lawdnet.audio.base import windows
-from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import decode_jpeg
 from lawdnet.data.schema import FEATURES, from_rows, read_segment
+from lawdnet.data.segment_list import SegmentRef
 from lawdnet.evaluation.landmarks import scale_points
 from lawdnet.evaluation.plan import WINDOW_CLIPS, choose
 from lawdnet.evaluation.speech import quiet

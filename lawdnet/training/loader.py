@@ -33,9 +33,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import Loaded, SampleSpec, Work, batches_per_epoch, draw_part, load_group, plan_epoch
-from lawdnet.data.segment_list import write_list
+from lawdnet.data.segment_list import SegmentList, SegmentRef
 from lawdnet.face.geometry import stage_size
 from lawdnet.tasks.background import ahead
 from lawdnet.training.position import START, Position
@@ -229,7 +228,8 @@ def _drawn_by(loaders: int, plan: Plan) -> Iterator[list[Batch]]:
     """Yield the parts of each turn, one from every process."""
     warm_up()
     with tempfile.TemporaryDirectory(prefix="lawdnet-", ignore_cleanup_errors=True) as folder:
-        listed = write_list(Path(folder) / "segments.arrow", plan.segments)  # it may be millions of rows
+        segments = plan.segments if isinstance(plan.segments, SegmentList) else SegmentList.of(plan.segments)
+        listed = segments.in_file(Path(folder) / "segments.arrow")  # it may be millions of rows
         turns = _turns(_Parts(replace(plan, segments=listed)), loaders)
         first = next(turns, None)
     if first:  # all have the file in memory, and it may go

@@ -31,6 +31,9 @@ class SyncRamp:
     below a threshold for true pairs, so that the network can be trusted, and for generated ones, as in Wav2Lip, which
     waits for an evaluation loss of the generator below 0.75.
 
+    Meanwhile it learns the mean score of true pairs, the target of generated ones from then on: a mouth that scores
+    higher than true ones do is what the network likes, and not what people see.
+
     Args:
         steps: length of the ramp; 0: the factor is always 1, as in LawDNet 2024.
         below: the threshold.
@@ -43,6 +46,12 @@ class SyncRamp:
         self.patience, self.alarm = patience, alarm
         self.taken = self.seen = 0
         self.true = self.made = 0.0
+        self.score = 1.0
+
+    @property
+    def target(self) -> float:
+        """The score that generated pairs shall have: 1 (LawDNet 2024) until the ramp has begun, and without one."""
+        return self.score if self.steps and not self.is_waiting else 1.0
 
     @property
     def factor(self) -> float:
@@ -54,8 +63,12 @@ class SyncRamp:
         """Whether the ramp has not begun, and needs the losses of true and of generated pairs."""
         return self.steps > 0 and self.taken == 0
 
-    def update(self, true: float, made: float) -> None:
-        """Take the losses of a step on true and on generated pairs, over all ranks; ignored once the ramp has begun."""
+    def update(self, true: float, made: float, score: float) -> None:
+        """Take the losses of a step on true and on generated pairs, over all ranks; ignored once the ramp has begun.
+
+        Args:
+            score: mean score of the true pairs.
+        """
         if not self.is_waiting:
             self.taken += 1
             return
@@ -63,6 +76,7 @@ class SyncRamp:
         share = max(1 / self.seen, 1 / MEMORY)
         self.true += share * (true - self.true)
         self.made += share * (made - self.made)
+        self.score += (score - self.score) / self.seen
         if self.seen >= MEMORY and max(self.true, self.made) < self.below:
             self.taken = 1
         elif self.patience and self.seen == max(self.patience, MEMORY):
@@ -80,12 +94,14 @@ class SyncRamp:
 
     def state_dict(self) -> dict[str, Any]:
         """Counts and means."""
-        return {"taken": self.taken, "seen": self.seen, "true": self.true, "made": self.made}
+        counts = {"taken": self.taken, "seen": self.seen}
+        return counts | {"true": self.true, "made": self.made, "score": self.score}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.taken, self.seen = int(state["taken"]), int(state["seen"])
         self.true, self.made = float(state["true"]), float(state["made"])
+        self.score = float(state.get("score", 1.0))  # older checkpoints went on with 1
 
 
 class SyncBound:

@@ -24,7 +24,7 @@ class Weights:
     clip_gan: float = 0.0
     """Discriminator over five frames (LSGAN)."""
     sync: float = 0.0
-    """Squared distance of the sync network's score from 1; grows with `sync_ramp`."""
+    """Squared distance of the sync network's score from that of true pairs (from 1 without a `sync_ramp`)."""
     lips: float = 0.0
     """Squared error of the lips' shape that a linear layer reads off the audio feature. It teaches the audio encoder
     what to listen for: with many faces, an image is explained by the face long before by the audio, and a generator

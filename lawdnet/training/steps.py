@@ -174,7 +174,7 @@ class GanStep(Networks):
         if self.ema:
             self.ema.update(self.networks["generator"])
         if watched:
-            self.ramp.update(watched["true"], watched["made"])
+            self.ramp.update(watched["true"], watched["made"], watched["score"])
             self.bound.update(watched["sync"], watched["rest"])
         return values
 
@@ -182,9 +182,9 @@ class GanStep(Networks):
         """What the ramp and the bound follow, as the mean over all ranks."""
         nothing = torch.full((), torch.nan, device=self.device)
         powers_2 = torch.stack(self.powers).mean(0) if self.powers else nothing.expand(2)
-        losses_2 = torch.stack([metrics.get("sync_true", nothing), metrics["sync"]])
-        means = self.collectives.mean(torch.cat([losses_2, powers_2]))
-        return dict(zip(("true", "made", "sync", "rest"), means, strict=True))
+        names = ("sync_true", "sync", "sync_score")
+        means = self.collectives.mean(torch.cat([torch.stack([metrics.get(n, nothing) for n in names]), powers_2]))
+        return dict(zip(("true", "made", "score", "sync", "rest"), means, strict=True))
 
     def _as_clip(self, images_M3HW: Tensor) -> Tensor:
         return images_M3HW.unflatten(0, (-1, self.stage.num_frames)).flatten(1, 2)
@@ -222,11 +222,13 @@ class GanStep(Networks):
             weight = self.stage.weights.sync * self.ramp.factor
             weights["sync"] = weight * self.bound.factor(weight)
             with torch.set_grad_enabled(weight > 0):
-                losses["sync"] = metrics["sync"] = self._sync_loss(generated_M3HW, batch)
+                score_B = self._sync_score(generated_M3HW, batch)
+                losses["sync"] = metrics["sync"] = (score_B - self.ramp.target).square().mean()
             metrics["sync_weight"] = generated_M3HW.new_full((), weights["sync"])
             if self.ramp.is_waiting:
                 with torch.no_grad():
-                    metrics["sync_true"] = self._sync_loss(batch.source_BN3HW.flatten(0, 1), batch)
+                    score_B = self._sync_score(batch.source_BN3HW.flatten(0, 1), batch)
+                metrics |= {"sync_true": (score_B - 1).square().mean(), "sync_score": score_B.mean()}
         weighted = {name: loss * weights[name] for name, loss in losses.items() if weights[name]}
         lips = generated_M3HW.new_zeros(())
         if made.lips_R40 is not None:
@@ -273,13 +275,13 @@ class GanStep(Networks):
         """The mouths, as the lip reader sees them."""
         return mouth_square(images_M3HW[:, None], self.stage.mouth_px, READ_PX)
 
-    def _sync_loss(self, images_M3HW: Tensor, batch: TrainBatch) -> Tensor:
-        """Mean squared distance from 1 of the sync network's score, for the mouths of the clips and their audio."""
+    def _sync_score(self, images_M3HW: Tensor, batch: TrainBatch) -> Tensor:
+        """The sync network's score for the mouths of each clip and its audio."""
         assert self.syncnet
         frames_BN3HW = images_M3HW.unflatten(0, batch.source_BN3HW.shape[:2])
         square = mouth_square(frames_BN3HW, self.stage.mouth_px, self.syncnet.config.face_px)
         score_B: Tensor = self.syncnet(square, batch.sync_audio_BC9).float().mean((1, 2, 3))
-        return (score_B - 1).square().mean()
+        return score_B
 
     @torch.no_grad()
     def preview(self, batch: TrainBatch) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from lawdnet.data.manifest import SegmentRef
+from lawdnet.data.segment_list import SegmentRef
 from lawdnet.evaluation import validation
 from lawdnet.evaluation.landmarks import LandmarksByRow, MeshLandmarker, find_bundle
 from lawdnet.evaluation.plan import foreign_segments
@@ -31,7 +32,7 @@ PER_VIDEO = 4
 class Validation:
     """Measures a network on the held-out videos; each worker measures a part, and all get the metrics of the whole."""
 
-    segments: list[SegmentRef]
+    segments: Sequence[SegmentRef]
     most: int
     rank: int
     world: int

@@ -18,7 +18,7 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from lawdnet.data.manifest import SegmentRef
+from lawdnet.data.manifest import Dataset
 from lawdnet.data.sampling import batches_per_epoch
 from lawdnet.models.legacy import start_from_legacy
 from lawdnet.models.saved import RUN, load_syncnet
@@ -67,8 +67,8 @@ class Job:
     config: TrainConfig
     options: RunOptions
     lineage: Lineage
-    segments: list[SegmentRef]
-    held_out: list[SegmentRef]
+    dataset: str
+    """The dataset, whose list of segments every worker reads: it may be too large to be sent."""
     virtual_ranks: VirtualRanks
     start: str | None
     """Checkpoint to start from: of an earlier stage, of another run, or an old file."""
@@ -142,8 +142,10 @@ class Worker:
         # a step draws from the groups of all virtual ranks, whose number stays whatever the number of workers
         mix = max(-(-MIN_MIX // job.virtual_ranks.split), spec.mix_segments // job.virtual_ranks.count)
         self.spec = replace(spec, batch_size=spec.batch_size // job.virtual_ranks.split, mix_segments=mix)
+        dataset = self._open_dataset()
+        self.segments, self.held_out = (dataset.segments(split) for split in ("train", "val"))
         self.steps = steps_per_epoch(
-            batches_per_epoch(len(job.segments), job.virtual_ranks.count, self.spec), self.accumulate
+            batches_per_epoch(len(self.segments), job.virtual_ranks.count, self.spec), self.accumulate
         )
         self.recorder = StageRecorder(self.store.folder) if self.rank == 0 else None
         if self.recorder:
@@ -152,6 +154,17 @@ class Worker:
             self.recorder.open(
                 job.options.loggers, config=self.config.to_dict(), lineage=asdict(job.lineage), run_name=run_name
             )
+
+    def _open_dataset(self) -> Dataset:
+        """Open the dataset, if it is still the one that training began with: all workers need the same list.
+
+        Raises:
+            ValueError: it is not.
+        """
+        dataset = Dataset(locate(self.job.dataset))
+        if dataset.hash != self.job.lineage.dataset_hash:
+            raise ValueError(f"{dataset.root}: was changed while it is trained on; start a new run on it")
+        return dataset
 
     def _keep_warnings(self) -> None:
         handler = _Warnings(self.alarms)
@@ -168,7 +181,7 @@ class Worker:
         self.step = self._make_step(syncnet)
         start = self._restore()
         self.validation = Validation(
-            segments=self.job.held_out,
+            segments=self.held_out,
             most=self.job.options.validate_most,
             rank=self.rank,
             world=self.world,
@@ -183,7 +196,7 @@ class Worker:
 
     @property
     def _validates_generator(self) -> bool:
-        return self.stage.kind == "gan" and bool(self.job.held_out) and self.job.options.validate_every > 0
+        return self.stage.kind == "gan" and bool(self.held_out) and self.job.options.validate_every > 0
 
     def _local(self, location: str | None) -> Path | None:
         """A checkpoint, or an old file, on this machine."""
@@ -316,7 +329,7 @@ class Worker:
     def batches(self, start: Position) -> Iterator[list[Arrays]]:
         """The loop's `batches`: this rank's part of every step from a position on."""
         stream = rank_batches(
-            self.job.segments,
+            self.segments,
             self.spec,
             seed=self.config.seed,
             rank=self.rank,
@@ -340,7 +353,7 @@ class Worker:
         """The loop's `report`, on every rank: validates, saves and logs. It is a barrier."""
         options, is_last = self.job.options, epoch == self.stage.epochs
         validated: dict[str, float] = {}
-        if self.job.held_out and options.validate_every and (epoch % options.validate_every == 0 or is_last):
+        if self.held_out and options.validate_every and (epoch % options.validate_every == 0 or is_last):
             validated = self.validation(self._evaluated())
         if epoch % options.save_every_epochs == 0 or is_last:
             self._save(Position(epoch), validated)

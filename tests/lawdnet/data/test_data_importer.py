@@ -299,4 +299,4 @@ def test_an_empty_json_gives_an_empty_dataset(tmp_path: Path) -> None:
     path = tmp_path / "training_json.json"
     path.write_text("{}")
     dataset = import_lawdnet(path, tmp_path / "new", CONFIG)
-    assert dataset.segments() == []
+    assert not dataset.segments()

@@ -10,9 +10,9 @@ import pytest
 
 from lawdnet.data import sampling
 from lawdnet.data.levels import by_level, encode_jpeg, encode_small, level_for, small_levels, small_of_jpeg
-from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import SampleSpec, Work, decode_jpeg, draw_batches
 from lawdnet.data.schema import read_segment, rewrite_segments, table_to_segment, write_segments
+from lawdnet.data.segment_list import SegmentRef
 from lawdnet.types import Segment, UInt8
 
 COLUMNS = ("frames_jpeg", "frames_jpeg_2", "frames_jpeg_4")

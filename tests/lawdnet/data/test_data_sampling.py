@@ -8,7 +8,6 @@ import pytest
 
 from lawdnet.data import sampling
 from lawdnet.data.levels import encode_jpeg
-from lawdnet.data.manifest import SegmentRef
 from lawdnet.data.sampling import (
     HEARD_FRAMES,
     MIN_SHIFT,
@@ -22,6 +21,7 @@ from lawdnet.data.sampling import (
     rank_order,
 )
 from lawdnet.data.schema import write_segments
+from lawdnet.data.segment_list import SegmentRef
 from lawdnet.types import Segment
 
 SPEC = SampleSpec(

@@ -3,20 +3,32 @@ from pathlib import Path
 
 import pytest
 
-from lawdnet.data import segment_list
-from lawdnet.data.manifest import SegmentRef
-from lawdnet.data.segment_list import write_list
+from lawdnet.data.segment_list import SegmentList, SegmentRef
+
+REFS = [SegmentRef(f"s{n}", f"v{n // 3}", "train", 54 + n, f"/data/{n // 3}.parquet", n % 3) for n in range(8)]
 
 
-def test_a_list_is_what_was_written_and_travels_as_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment_list, "ROWS", 3)
-    refs = [SegmentRef(f"s{n}", "v", "train", 54 + n, f"/data/{n}.parquet", n) for n in range(8)]
-    found = write_list(tmp_path / "list", refs)
+def test_a_list_is_what_was_put_in() -> None:
+    found = SegmentList.of(REFS)
     assert len(found) == 8
-    assert list(found) == refs
-    assert [found[-1], found[2:4]] == [refs[-1], refs[2:4]]
+    assert list(found) == REFS
+    assert [found[-1], found[2:4]] == [REFS[-1], REFS[2:4]]
     with pytest.raises(IndexError):
         found[8]
+    assert not SegmentList.of([])
+    assert list(pickle.loads(pickle.dumps(found))) == REFS
+
+
+def test_a_list_in_a_file_travels_as_a_name(tmp_path: Path) -> None:
+    found = SegmentList.of(REFS).in_file(tmp_path / "list")
     sent = pickle.dumps(found)
     assert len(sent) < 300
-    assert list(pickle.loads(sent)) == refs
+    assert list(pickle.loads(sent)) == list(found) == REFS
+
+
+@pytest.mark.parametrize("root", ["/data", "s3://bucket/data"])
+def test_relative_paths_belong_to_the_root(root: str, tmp_path: Path) -> None:
+    refs = [SegmentRef("s", "v", "val", 54, path, 0) for path in ("segments/v.parquet", "/else/v.parquet", "gs://b/v")]
+    found = SegmentList([SegmentList.of(refs)._table], root)
+    wanted = [f"{root}/segments/v.parquet", "/else/v.parquet", "gs://b/v"]
+    assert [ref.path for ref in found] == [ref.path for ref in found.in_file(tmp_path / "f")] == wanted

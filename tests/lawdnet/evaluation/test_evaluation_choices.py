@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lawdnet.data.manifest import Dataset, SegmentRef
+from lawdnet.data.manifest import Dataset
 from lawdnet.data.sampling import decode_jpeg
+from lawdnet.data.segment_list import SegmentRef
 from lawdnet.evaluation import sync_validation
 from lawdnet.evaluation.landmarks import LandmarksByRow
 from lawdnet.evaluation.plan import LONG_CLIPS, choose, foreign_segments

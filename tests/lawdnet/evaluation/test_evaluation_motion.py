@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lawdnet.data.manifest import Dataset, SegmentRef
+from lawdnet.data.manifest import Dataset
+from lawdnet.data.segment_list import SegmentRef
 from lawdnet.evaluation.choices import SAME, choice_sums, level_score
 from lawdnet.evaluation.landmarks import (
     FETCH,

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lawdnet.data.manifest import Dataset, SegmentRef
+from lawdnet.data.manifest import Dataset
 from lawdnet.data.sampling import MIN_SHIFT, decode_jpeg
+from lawdnet.data.segment_list import SegmentRef
 from lawdnet.evaluation import sync_validation
 from lawdnet.evaluation.plan import WINDOW_CLIPS, choose
 from lawdnet.evaluation.validation import merge, metrics, offsets, plan, validate, validate_sync

@@ -6,7 +6,7 @@ from lawdnet.training.ramp import MEMORY, SyncBound, SyncRamp
 def factors(ramp: SyncRamp, true: float, made: float, steps: int) -> list[float]:
     found = []
     for _ in range(steps):
-        ramp.update(true, made)
+        ramp.update(true, made, score=0.5)
         found.append(ramp.factor)
     return found
 
@@ -19,6 +19,21 @@ def test_it_waits_for_both_losses_then_rises_linearly_and_stays() -> None:
     ramp = SyncRamp(4, 0.75)
     assert factors(ramp, 0.5, 0.7, MEMORY + 6) == [0.0] * (MEMORY - 1) + [0.25, 0.5, 0.75, 1, 1, 1, 1]
     assert factors(ramp, 9, 9, 2) == [1, 1], "once begun it does not go back"
+
+
+def test_the_target_is_the_mean_score_of_true_pairs_once_the_ramp_has_begun() -> None:
+    ramp = SyncRamp(4, 0.75)
+    for number in range(MEMORY):
+        assert ramp.target == 1
+        ramp.update(0.5, 0.5, score=number / 10)
+    assert ramp.target == pytest.approx(0.45)
+    ramp.update(0.5, 0.5, score=9)
+    again = SyncRamp(4, 0.75)
+    again.load_state_dict(ramp.state_dict())
+    assert again.target == ramp.target == pytest.approx(0.45)
+    older = {name: value for name, value in ramp.state_dict().items() if name != "score"}
+    again.load_state_dict(older)
+    assert again.target == 1
 
 
 def test_one_lucky_step_does_not_open_it() -> None:
@@ -68,6 +83,8 @@ def test_without_steps_it_is_open_from_the_first() -> None:
     ramp = SyncRamp(0, 0.75)
     assert ramp.factor == 1
     assert not ramp.is_waiting
+    ramp.update(0.1, 0.1, score=0.3)
+    assert ramp.target == 1
 
 
 def test_it_goes_on_where_it_stopped() -> None:

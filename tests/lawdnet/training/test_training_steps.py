@@ -142,7 +142,9 @@ def test_the_image_gradients_of_the_losses_give_the_gradient_of_their_sum() -> N
     assert metrics["total"].item() == pytest.approx(sum(w * metrics[n].item() for n, w in weighted.items()))
     parameters = list(generator.parameters())
     gradients = torch.autograd.grad(found, parameters, retain_graph=True)
-    losses = step._image_losses(made, batch.source_BN3HW.flatten(0, 1)) | {"sync": step._sync_loss(made, batch)}
+    losses = step._image_losses(made, batch.source_BN3HW.flatten(0, 1)) | {
+        "sync": (step._sync_score(made, batch) - 1).square().mean()
+    }
     losses["lips"] = (lips - batch.lips_R40).square().mean()
     plain = torch.autograd.grad(sum(w * losses[n] for n, w in weighted.items()), parameters)
     for ours, theirs in zip(gradients, plain, strict=True):
@@ -328,6 +330,8 @@ def test_the_sync_loss_waits_for_its_ramp() -> None:
     rows = [[step(batch_of(stage, index)) for index in range(13)] for step in (waiting, never)]
     weight = stage.weights.sync
     assert [float(row["sync_weight"]) for row in rows[0][9:]] == pytest.approx([0, weight / 2, weight, weight])
+    assert isinstance(waiting, GanStep)
+    assert waiting.ramp.target == pytest.approx(sum(row["sync_score"] for row in rows[0][:10]) / 10)
     assert "sync_true" in rows[0][9]
     assert "sync_true" not in rows[0][10]
     assert all(float(row["sync_weight"]) == 0 and row["sync"] > 0 for row in rows[1])
