@@ -151,6 +151,21 @@ class Dataset:
         return resolve(str(self.root), path)
 
 
+def open_unchanged(root: Location, wanted: str) -> Dataset:
+    """Open a dataset that is trained on, if it is still the same: all workers need the same list of segments.
+
+    Args:
+        wanted: its hash when training began.
+
+    Raises:
+        ValueError: it is another one by now.
+    """
+    dataset = Dataset(root)
+    if dataset.hash != wanted:
+        raise ValueError(f"{dataset.root}: was changed while it is trained on; start a new run on it")
+    return dataset
+
+
 def index_schema(scores: Sequence[str]) -> pa.Schema:
     """Return the columns of index.parquet: what a segment is, its location, the rule that dropped it, and its scores.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from math import isfinite
@@ -13,6 +14,18 @@ CHECK_OFFSETS = (
 )
 AT_CHANCE = 0.02
 """A network whose loss is within this share of its chance value has learnt nothing yet."""
+
+
+class WarningAlarms(logging.Handler):
+    """Makes alarms of warnings: what a worker logs stays on its node."""
+
+    def __init__(self, alarm: Alarm) -> None:
+        super().__init__(logging.WARNING)
+        self.alarm = alarm
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell a warning as an alarm."""
+        self.alarm(record.getMessage())
 
 
 class NonFiniteLoss(RuntimeError):

@@ -18,13 +18,14 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from lawdnet.data.manifest import Dataset
+from lawdnet.data.manifest import open_unchanged
 from lawdnet.data.sampling import batches_per_epoch
 from lawdnet.models.legacy import start_from_legacy
 from lawdnet.models.saved import RUN, load_syncnet
 from lawdnet.storage import local_copy, locate
 from lawdnet.tasks.background import ahead
 from lawdnet.training import checkpoint
+from lawdnet.training.alarms import WarningAlarms
 from lawdnet.training.checkpoint import Lineage
 from lawdnet.training.checkpoint_store import CheckpointStore, local_folder
 from lawdnet.training.collectives import find_collectives
@@ -90,18 +91,6 @@ def work(job_config: dict[str, Any]) -> None:
             worker.stop(f"{error}")
 
 
-class _Warnings(logging.Handler):
-    """Makes alarms of warnings: what a worker logs stays on its node."""
-
-    def __init__(self, alarms: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self.alarms = alarms
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a warning until alarms are collected."""
-        self.alarms.append(record.getMessage())
-
-
 @dataclass
 class Worker:
     """One rank of a stage."""
@@ -142,7 +131,7 @@ class Worker:
         # a step draws from the groups of all virtual ranks, whose number stays whatever the number of workers
         mix = max(-(-MIN_MIX // job.virtual_ranks.split), spec.mix_segments // job.virtual_ranks.count)
         self.spec = replace(spec, batch_size=spec.batch_size // job.virtual_ranks.split, mix_segments=mix)
-        dataset = self._open_dataset()
+        dataset = open_unchanged(locate(job.dataset), job.lineage.dataset_hash)
         self.segments, self.held_out = (dataset.segments(split) for split in ("train", "val"))
         self.steps = steps_per_epoch(
             batches_per_epoch(len(self.segments), job.virtual_ranks.count, self.spec), self.accumulate
@@ -155,19 +144,8 @@ class Worker:
                 job.options.loggers, config=self.config.to_dict(), lineage=asdict(job.lineage), run_name=run_name
             )
 
-    def _open_dataset(self) -> Dataset:
-        """Open the dataset, if it is still the one that training began with: all workers need the same list.
-
-        Raises:
-            ValueError: it is not.
-        """
-        dataset = Dataset(locate(self.job.dataset))
-        if dataset.hash != self.job.lineage.dataset_hash:
-            raise ValueError(f"{dataset.root}: was changed while it is trained on; start a new run on it")
-        return dataset
-
     def _keep_warnings(self) -> None:
-        handler = _Warnings(self.alarms)
+        handler = WarningAlarms(self.alarms.append)
         for package in ("lawdnet", "pipelines"):
             logging.getLogger(package).addHandler(handler)
             self.stack.callback(logging.getLogger(package).removeHandler, handler)

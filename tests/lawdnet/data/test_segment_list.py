@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from lawdnet.data.manifest import open_unchanged
 from lawdnet.data.segment_list import SegmentList, SegmentRef
 
 REFS = [SegmentRef(f"s{n}", f"v{n // 3}", "train", 54 + n, f"/data/{n // 3}.parquet", n % 3) for n in range(8)]
@@ -32,3 +33,10 @@ def test_relative_paths_belong_to_the_root(root: str, tmp_path: Path) -> None:
     found = SegmentList([SegmentList.of(refs)._table], root)
     wanted = [f"{root}/segments/v.parquet", "/else/v.parquet", "gs://b/v"]
     assert [ref.path for ref in found] == [ref.path for ref in found.in_file(tmp_path / "f")] == wanted
+
+
+def test_a_dataset_that_changed_is_not_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text('{"format_version": 3, "hash": "now"}', encoding="utf8")
+    assert open_unchanged(tmp_path, "now").hash == "now"
+    with pytest.raises(ValueError, match=f"^{tmp_path}: was changed while it is trained on; start a new run on it$"):
+        open_unchanged(tmp_path, "before")
