@@ -103,9 +103,9 @@ def test_poison_and_hangs_are_quarantined(
     # a crash is tried again, as another worker may have more memory, and nothing else
     again: list[str] = []
 
-    def told(task: Any, job: Any, items: list[VideoItem], **_: Any) -> Any:
+    def told(task: Any, job: Any, items: list[VideoItem], **options: Any) -> Any:
         again.extend(item.name for item in items)
-        return map_in_process(task, job, items)
+        return map_in_process(task, job, items, **options)
 
     dataset = build(with_bad, tmp_path / "dataset", CONFIG, execute=told)
     assert [Path(name).name for name in again] == ["poison.mp4"]
