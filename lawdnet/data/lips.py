@@ -8,12 +8,18 @@ from __future__ import annotations
 import numpy as np
 
 from lawdnet.face.geometry import mouth_box, stage_size
-from lawdnet.face.points import MOUTH, OUTER_EYE_CORNERS
+from lawdnet.face.points import INNER_LIP_LOWER, INNER_LIP_UPPER, MOUTH, OUTER_EYE_CORNERS
 from lawdnet.types import Float32
 
+INNER_UPPER = [point - MOUTH.start for point in INNER_LIP_UPPER[1:-1]]
+"""The inner upper lip without its corners, among the 20 mouth landmarks …"""
+INNER_LOWER = [point - MOUTH.start for point in INNER_LIP_LOWER[1:-1]]
+"""… and the points of the lower lip below them."""
 USUAL = 0.03
 """A usual deviation of a mouth landmark from its mean, in distances between the outer corners of the eyes: measured on
 ten minutes of fifty people."""
+USUAL_OF_SQUARE = 0.02
+"""The same deviation in sides of the mouth's square."""
 
 
 def lip_shapes(landmarks_T68x2: Float32) -> Float32:
@@ -25,10 +31,6 @@ def lip_shapes(landmarks_T68x2: Float32) -> Float32:
     unit = max(float(np.linalg.norm(eyes_T2, axis=1).mean()), 1e-6) * USUAL
     lips_T40 = landmarks_T68x2[:, MOUTH].reshape(len(landmarks_T68x2), -1)
     return ((lips_T40 - lips_T40.mean(0)) / unit).astype(np.float32)
-
-
-USUAL_OF_SQUARE = 0.02
-"""The same deviation in sides of the mouth's square."""
 
 
 def lip_points(landmarks_T68x2: Float32, crop_width: int) -> Float32:

@@ -1,6 +1,9 @@
 """What teaches the generator about lips: its audio encoder hears them, and a reader sees them in its images.
 
-Shape letters: B batch, R frames that are heard, M images, C channels, A audio columns.
+Frames whose landmarks are not known (NaN, as in imported datasets) teach nothing, and count as no error.
+
+Shape letters: B batch, R frames that are heard, M images, N those and their blurred versions, C channels, A audio
+columns, S side of the mouth's square.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lawdnet.data.lips import INNER_LOWER, INNER_UPPER
 from lawdnet.models.attention import AUDIO_COLUMNS
 from lawdnet.models.generator import Generator
 from lawdnet.models.lip_reader import NUM_LIP_VALUES, LipReader
@@ -17,10 +21,6 @@ BLURS = (3, 5)
 """Sides in px of the boxes that blur what the reader learns from: the generator's first images are no sharper."""
 ROUND = 0.5
 """Errors below it, in usual deviations, count by their square: they are no more than the reader's own."""
-INNER_UPPER = [13, 14, 15]
-"""Inner points of the upper lip, among the 20 of the mouth …"""
-INNER_LOWER = [19, 18, 17]
-"""… and those of the lower lip below them."""
 
 
 class LipHead(nn.Module):
@@ -56,27 +56,38 @@ class Listening(nn.Module):
         return images_B3HW, self.head(self.generator.audio_encoder(lip_audio_RC5))
 
 
+def lips_loss(found_R40: Tensor, wanted_R40: Tensor) -> Tensor:
+    """Mean squared error of the shapes of lips that were heard, in usual deviations."""
+    return F.mse_loss(found_R40, _where_known(wanted_R40, wanted_R40, found_R40))
+
+
 def reader_loss(reader: nn.Module, mouth_M3SS: Tensor, points_M40: Tensor) -> Tensor:
     """What the lip reader learns from: its error on true mouths, as they are and blurred."""
     blurred = [F.avg_pool2d(mouth_M3SS, side, 1, side // 2, count_include_pad=False) for side in BLURS]
-    mouths = torch.cat([mouth_M3SS, *blurred])
-    return _distance(reader(mouths).float(), points_M40.repeat(1 + len(BLURS), 1))
+    found_N40 = reader(torch.cat([mouth_M3SS, *blurred])).float()
+    points_N40 = points_M40.repeat(1 + len(BLURS), 1)
+    return _distance(found_N40, _where_known(points_N40, points_N40, found_N40))
 
 
-def read_loss(reader: LipReader, generated_M3SS: Tensor, true_M3SS: Tensor) -> Tensor:
+def read_loss(reader: LipReader, generated_M3SS: Tensor, true_M3SS: Tensor, points_M40: Tensor) -> Tensor:
     """How far the lips that a reader sees in generated mouths are from those that it sees in the true ones.
 
-    The reader is as wrong about the one as about the other, so the stored landmarks are not asked.
+    The reader is as wrong about the one as about the other, so the stored points only say whether they are known.
     """
     with torch.no_grad():
         wanted_M40 = reader(true_M3SS).float()
-    return _distance(reader(generated_M3SS).float(), wanted_M40)
+    found_M40 = reader(generated_M3SS).float()
+    return _distance(found_M40, _where_known(points_M40, wanted_M40, found_M40))
 
 
 def _distance(found_M40: Tensor, wanted_M40: Tensor) -> Tensor:
     """Distance of the points, and of how far the inner lips are apart: that is what is seen."""
     pairs = ((found_M40, wanted_M40), (_gap(found_M40), _gap(wanted_M40)))
     return torch.stack([F.smooth_l1_loss(*pair, beta=ROUND) for pair in pairs]).sum()
+
+
+def _where_known(points_M40: Tensor, wanted_M40: Tensor, found_M40: Tensor) -> Tensor:
+    return torch.where(points_M40.isfinite(), wanted_M40, found_M40.detach())
 
 
 def _gap(points_M40: Tensor) -> Tensor:

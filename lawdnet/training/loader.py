@@ -33,19 +33,30 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from lawdnet.data.sampling import Loaded, SampleSpec, Work, batches_per_epoch, draw_part, load_group, plan_epoch
+from lawdnet.data.sampling import (
+    HEARD_FRAMES,
+    Loaded,
+    SampleSpec,
+    Work,
+    batches_per_epoch,
+    draw_part,
+    load_group,
+    plan_epoch,
+)
 from lawdnet.data.segment_list import SegmentList, SegmentRef
 from lawdnet.face.geometry import stage_size
 from lawdnet.tasks.background import ahead
 from lawdnet.training.position import START, Position
 from lawdnet.training.virtual_ranks import concatenated, group_by_step, share_of
-from lawdnet.types import NUM_REFERENCES
+from lawdnet.types import AUDIO_WINDOW, CLIP_FRAMES, NUM_REFERENCES
 
 log = logging.getLogger(__name__)
 
 TURNS_AHEAD = 4
 """Turns that each process draws ahead of their use."""
 SHARED_MEMORY = Path("/dev/shm")
+ROW_BYTES = 1600
+"""Of a row of an audio feature, about: mel has 320 numbers, whisper 384."""
 RANKS_TOGETHER = 8
 """Ranks on one machine that shared memory should be large enough for."""
 ALIGNMENT = 64
@@ -175,7 +186,9 @@ class Plan:
         free = shutil.disk_usage(SHARED_MEMORY).free if wanted and SHARED_MEMORY.exists() else None
         height, width = stage_size(self.spec.mouth_px)
         images = self.spec.num_frames * (1 if self.spec.contrast else 1 + NUM_REFERENCES)
-        turn = len(self.mine) * self.spec.batch_size * images * 3 * height * width
+        rows = AUDIO_WINDOW * (self.spec.num_frames + (HEARD_FRAMES if self.spec.lips else 0))
+        rows += CLIP_FRAMES * (3 if self.spec.contrast else bool(self.spec.sync))
+        turn = len(self.mine) * self.spec.batch_size * (images * 3 * height * width + rows * ROW_BYTES)
         needed = RANKS_TOGETHER * (TURNS_AHEAD + 1) * turn
         if free is None or free >= needed:
             return wanted

@@ -26,7 +26,7 @@ from lawdnet.training.collectives import Collectives
 from lawdnet.training.config import TrainConfig
 from lawdnet.training.contrast import SyncStep
 from lawdnet.training.ema import Ema
-from lawdnet.training.lips import LipHead, Listening, read_loss, reader_loss
+from lawdnet.training.lips import LipHead, Listening, lips_loss, read_loss, reader_loss
 from lawdnet.training.losses import PIXEL_LOSSES, gradient_shares, image_gradients, lsgan, mouth_l1, perceptual
 from lawdnet.training.networks import Metrics, Movable, Networks, Stateful, Values, Wrap
 from lawdnet.training.precision import compile_in_place
@@ -200,9 +200,8 @@ class GanStep(Networks):
             score_real, score_fake = self.wrapped[name](both).float().chunk(2)
             losses[name] = (lsgan(score_real, 1.0) + lsgan(score_fake, 0.0)) / 2
         if "lip_reader" in self.networks:
-            assert batch.lip_points_BN40 is not None
-            points_M40 = batch.lip_points_BN40.flatten(0, 1)
-            losses["lip_reader"] = reader_loss(self.wrapped["lip_reader"], self._mouth(true_M3HW), points_M40)
+            mouth_M3SS = self._mouth(true_M3HW)
+            losses["lip_reader"] = reader_loss(self.wrapped["lip_reader"], mouth_M3SS, self._points(batch))
         return torch.stack(list(losses.values())).sum(), losses
 
     def _views(self) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
@@ -215,7 +214,7 @@ class GanStep(Networks):
     def _generator_losses(self, batch: TrainBatch, shared: Generated | None) -> tuple[Tensor, Metrics]:
         made = shared or self._generate(batch)
         generated_M3HW = made.images_M3HW
-        losses = self._image_losses(generated_M3HW, batch.source_BN3HW.flatten(0, 1))
+        losses = self._image_losses(generated_M3HW, batch)
         weights = {name: getattr(self.stage.weights, name) for name in losses}
         metrics = dict(losses)
         if self.syncnet:
@@ -233,7 +232,7 @@ class GanStep(Networks):
         lips = generated_M3HW.new_zeros(())
         if made.lips_R40 is not None:
             assert batch.lips_R40 is not None
-            metrics["lips"] = (made.lips_R40.float() - batch.lips_R40).square().mean()
+            metrics["lips"] = lips_loss(made.lips_R40.float(), batch.lips_R40)
             lips = metrics["lips"] * self.stage.weights.lips
         metrics["total"] = sum(weighted.values(), lips)
         gradients = self._image_gradients(weighted, generated_M3HW)
@@ -252,8 +251,8 @@ class GanStep(Networks):
         scaled = image_gradients({name: scaler.scale(loss) for name, loss in weighted.items()}, generated_M3HW)
         return {name: gradient / scale for name, gradient in scaled.items()}
 
-    def _image_losses(self, generated_M3HW: Tensor, true_M3HW: Tensor) -> Metrics:
-        weights, losses = self.stage.weights, Metrics()
+    def _image_losses(self, generated_M3HW: Tensor, batch: TrainBatch) -> Metrics:
+        weights, losses, true_M3HW = self.stage.weights, Metrics(), batch.source_BN3HW.flatten(0, 1)
         if weights.pixel:
             losses["pixel"] = PIXEL_LOSSES[self.config.pixel_loss](generated_M3HW, true_M3HW)
         if weights.mouth:
@@ -267,13 +266,19 @@ class GanStep(Networks):
             discriminator.requires_grad_(True)
         if "lip_reader" in self.networks:
             reader = cast("LipReader", self.networks["lip_reader"].requires_grad_(False))
-            losses["read"] = read_loss(reader, self._mouth(generated_M3HW), self._mouth(true_M3HW))
+            made_M3SS, mouth_M3SS = self._mouth(generated_M3HW), self._mouth(true_M3HW)
+            losses["read"] = read_loss(reader, made_M3SS, mouth_M3SS, self._points(batch))
             reader.requires_grad_(True)
         return losses
 
     def _mouth(self, images_M3HW: Tensor) -> Tensor:
         """The mouths, as the lip reader sees them."""
         return mouth_square(images_M3HW[:, None], self.stage.mouth_px, READ_PX)
+
+    def _points(self, batch: TrainBatch) -> Tensor:
+        """Where the lips are in the true images, M×40."""
+        assert batch.lip_points_BN40 is not None
+        return batch.lip_points_BN40.flatten(0, 1)
 
     def _sync_score(self, images_M3HW: Tensor, batch: TrainBatch) -> Tensor:
         """The sync network's score for the mouths of each clip and its audio."""

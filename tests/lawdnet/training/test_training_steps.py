@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,10 +15,11 @@ from torch.nn.functional import avg_pool2d
 from lawdnet.models.lip_reader import LipReader
 from lawdnet.training.ema import Ema
 from lawdnet.training.lips import LipHead, read_loss, reader_loss
+from lawdnet.training.loop import to_batch
 from lawdnet.training.precision import Precision, compile_in_place
 from lawdnet.training.steps import GanStep, NonFiniteLoss, SyncStep
 from lawdnet.types import TrainBatch
-from tests.support.tiny_training import apart, assert_same, batch_of, make_step, tiny, weights
+from tests.support.tiny_training import apart, arrays, assert_same, batch_of, make_step, tiny, weights
 
 
 def halves(batch: TrainBatch) -> list[TrainBatch]:
@@ -142,9 +145,7 @@ def test_the_image_gradients_of_the_losses_give_the_gradient_of_their_sum() -> N
     assert metrics["total"].item() == pytest.approx(sum(w * metrics[n].item() for n, w in weighted.items()))
     parameters = list(generator.parameters())
     gradients = torch.autograd.grad(found, parameters, retain_graph=True)
-    losses = step._image_losses(made, batch.source_BN3HW.flatten(0, 1)) | {
-        "sync": (step._sync_score(made, batch) - 1).square().mean()
-    }
+    losses = step._image_losses(made, batch) | {"sync": (step._sync_score(made, batch) - 1).square().mean()}
     losses["lips"] = (lips - batch.lips_R40).square().mean()
     plain = torch.autograd.grad(sum(w * losses[n] for n, w in weighted.items()), parameters)
     for ours, theirs in zip(gradients, plain, strict=True):
@@ -194,12 +195,29 @@ def test_a_reader_learns_where_lips_are_and_generated_ones_are_drawn_to_the_true
     assert (reader(unseen_M3SS) - points_M40).abs().mean() < 0.3
     assert (reader(avg_pool2d(unseen_M3SS, 5, 1, 2)) - points_M40).abs().mean() < 0.5
     reader.requires_grad_(False)
-    assert read_loss(reader, unseen_M3SS, unseen_M3SS) == 0
+    assert read_loss(reader, unseen_M3SS, unseen_M3SS, points_M40) == 0
     drawn_M3SS = mouths(32)[0].requires_grad_()
-    before = read_loss(reader, drawn_M3SS, unseen_M3SS)
+    before = read_loss(reader, drawn_M3SS, unseen_M3SS, points_M40)
     (gradient,) = torch.autograd.grad(before, drawn_M3SS)
     closer_M3SS = drawn_M3SS.detach() - 2.0 * gradient / gradient.abs().amax((1, 2, 3), keepdim=True) * 0.05
-    assert read_loss(reader, closer_M3SS, unseen_M3SS) < before
+    assert read_loss(reader, closer_M3SS, unseen_M3SS, points_M40) < before
+
+
+def test_frames_without_landmarks_teach_nothing_of_lips() -> None:
+    """An imported dataset has none: training goes on with its other losses."""
+    stage = tiny().stage("frame_32")
+    step, raw = make_step(tiny(), stage), arrays(0, 0, stage)
+    blind = to_batch({k: v * np.nan if k in ("lips", "lip_points") else v for k, v in raw.items()}, torch.device("cpu"))
+    reader = {name: value.clone() for name, value in step.networks["lip_reader"].state_dict().items()}
+    values = step(blind)
+    assert [values[name] for name in ("lips", "read", "lip_reader")] == [0, 0, 0]
+    assert values["total"] > 0
+    for name, value in step.networks["lip_reader"].state_dict().items():
+        torch.testing.assert_close(value, reader[name], rtol=1e-5, atol=1e-6)  # but for AdamW's decay
+    half = {k: v.copy() for k, v in raw.items()}
+    for name in ("lips", "lip_points"):
+        half[name][0] = np.nan
+    assert all(math.isfinite(value) for value in step(to_batch(half, torch.device("cpu"))).values())
 
 
 def test_measuring_shares_changes_no_weight() -> None:
