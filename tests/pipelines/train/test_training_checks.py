@@ -23,10 +23,11 @@ from lawdnet.storage import write_json
 from lawdnet.tasks.lock import held
 from lawdnet.training import preflight
 from lawdnet.training.checkpoint_store import METRICS, CheckpointStore
+from lawdnet.training.config import make_config
 from lawdnet.training.position import Position
 from lawdnet.training.preflight import GateError
 from lawdnet.training.steps import GanStep
-from pipelines.train.train import RunOptions, Workers, train
+from pipelines.train.train import RunOptions, Workers, _threads, train
 from tests.support.runs import assert_same, grey, here, rows, tiny, weights
 from tests.support.s3_server import S3Server
 
@@ -298,3 +299,15 @@ def test_a_sync_loss_that_never_starts_is_one_alarm(
 def tuple_with_nan(found: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> tuple[torch.Tensor, Any]:
     total, metrics = found
     return total * torch.nan, metrics | {"total": total * torch.nan}
+
+
+@pytest.mark.parametrize(
+    ("preset", "name", "workers", "threads"),
+    [("small", "frame_32", 1, 1), ("small", "frame_64", 1, 4), ("small", "frame_64", 4, 2), ("full", "frame_256", 2, 4),
+     ("full", "frame_256", 20, 1)],
+)  # fmt: skip
+def test_small_batches_are_computed_in_one_thread(
+    preset: str, name: str, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert _threads(make_config(preset).stage(name), workers) == threads
