@@ -33,6 +33,7 @@ AUDIO_WINDOW = 2 * AUDIO_CONTEXT + 1
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 Beat = Callable[[], None]
@@ -97,6 +98,8 @@ class Video:
     """Hz, of the first audio stream; None if the file has no audio."""
     shown_T: Int32 = field(default_factory=lambda: np.zeros(0, np.int32), compare=False, repr=False)
     """Source frame shown by each frame of the 25 fps clock."""
+    stamps_F: Int64 = field(default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False)
+    """Time stamp of each source frame, increasing, in the stream's time base; empty if the file does not have them."""
     video_id: str = ""
 
 

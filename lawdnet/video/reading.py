@@ -6,24 +6,23 @@ Shape letters: H W frame height and width; arrays are RGB uint8.
 from __future__ import annotations
 
 import heapq
-import struct
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
-from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
-from lawdnet.types import FPS, Rejected, RejectReason, UInt8, Video
+from lawdnet.types import FPS, Beat, Int32, Rejected, RejectReason, UInt8, Video, no_beat
 from lawdnet.video.clock import on_clock
 from lawdnet.video.container import MAX_PIXELS, demux, find_video, open_media
+from lawdnet.video.rgb import ToRgb, turn_of, upright
 
 SEEK_MARGIN_SECONDS = 1
 """Seek this far before the wanted frame: containers seek by decoding time, and frames just after a key frame may depend
@@ -32,8 +31,6 @@ MAX_CUT_SECONDS = 1
 """Longest frame that an edit list can plausibly cut into."""
 MAX_STEP_BACK = Fraction(1, FPS)
 """Seconds by which a frame's time stamp may precede that of the last frame; it is then shown at the same time."""
-UNTAGGED = 2
-"""AVCOL_SPC_UNSPECIFIED: the file does not name its YUV matrix."""
 
 
 def first_frame_time(path: Path) -> Fraction | None:
@@ -87,28 +84,41 @@ def probe(path: Path) -> Video:
     with open_media(path) as container:
         stream = _require_video(container)
         first = next(_frames(container, stream))[1]
-        height, width = _upright(np.empty((first.height, first.width, 0), np.uint8), _turn(first)).shape[:2]
+        height, width = upright(np.empty((first.height, first.width, 0), np.uint8), turn_of(first)).shape[:2]
         audio = next(iter(container.streams.audio), None)
         sample_rate = audio.codec_context.sample_rate if audio and audio.codec_context else None
     with open_media(path) as container:
         stream = _require_video(container)
-        times = _packet_times(container, stream, first)
-        shown_T = np.fromiter((index for index, _ in on_clock((time, None) for time in times)), np.int32)
+        stamps, are_stored = _packet_stamps(container, stream, first)
         rate = _rate(stream)
-    fps = Fraction(len(times) - 1) / times[-1] if any(times) else rate
+        unit = stream.time_base or Fraction(1) if are_stored else 1 / rate
+    origin = first.pts or 0 if are_stored else 0
+    timed = (((stamp - origin) * unit, None) for stamp in stamps)
+    shown_T = np.fromiter((index for index, _ in on_clock(timed)), np.int32)
+    stamps_F = np.array(stamps if are_stored else [], np.int64)
+    seconds = (stamps[-1] - origin) * unit if stamps else Fraction(0)
     return Video(
         path=path,
         num_frames=len(shown_T),
-        num_source_frames=len(times),
+        num_source_frames=len(stamps),
         height=height,
         width=width,
-        fps=float(fps),
+        fps=float((len(stamps) - 1) / seconds if seconds else rate),
         sample_rate=sample_rate,
         shown_T=shown_T,
+        stamps_F=stamps_F if (np.diff(stamps_F) > 0).all() else stamps_F[:0],
     )
 
 
-def decode(path: Path, *, start: int = 0, stop: int | None = None, threads: int = 2) -> Iterator[tuple[int, UInt8]]:
+def decode(
+    path: Path,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    threads: int = 2,
+    probed: Video | None = None,
+    beat: Beat = no_beat,
+) -> Iterator[tuple[int, UInt8]]:
     """Decode a file on the 25 fps clock, one frame at a time.
 
     Tick k shows the source frame nearest in time to k/25 s, where time 0 is the first frame; of two equally near ones
@@ -121,6 +131,8 @@ def decode(path: Path, *, start: int = 0, stop: int | None = None, threads: int 
         start, stop: first tick, and the tick after the last; earlier frames are skipped by seeking, if the file allows
             it.
         threads: decoder threads; each holds a few frames.
+        probed: what `probe` told of the file, so that a range does not have to read all packets again.
+        beat: called for every earlier frame that could not be skipped.
 
     Yields:
         (source frame index, upright RGB frame H×W×3), one per tick. A frame shown twice is the same array: do not
@@ -129,18 +141,29 @@ def decode(path: Path, *, start: int = 0, stop: int | None = None, threads: int 
     Raises:
         Rejected: as `probe`, and DAMAGED where frames are missing or do not decode.
     """
+    done = 0
     if start:
-        found = _decode_range(path, start, stop, threads)
-        yield from islice(_decode_all(path, threads), start, stop) if found is None else found
-    else:
-        yield from islice(_decode_all(path, threads), stop)
+        status = path.stat()
+        video = probed or _probed(path, status.st_mtime_ns, status.st_size)
+        try:
+            for shown in _after_seek(path, video, video.shown_T[start:stop], threads):
+                yield shown
+                done += 1
+            return
+        except (_Lost, FFmpegError):  # where the way from the start is the only one, or says what is wrong
+            pass
+    for tick, shown in enumerate(islice(_decode_all(path, threads), stop)):
+        if tick >= start + done:
+            yield shown
+        else:
+            beat()
 
 
 def _decode_all(path: Path, threads: int) -> Iterator[tuple[int, UInt8]]:
     with open_media(path) as container:
         stream = _require_video(container)
         stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
-        to_rgb = _ToRgb()
+        to_rgb = ToRgb()
         shown = -1
         rgb_HW3: UInt8 = np.empty((0, 0, 3), np.uint8)
         for index, frame in on_clock(_frames(container, stream)):
@@ -153,56 +176,49 @@ def _decode_all(path: Path, threads: int) -> Iterator[tuple[int, UInt8]]:
             yield index, rgb_HW3
 
 
-def _decode_range(path: Path, start: int, stop: int | None, threads: int) -> list[tuple[int, UInt8]] | None:
-    """Decode ticks start … stop after a seek; None if the file's time stamps or key frames do not allow it."""
-    status = path.stat()
-    index = _index(path, status.st_mtime_ns, status.st_size)
-    if index is None:
-        return None
-    stamps, source_of_tick = index
-    wanted = source_of_tick[start:stop]
-    decoded: dict[int, UInt8] = {}
+class _Lost(Exception):
+    """After a seek, the frames are not those that the packets promise."""
+
+
+def _after_seek(path: Path, video: Video, wanted_N: Int32, threads: int) -> Iterator[tuple[int, UInt8]]:
+    """Decode the source frames of N consecutive ticks after a seek.
+
+    Raises:
+        _Lost, FFmpegError: the file's time stamps or key frames do not allow it, or it is damaged there.
+    """
+    stamps_F, wanted = video.stamps_F, deque(wanted_N.tolist())
+    if not wanted:
+        return
+    if not len(stamps_F):
+        raise _Lost
     with open_media(path) as container:
         stream = _require_video(container)
         stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
         margin = int(SEEK_MARGIN_SECONDS / (stream.time_base or 1))
-        container.seek(max(stamps[0], stamps[wanted[0]] - margin) if wanted else stamps[0], stream=stream)
-        index_of = {stamp: number for number, stamp in enumerate(stamps)}
-        to_rgb = _ToRgb()
-        needed = set(wanted)
-        is_first = True
-        try:
-            for frame in container.decode(stream):
-                number = index_of.get(frame.pts if frame.pts is not None else -1)
-                if number is None or frame.is_corrupt or (is_first and wanted and number > wanted[0]):
-                    return None
-                is_first = False
-                if number in needed:
-                    decoded[number] = to_rgb(frame)
-                if not wanted or number >= wanted[-1]:
-                    break
-        except FFmpegError:
-            return None
-    return [(number, decoded[number]) for number in wanted] if needed <= decoded.keys() else None
+        container.seek(max(int(stamps_F[0]), int(stamps_F[wanted[0]]) - margin), stream=stream)
+        to_rgb = ToRgb()
+        size: tuple[int, ...] = ()
+        for frame in container.decode(stream):
+            number = int(np.searchsorted(stamps_F, frame.pts)) if frame.pts is not None else len(stamps_F)
+            if number == len(stamps_F) or stamps_F[number] != frame.pts or number > wanted[0]:
+                raise _Lost
+            if number < wanted[0]:
+                continue
+            rgb_HW3 = to_rgb(frame)
+            size = size or rgb_HW3.shape
+            if frame.is_corrupt or rgb_HW3.shape != size:
+                raise _Lost
+            while wanted and wanted[0] == number:
+                yield wanted.popleft(), rgb_HW3
+            if not wanted:
+                return
+    raise _Lost
 
 
 @lru_cache(maxsize=16)
-def _index(path: Path, _mtime_ns: int, _size: int) -> tuple[list[int], list[int]] | None:
-    """Return the increasing time stamps of all frames and the frame that each tick shows; None if stamps are missing.
-
-    Modification time and size are keys of the cache, so that a new file of the same name is indexed again.
-    """
-    with open_media(path) as container:
-        first = next(_frames(container, _require_video(container)))[1]
-    with open_media(path) as container:
-        stream = _require_video(container)
-        times = _packet_times(container, stream, first)
-        if first.pts is None or stream.time_base is None:
-            return None
-        stamps = [first.pts + round(time / stream.time_base) for time in times]
-    if len(set(stamps)) < len(stamps):
-        return None
-    return stamps, [number for number, _ in on_clock((time, None) for time in times)]
+def _probed(path: Path, _mtime_ns: int, _size: int) -> Video:
+    """Modification time and size are keys of the cache, so that a new file of the same name is probed again."""
+    return probe(path)
 
 
 def _require_video(container: InputContainer) -> VideoStream:
@@ -226,15 +242,19 @@ def _seconds(stream: VideoStream, stamp: int) -> Fraction:
     return stamp * (stream.time_base or Fraction(1))
 
 
-def _packet_times(container: InputContainer, stream: VideoStream, first: VideoFrame) -> list[Fraction]:
-    """Return the time in s after the first frame of every frame in the packets, increasing."""
+def _packet_stamps(container: InputContainer, stream: VideoStream, first: VideoFrame) -> tuple[list[int], bool]:
+    """Return the time stamps of the frames in the packets, increasing from the first one that decodes.
+
+    Returns:
+        The stamps, and whether they are those of the file; where it lacks some, they count frames.
+    """
     packets = [(packet.pts, packet.is_discard) for packet in demux(container, stream) if packet.size]
     _check_whole(stream, len(packets))
     shown = [pts for pts, is_discard in packets if not is_discard]
     stamps = sorted(pts for pts in shown if pts is not None)
     if first.pts is None or len(stamps) < len(shown):
-        return [index / _rate(stream) for index in range(len(shown))]
-    return [_seconds(stream, pts - first.pts) for pts in stamps if pts >= first.pts]
+        return list(range(len(shown))), False
+    return [pts for pts in stamps if pts >= first.pts], True
 
 
 def _check_whole(stream: VideoStream, packets: int) -> None:
@@ -298,52 +318,3 @@ def _left_out(promised: list[int], pts: int | None) -> int:
 def _stopped(stream: VideoStream, count: int, packets: int, why: str) -> Rejected:
     about = stream.frames or packets
     return Rejected(RejectReason.DAMAGED, f"decoding stopped at frame {count} of about {about}: {why}")
-
-
-class _ToRgb:
-    """Converts the frames of one stream to upright H×W×3 arrays, all rotated as the first frame asks.
-
-    Only the first frame is asked for its side data: in PyAV the two reference each other, so every frame that was asked
-    would stay in memory until Python collects reference cycles, half a gigabyte of them at 1080p.
-    """
-
-    def __init__(self) -> None:
-        self.reformatter = VideoReformatter()
-        self.turn: Turn | None = None
-        self.is_first = True
-
-    def __call__(self, frame: VideoFrame) -> UInt8:
-        """Convert with the colour matrix and range that the frame is tagged with.
-
-        Untagged frames larger than standard definition are taken as BT.709, as players do.
-        """
-        if self.is_first:
-            self.turn = _turn(frame)
-            self.is_first = False
-        untagged_hd = frame.colorspace == UNTAGGED and (frame.width >= 1280 or frame.height > 576)
-        matrix = Colorspace.ITU709 if untagged_hd else None
-        rgb = self.reformatter.reformat(frame, format="rgb24", src_colorspace=matrix, threads=1).to_ndarray()
-        return np.ascontiguousarray(_upright(rgb.astype(np.uint8, copy=False), self.turn))
-
-
-Turn = tuple[int, int, int, int]
-
-
-def _turn(frame: VideoFrame) -> Turn | None:
-    """Return a b c d of the display matrix (libavutil/display.h), which maps (x, y) to (a·x + c·y, b·x + d·y)."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return None
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data))
-    return a, b, c, d
-
-
-def _upright(image: UInt8, turn: Turn | None) -> UInt8:
-    """Rotate and mirror an image as a display matrix asks, to the nearest quarter turn."""
-    if turn is None:
-        return image
-    a, b, c, d = turn
-    if abs(b) > abs(a):
-        image = image.swapaxes(0, 1)
-        a, d = c, b
-    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

@@ -16,7 +16,7 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
 from lawdnet.types import Rejected, RejectReason
-from lawdnet.video import decode, probe
+from lawdnet.video import decode, probe, rgb
 from lawdnet.video import reading as video
 from lawdnet.video.clock import on_clock
 
@@ -155,7 +155,7 @@ def test_mirrored_frames_are_mirrored_back(matrix: tuple[int, ...], expected: An
     a, b, c, d = (value << 16 for value in matrix)
     data = struct.pack("=9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     frame: Any = SimpleNamespace(side_data={"DISPLAYMATRIX": data})
-    np.testing.assert_array_equal(video._upright(corner_frame(), video._turn(frame)), expected(corner_frame()))
+    np.testing.assert_array_equal(rgb.upright(corner_frame(), rgb.turn_of(frame)), expected(corner_frame()))
 
 
 COLOURS = [(255, 255, 255), (0, 0, 0), (200, 30, 40), (30, 180, 60), (40, 50, 210), (128, 128, 128)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,19 @@ def test_a_seek_does_not_decode_earlier_frames(media: Any, monkeypatch: pytest.M
 
 def test_useless_time_stamps_fall_back_to_the_start(media: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = media.write("clip.mp4", times=[Fraction(i, 25) for i in range(50)])
-    monkeypatch.setattr(reading, "_index", lambda *_: ([7, 8, 9], [0, 1, 2]))
-    assert [media.read(frame) for _, frame in decode(path, start=1, stop=3)] == [1, 2]
+    wrong = replace(probe(path), stamps_F=np.array([7, 8, 9], np.int64))
+    assert [media.read(frame) for _, frame in decode(path, start=1, stop=3, probed=wrong)] == [1, 2]
+
+
+def test_a_range_that_a_seek_loses_continues_from_the_start(media: Any) -> None:
+    path = media.write("clip.mp4", times=[Fraction(i, 25) for i in range(50)])
+    video = probe(path)
+    wrong = video.stamps_F.copy()
+    wrong[30:] += 1
+    beats: list[None] = []
+    ticks = decode(path, start=20, stop=40, probed=replace(video, stamps_F=wrong), beat=lambda: beats.append(None))
+    assert [media.read(frame) for _, frame in ticks] == list(range(20, 40))
+    assert len(beats) == 30, "the frames before the one that was lost"
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="no shared media next to the repository")
