@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import wave
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -62,7 +62,7 @@ def load_audio(path: Path, *, num_frames: int | None = None, rate: int = SAMPLE_
     """
     if num_frames is None:
         chunks = _read(path, None, None, rate)
-        return _join(chunks, _end(chunks))
+        return join(chunks, _end(chunks))
     audio = load_video_audio(path, num_frames=num_frames, rate=rate)
     if audio.missing:
         detail = f"the audio {audio.missing} (allowed: {AUDIO_TOLERANCE_FRAMES / FPS:.2f} s)"
@@ -79,8 +79,8 @@ def load_video_audio(path: Path, *, num_frames: int, rate: int = SAMPLE_RATE) ->
     length = num_frames * rate // FPS
     chunks = _read(path, first_frame_time(path), length, rate)
     begin, end = min(start for start, _ in chunks), _end(chunks)
-    frames, missing = _cover(begin, end, num_frames, rate // FPS)
-    return VideoAudio(samples=_join(chunks, length), frames=frames, missing=missing)
+    frames, missing = cover(begin, end, num_frames, rate // FPS)
+    return VideoAudio(samples=join(chunks, length), frames=frames, missing=missing)
 
 
 def _read(path: Path, origin: Fraction | None, limit: int | None, rate: int) -> list[tuple[int, Float32]]:
@@ -88,7 +88,7 @@ def _read(path: Path, origin: Fraction | None, limit: int | None, rate: int) -> 
     chunks: list[tuple[int, Float32]] = []
     count = 0
     with open_media(path) as container:
-        for start, samples in _resampled(container, origin, rate):
+        for start, samples in resampled(runs_of(audio_frames(container)), origin, rate):
             if limit is not None and start >= limit:
                 break
             if limit is None and start - count > MAX_HOLE_SECONDS * rate:
@@ -114,7 +114,7 @@ def audio_seconds(path: Path, *, limit: float) -> float:
     """
     end = 0
     with open_media(path) as container:
-        for start, samples in _resampled(container, None, SAMPLE_RATE):
+        for start, samples in resampled(runs_of(audio_frames(container)), None, SAMPLE_RATE):
             end = max(end, start + len(samples))
             if end > limit * SAMPLE_RATE:
                 break
@@ -132,7 +132,7 @@ def write_wav(path: Path, samples: Float32) -> None:
         file.writeframes(np.round(samples * 32768).clip(-32768, 32767).astype("<i2").tobytes())
 
 
-def _join(chunks: list[tuple[int, Float32]], length: int) -> Float32:
+def join(chunks: list[tuple[int, Float32]], length: int) -> Float32:
     """Place chunks at their positions (in samples) in silence; samples outside 0 … length are dropped."""
     joined = np.zeros(length, np.float32)
     for start, samples in chunks:
@@ -147,7 +147,7 @@ def _end(chunks: list[tuple[int, Float32]]) -> int:
     return max(start + len(samples) for start, samples in chunks)
 
 
-def _cover(begin: int, end: int, num_frames: int, samples_per_frame: int) -> tuple[range, str]:
+def cover(begin: int, end: int, num_frames: int, samples_per_frame: int) -> tuple[range, str]:
     """Return the frames that have audio, and what is missing, for audio from sample `begin` to sample `end`."""
     allowed = AUDIO_TOLERANCE_FRAMES * samples_per_frame
     first, stop = 0, num_frames
@@ -161,9 +161,9 @@ def _cover(begin: int, end: int, num_frames: int, samples_per_frame: int) -> tup
     return range(first, stop), " and ".join(missing)
 
 
-def _resampled(container: InputContainer, origin: Fraction | None, rate: int) -> Iterator[tuple[int, Float32]]:
+def resampled(runs: Iterable[RunFrame], origin: Fraction | None, rate: int) -> Iterator[tuple[int, Float32]]:
     """Yield (position, samples) at `rate`, counted from origin (s), or from the first sample if origin is None."""
-    for _, run in itertools.groupby(_runs(container), key=lambda item: item[0]):
+    for _, run in itertools.groupby(runs, key=lambda item: item[0]):
         _, start, first = next(run)
         origin = start if origin is None else origin
         position = round((start - origin) * rate)
@@ -178,13 +178,22 @@ def _resampled(container: InputContainer, origin: Fraction | None, rate: int) ->
                     position += len(samples)
 
 
-def _runs(container: InputContainer) -> Iterator[tuple[int, Fraction, AudioFrame]]:
-    """Yield (number of the run, time in s, frame); a run has one format and no gaps."""
+RunFrame = tuple[int, Fraction, AudioFrame]
+"""(number of the run, time in s, frame); a run has one format and no gaps."""
+
+
+def runs_of(frames: Iterable[AudioFrame], begin: Fraction | None = None) -> Iterator[RunFrame]:
+    """Put frames into runs, whose time is that of their first frame and the number of samples since.
+
+    Args:
+        begin: the time of the first frame in s; None takes its time stamp.
+    """
     run = -1
     expected = Fraction(0)
     layout: tuple[str, str, int] | None = None
-    for frame in _frames(container):
+    for frame in frames:
         time = expected if frame.pts is None else frame.pts * (frame.time_base or Fraction(1))
+        time = begin if begin is not None and run < 0 else time
         this = frame.format.name, frame.layout.name, frame.sample_rate
         if this != layout or abs(time - expected) > MAX_JITTER:
             run, expected, layout = run + 1, time, this
@@ -192,7 +201,7 @@ def _runs(container: InputContainer) -> Iterator[tuple[int, Fraction, AudioFrame
         expected += Fraction(frame.samples, frame.sample_rate)
 
 
-def _frames(container: InputContainer) -> Iterator[AudioFrame]:
+def audio_frames(container: InputContainer) -> Iterator[AudioFrame]:
     """Yield the frames of the first audio stream that decode; time stamps show the gap that a broken packet leaves."""
     stream = next(iter(container.streams.audio), None)
     if stream is None or stream.codec_context is None:
