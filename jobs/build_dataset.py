@@ -103,14 +103,17 @@ class Watch:
 
     def __call__(self, progress: Progress[VideoRecord]) -> None:
         record = progress.record
-        self.rejects += not record.is_accepted
+        is_divided = record.status == "divided"
+        self.rejects += not record.is_accepted and not is_divided
         if progress.is_stored:
             self.meter.skip(progress.done)
         else:
-            self.frames += record.frames
+            self.frames += 0 if is_divided else record.frames
         segments = console.count(record.segments, "segment")
         segments += f", not completed: {record.not_completed}" if record.not_completed else ""
         result = segments if record.is_accepted else f"{record.status}, {record.reason}: {record.detail}"
+        if is_divided:
+            result = f"divided into {console.count(len(record.borders) - 1, 'span')}"
         rate = f"{self.frames / max(self.meter.seconds, 1e-3):.0f} frames/s, " if self.frames else ""
         note = f"{rate}{self.rejects} rejected"
         self.meter.update(progress.done, progress.total, note=note, event=f"{record.path}: {result}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from lawdnet.data.rules import parse_rule
 from lawdnet.face.track import face_rank
 from lawdnet.landmarks.base import SOURCES
 from lawdnet.landmarks.tracks import MAX_GAP, SMOOTHING
-from lawdnet.types import CLIP_FRAMES, MAX_CLIPS, MIN_CLIPS
+from lawdnet.types import CLIP_FRAMES, FPS, MAX_CLIPS, MIN_CLIPS
 
 FORMAT_VERSION = 3
 READABLE_VERSIONS = (2, 3)
@@ -25,7 +26,7 @@ HASHED_VERSION = 2
 NEAR_DUPLICATES = ("group", "reject", "keep")
 VOICING, SILERO = "voicing", "silero"
 """What measures the score speech_ratio."""
-ADDED_LATER = ("group_by", "near_duplicates")
+ADDED_LATER = ("group_by", "near_duplicates", "span_seconds")
 """Settings that the first datasets of this format version did not have."""
 
 
@@ -55,6 +56,9 @@ class BuildConfig:
     """Longest gap without a face, in frames, that is interpolated; a longer gap ends a segment."""
     landmark_tolerance: int = 1
     """Number of landmark rows that may be missing or extra at the end; OpenFace often drops the last frame."""
+    span_seconds: int = 600
+    """Length in seconds beyond which a video is divided into spans, which are built on their own; none is longer, by
+    more than a border moves to a cut. Tracks and segments end at a border. 0 divides no video."""
     min_clips: int = MIN_CLIPS
     max_clips: int = MAX_CLIPS
     where: tuple[str, ...] = ("scale_change<=1.5",)
@@ -92,9 +96,12 @@ class BuildConfig:
             raise ValueError(f"val_fraction: {self.val_fraction} must be in [0, 1)")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality: {self.jpeg_quality} must be in 1 … 100")
-        for name in ("shot_threshold", "smoothing", "max_gap", "landmark_tolerance"):
+        for name in ("shot_threshold", "smoothing", "max_gap", "landmark_tolerance", "span_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
+        if self.span_seconds and self.span_seconds * FPS < 2 * self.min_frames:
+            least = math.ceil(2 * self.min_frames / FPS)
+            raise ValueError(f"span_seconds: {self.span_seconds} must be 0 or at least {least}, two shortest segments")
         if self.near_duplicates not in NEAR_DUPLICATES:
             choices = ", ".join(NEAR_DUPLICATES)
             raise ValueError(f"near_duplicates: unknown {self.near_duplicates!r}; choose from {choices}")
@@ -115,6 +122,11 @@ class BuildConfig:
         """Longest segment in frames."""
         return self.max_clips * CLIP_FRAMES
 
+    @property
+    def span_ticks(self) -> int:
+        """Longest span in frames of the 25 fps clock; 0 divides no video."""
+        return self.span_seconds * FPS
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values for JSON.
 
@@ -133,7 +145,7 @@ class BuildConfig:
     def structure(self) -> dict[str, Any]:
         """Return the settings that a dataset keeps for life: those that change the stored images."""
         values = self.to_dict()
-        for name in ("features", "where", "val_fraction", *ADDED_LATER):
+        for name in ("features", "where", "val_fraction", "group_by", "near_duplicates"):
             values.pop(name, None)
         return values | {"options": {name: found for name, found in values["options"].items() if name in SOURCES}}
 

@@ -15,6 +15,7 @@ from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset, index_sche
 from lawdnet.data.records import VideoRecord, read_records, video_records
 from lawdnet.data.rules import SCORES, FunnelStep, apply_rules, parse_rule
 from lawdnet.data.schema import SCORE, rewrite_segments, with_columns
+from lawdnet.data.span_records import SPANS, forget_spans
 from lawdnet.data.speakers import keep_speakers
 from lawdnet.data.split import split_videos
 from lawdnet.storage import Location, atomic, is_remote, local_copy, remove_temporaries, write_json
@@ -47,7 +48,7 @@ def finalize(
     """
     records = read_records(root)
     _reject_duplicates(root, records)
-    stored = {record.video_id for record in records.values() if record.is_accepted}
+    kept = {name for record in records.values() for name in record.files} | forget_spans(root, records)
     for key, record in records.items():
         if record.listed != (name := listed.get(key, record.listed)):
             record.listed = name
@@ -72,16 +73,16 @@ def finalize(
         dataset_hash=_hash(config, extractors, videos),
     )
     write_json(root / MANIFEST, content)
-    _sweep(root, stored)
+    _sweep(root, kept)
     return Dataset(root)
 
 
 def _sweep(root: Location, kept: Collection[str]) -> None:
-    """Remove the segment files of other videos, and what killed workers left half written."""
+    """Remove all other segment files, and what killed workers left half written."""
     for path in (root / SEGMENTS).glob("*.parquet"):
-        if path.stem not in kept:
+        if path.name not in kept:
             path.unlink()
-    for folder in (root, root / BUILD, root / SEGMENTS):
+    for folder in (root, root / BUILD, root / BUILD / SPANS, root / SEGMENTS):
         remove_temporaries(folder)
 
 
@@ -111,10 +112,10 @@ def index_of(root: Location, accepted: Mapping[str, VideoRecord]) -> pa.Table:
 
 
 def _index_rows(record: VideoRecord) -> Iterator[dict[str, Any]]:
-    path = f"{SEGMENTS}/{record.video_id}.parquet"
-    video = {"video_id": record.video_id, "split": record.split, "path": path, "dropped": ""}
+    video = {"video_id": record.video_id, "split": record.split, "dropped": ""}
     for row in record.rows:
-        yield {**video, **asdict(row), **{SCORE + name: value for name, value in row.scores.items()}}
+        path = f"{SEGMENTS}/{row.part or record.video_id}.parquet"
+        yield {**video, "path": path, **asdict(row), **{SCORE + name: value for name, value in row.scores.items()}}
 
 
 def choose(index: pa.Table, config: BuildConfig) -> tuple[pa.Table, list[FunnelStep]]:
@@ -173,9 +174,9 @@ def _split(root: Location, accepted: Mapping[str, VideoRecord], val_fraction: fl
 
 
 def _rewrite_split(root: Location, key: str, record: VideoRecord) -> None:
-    path = root / SEGMENTS / f"{record.video_id}.parquet"
-    with local_copy(path) as old, atomic(path) as temporary:
-        rewrite_segments(old, temporary, lambda table: _on_side(table, record.split))
+    for path in (root / SEGMENTS / name for name in sorted(record.files)):
+        with local_copy(path) as old, atomic(path) as temporary:
+            rewrite_segments(old, temporary, lambda table: _on_side(table, record.split))
     _store(root, key, record)
 
 

@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -99,9 +99,9 @@ def merge(roots: Sequence[Location], out: Path, on_file: Callable[[int, int], No
     claim(out, "merge", {"sources": [str(dataset.root) for dataset in datasets]})
     merged, parts = Merged(), [_Part(dataset) for dataset in datasets]
     rows = sorted(_choose(parts, merged), key=lambda row: row.path)
-    work = [(part, *pair) for part in parts for pair in _files(part)]
-    for done, (part, path, name) in enumerate(work, 1):
-        _link(path, out / SEGMENTS / f"{name}.parquet", part)
+    work = [(part, *file) for part in parts for file in _files(part)]
+    for done, (part, path, name, new) in enumerate(work, 1):
+        _link(path, out / SEGMENTS / f"{name}.parquet", new, part)
         if on_file:
             on_file(done, len(work))
     index = _union(parts)
@@ -111,7 +111,7 @@ def merge(roots: Sequence[Location], out: Path, on_file: Callable[[int, int], No
     columns = [row.columns() for row in rows]
     write_videos(out, columns)
     write_json(out / MANIFEST, _manifest(datasets, columns, index))
-    named = {name for _, _, name in work}
+    named = {name for _, _, name, _ in work}
     for file in (out / SEGMENTS).glob("*.parquet"):
         if file.stem not in named:
             file.unlink()
@@ -231,25 +231,33 @@ def _claim_id(part: _Part, video_id: str, taken: set[str], merged: Merged) -> st
     return new
 
 
-def _files(part: _Part) -> Iterator[tuple[str, str]]:
-    """Yield (segment file, id in the result) of every video that is taken."""
+def _files(part: _Part) -> Iterator[tuple[str, str, str]]:
+    """Yield segment file, its name and the video's id in the result, of every video that is taken."""
     pairs = part.index.select(["video_id", "path"]).group_by(["video_id", "path"]).aggregate([]).to_pylist()
     files: dict[str, str] = {}
     for pair in pairs:
-        if pair["video_id"] in part.new_ids and files.setdefault(pair["video_id"], pair["path"]) != pair["path"]:
-            raise ValueError(f"{part.dataset.root}: the segments of {pair['video_id']} are in several files")
-    for video_id, path in files.items():
-        yield part.dataset.resolve(path), part.new_ids[video_id]
+        if (old := pair["video_id"]) in part.new_ids:
+            new = part.new_ids[old]
+            name = _new_name(pair["path"], old, new)
+            if files.setdefault(name, pair["path"]) != pair["path"]:
+                raise ValueError(f"{part.dataset.root}: the segments of {old} are in several files of one name")
+            yield part.dataset.resolve(pair["path"]), name, new
 
 
-def _link(source: str, target: Path, part: _Part) -> None:
-    """Put a segment file under its id in the result: a link or copy, unless its ids or its split change."""
+def _new_name(path: str, old: str, new: str) -> str:
+    """Return the name in the result, without suffix, of a segment file: the video's id, and for a span its number."""
+    rest = PurePosixPath(path).stem.removeprefix(old)
+    return new + rest if rest.startswith(".") else new
+
+
+def _link(source: str, target: Path, video_id: str, part: _Part) -> None:
+    """Put a segment file under its name in the result: a link or copy, unless its ids or its split change."""
     with local_copy(locate(source)) as path:
         if target.exists() and target.samefile(path):
             return
         with atomic(target) as temporary:
-            is_renamed = any(old != new == target.stem for old, new in part.new_ids.items())
-            if is_renamed or target.stem in part.new_splits:
+            is_renamed = any(old != new == video_id for old, new in part.new_ids.items())
+            if is_renamed or video_id in part.new_splits:
                 rewrite_segments(path, temporary, lambda table: _changed(table, part))
                 return
             try:
@@ -274,9 +282,11 @@ def _union(parts: Sequence[_Part]) -> pa.Table:
     tables = []
     for part in parts:
         mine = pc.is_in(part.index["video_id"], value_set=pa.array(list(part.new_ids), pa.string()))
-        table = _changed(part.index.filter(mine), part)
-        paths = pa.array([f"{SEGMENTS}/{name}.parquet" for name in table["video_id"].to_pylist()], pa.string())
-        tables.append(with_columns(table, {"path": paths}))
+        rows = part.index.filter(mine)
+        olds, paths = rows["video_id"].to_pylist(), rows["path"].to_pylist()
+        names = [_new_name(path, old, part.new_ids[old]) for path, old in zip(paths, olds, strict=True)]
+        paths_of = pa.array([f"{SEGMENTS}/{name}.parquet" for name in names], pa.string())
+        tables.append(with_columns(_changed(rows, part), {"path": paths_of}))
     index = pa.concat_tables(tables, promote_options="default")
     scores = [name.removeprefix(SCORE) for name in index.column_names if name.startswith(SCORE)]
     schema = index_schema(scores)

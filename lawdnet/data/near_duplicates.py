@@ -89,6 +89,14 @@ def encode(hashers: Iterable[MotionHasher]) -> str:
     return " ".join(f"{start}:{found[start]}" for start in sorted(found))
 
 
+def join_hashes(texts: Iterable[str]) -> str:
+    """Return the perceptual hash of a video from those of its spans, in order."""
+    found: dict[int, str] = {}
+    for start, _, digits in (part.partition(":") for text in texts for part in text.split()):
+        found.setdefault(int(start), digits)
+    return " ".join(f"{start}:{found[start]}" for start in sorted(found))
+
+
 def near_duplicates(hashes: Mapping[str, str]) -> dict[str, str]:
     """Find videos that are re-encodings of others; one that begins later or earlier is not found.
 

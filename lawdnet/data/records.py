@@ -10,6 +10,7 @@ from lawdnet.data.manifest import BUILD
 from lawdnet.data.schema import BUILD_STAGES, VideoRow
 from lawdnet.storage import Location
 from lawdnet.tasks.records import RecordStore, Refusal, TaskRecord
+from lawdnet.types import RejectReason
 
 STATE = "build.json"
 """In the same folder as the records: what the whole build is bound to."""
@@ -26,13 +27,15 @@ class SegmentRow:
     num_frames: int
     row_group: int
     scores: dict[str, float]
+    part: str = ""
+    """Name of its segment file without the suffix; empty where the file has the video's id."""
 
 
 @dataclass(kw_only=True)
 class VideoRecord(TaskRecord):
     """What became of a video, before rules, duplicates and the split have their say.
 
-    `status` is accepted, rejected or failed.
+    `status` is accepted, rejected or failed; or divided, as long as its spans are not joined.
     """
 
     path: str
@@ -64,6 +67,23 @@ class VideoRecord(TaskRecord):
     not_completed: str = ""
     """Why features or sync scores could not be added by the last build that tried; empty if all is there."""
     lacks: str = ""
+    borders: list[int] = field(default_factory=list)
+    """First tick of every span, and the number of ticks; empty if the video was built as a whole."""
+    parts: list[str] = field(default_factory=list)
+    """Names of the segment files of its spans, without the suffix."""
+    division_seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds by build step of what was done before it was divided."""
+
+    @property
+    def files(self) -> set[str]:
+        """Names of its segment files."""
+        return {f"{stem}.parquet" for stem in self.parts or [self.video_id]} if self.is_accepted else set()
+
+    @property
+    def is_tried_again(self) -> bool:
+        """Whether the next build tries it although its files are as they were."""
+        # permissions come back, and so do object stores; a worker may get more memory
+        return self.is_failed or self.reason in (RejectReason.UNREADABLE, RejectReason.CRASH)
 
     @property
     def is_accepted(self) -> bool:
@@ -82,7 +102,7 @@ class VideoRecord(TaskRecord):
         super().refuse(refusal)
         self.video_id, self.sync = "", None
         self.segments = self.frames_used = 0
-        self.rows, self.features = [], {}
+        self.rows, self.features, self.borders, self.parts = [], {}, [], []
 
     def lacking(self, marks: Mapping[str, str]) -> list[str]:
         """Extractors whose rows are not stored, or come from other weights or options."""

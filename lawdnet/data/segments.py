@@ -9,20 +9,22 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lawdnet.audio.base import AudioExtractor, frame_features
-from lawdnet.audio.io import VideoAudio, load_video_audio
+from lawdnet.audio.io import load_video_audio
+from lawdnet.audio.parts import part_of_audio
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.levels import by_level, encode_jpeg, encode_small
 from lawdnet.data.near_duplicates import MotionHasher, encode
 from lawdnet.data.quality import ImageScores, image_scores, segment_scores
+from lawdnet.data.spans import Span
+from lawdnet.data.tally import Tally
 from lawdnet.face.align import crop_face, fit_all, transform_points
 from lawdnet.face.track import KERNEL_SIGMAS, Track, bridge, inside, runs, smooth
 from lawdnet.landmarks.base import LandmarkSource
@@ -30,16 +32,14 @@ from lawdnet.landmarks.tracks import cut_in_two, find_tracks
 from lawdnet.types import (
     CLIP_FRAMES,
     SAMPLES_PER_FRAME,
-    Beat,
     Float32,
     Rejected,
     RejectReason,
     Segment,
     UInt8,
     Video,
-    no_beat,
 )
-from lawdnet.video import decode
+from lawdnet.video import decode_ticks
 from lawdnet.video.shots import with_cuts
 
 Scorer = Callable[[Segment, Float32], Mapping[str, float]]
@@ -70,57 +70,6 @@ def cut(length: int, min_frames: int, max_frames: int) -> list[int]:
     return [(small + (part < larger)) * CLIP_FRAMES for part in range(parts)]
 
 
-@dataclass
-class Tally:
-    """What became of a video's frames, and the time spent; filled while its segments are made."""
-
-    beat: Beat = no_beat
-    """Called whenever the work makes progress, for a watchdog."""
-    frames: int = 0
-    used: int = 0
-    segments: int = 0
-    no_audio: int = 0
-    """Frames without audio, whether or not they have a face; the next two count frames with audio."""
-    no_face: int = 0
-    outside: int = 0
-    longest: int = 0
-    """Length of the longest run of usable frames."""
-    perceptual_hash: str = ""
-    """See `lawdnet.data.near_duplicates.encode`."""
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Seconds by build step."""
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to a build step."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - began
-
-    def describe(self) -> str:
-        """Return one line for the `detail` column."""
-        parts = [f"{self.used} of {self.frames} frames used"]
-        causes = {
-            "without audio": self.no_audio,
-            "without a face": self.no_face,
-            "with the face partly outside": self.outside,
-        }
-        parts += [f"{count} {cause}" for cause, count in causes.items() if count]
-        return "; ".join(parts)
-
-    def short_reason(self, min_frames: int) -> RejectReason:
-        """Return the reason to give if there are too few usable frames in a run."""
-        causes = {
-            RejectReason.NO_FACE: self.no_face,
-            RejectReason.FACE_LEAVES_PICTURE: self.outside,
-            RejectReason.AUDIO_TOO_SHORT: self.no_audio,
-        }
-        commonest = max(causes, key=lambda reason: causes[reason])
-        return commonest if self.frames >= min_frames and causes[commonest] else RejectReason.TOO_SHORT
-
-
 @dataclass(frozen=True)
 class _Piece:
     """T consecutive usable frames of one track, ready to be a segment."""
@@ -136,15 +85,22 @@ class _Piece:
     scores: list[ImageScores]
 
     def segment(
-        self, *, video_id: str, index: int, split: str, features: dict[str, Float32], scores: dict[str, float]
+        self,
+        *,
+        video_id: str,
+        index: int,
+        first: int,
+        split: str,
+        features: dict[str, Float32],
+        scores: dict[str, float],
     ) -> Segment:
-        """Return the row to store."""
+        """Return the row to store; segments and tracks are numbered from `first` on."""
         return Segment(
-            segment_id=f"{video_id}-{index:04d}",
+            segment_id=f"{video_id}-{first + index:04d}",
             video_id=video_id,
-            index=index,
+            index=first + index,
             start_frame=self.start,
-            track=self.track,
+            track=first + self.track,
             split=split,
             frames_jpeg=tuple(self.frames_jpeg),
             landmarks_T68x2=self.landmarks_T68x2,
@@ -255,6 +211,24 @@ class _TrackSpan:
         return piece
 
 
+@dataclass(frozen=True)
+class Sound:
+    """The audio of some ticks of a video."""
+
+    ticks: range
+    samples: Float32
+    frames: range
+    """The ticks of the video that have audio."""
+
+    def of(self, rows: range) -> Float32:
+        """The samples of some of the ticks."""
+        return self.samples[self.slice(rows, SAMPLES_PER_FRAME)]
+
+    def slice(self, rows: range, each: int = 1) -> slice:
+        """Where ticks are in an array that has `each` values per tick."""
+        return slice((rows.start - self.ticks.start) * each, (rows.stop - self.ticks.start) * each)
+
+
 def video_segments(
     video: Video,
     *,
@@ -266,6 +240,7 @@ def video_segments(
     tally: Tally,
     scorer: Scorer | None = None,
     speech: SpeechDetector | None = None,
+    span: Span | None = None,
 ) -> Iterator[Segment]:
     """Make the segments of one video, in order for each face; few crops wait in memory.
 
@@ -275,98 +250,124 @@ def video_segments(
         tally: counts frames and seconds during the work.
         scorer: computes more scores of a finished segment.
         speech: measures the score speech_ratio instead of `lawdnet.data.quality`.
+        span: the part of a long video that is wanted; it may have no segments.
 
     Raises:
         Rejected: at any point; the segments made before belong to a video that must not be kept.
     """
     if video.sample_rate is None:
         raise Rejected(RejectReason.NO_AUDIO, "there is no audio stream")
+    wanted = span.ticks if span else range(video.num_frames)
+    seen = span.seen(_reach(config)) if span else wanted
     with tally.timed("faces"):
-        tracks = find_tracks(video, source, face=config.face, max_gap=config.max_gap, beat=tally.beat)
+        tracks = find_tracks(video, source, face=config.face, max_gap=config.max_gap, ticks=seen, beat=tally.beat)
     with tally.timed("sound"):
-        audio = load_video_audio(video.path, num_frames=video.num_frames)
-        _check_audio(audio, config)
+        sound = read_sound(video, span, config)
         features = {
-            extractor: frame_features(made, audio.samples, video.num_frames, beat=tally.beat)
+            extractor: frame_features(made, sound.samples, len(sound.ticks), beat=tally.beat)
             for extractor, made in extractors.items()
         }
-        speaks_T = speech(audio.samples, video.num_frames) > SPEAKS if speech else None
+        speaks_T = speech(sound.samples, len(sound.ticks)) > SPEAKS if speech else None
     spans = [_TrackSpan(number, track, video.height, video.width, config) for number, track in enumerate(tracks)]
-    for index, piece in enumerate(_crop(video.path, spans, audio.frames, config, tally)):
-        rows = slice(piece.start, piece.start + len(piece.frames_jpeg))
-        samples = audio.samples[rows.start * SAMPLES_PER_FRAME : rows.stop * SAMPLES_PER_FRAME]
+    heard = range(max(sound.frames.start, wanted.start), min(sound.frames.stop, wanted.stop))
+    for index, piece in enumerate(_crop(video, spans, seen, wanted, heard, config, tally)):
+        rows = range(piece.start, piece.start + len(piece.frames_jpeg))
+        samples = sound.of(rows)
         with tally.timed("score"):
             measured = segment_scores(
                 piece.scores, piece.landmarks_T68x2, piece.matrix_T33, piece.detected_T, samples, config.crop_width
             )
             if speaks_T is not None:
-                measured["speech_ratio"] = float(speaks_T[rows].mean())
-            said = {extractor: rows_TC[rows] for extractor, rows_TC in features.items()}
-            segment = piece.segment(video_id=name, index=index, split=split, features=said, scores=measured)
+                measured["speech_ratio"] = float(speaks_T[sound.slice(rows)].mean())
+            said = {extractor: rows_TC[sound.slice(rows)] for extractor, rows_TC in features.items()}
+            first = span.first_number if span else 0
+            segment = piece.segment(
+                video_id=name, index=index, first=first, split=split, features=said, scores=measured
+            )
             if scorer:
                 segment = replace(segment, scores=measured | dict(scorer(segment, samples)))
         tally.segments += 1
         tally.used += segment.num_frames
         yield segment
-    _check_result(video, spans, audio.frames, config, tally)
+    _check_frames(wanted, tally)
+    _count(spans, heard, wanted, tally)
+    tally.perceptual_hash = encode(span.motion for span in spans)
+    if not span:
+        tally.check(config.min_frames)
 
 
-def _check_audio(audio: VideoAudio, config: BuildConfig) -> None:
+def read_sound(video: Video, span: Span | None, config: BuildConfig) -> Sound:
+    """Read the audio of a video, or of a span with what is heard around it.
+
+    Raises:
+        Rejected: there is none, or the part of the video that has audio is shorter than a segment.
+    """
+    if span:
+        return Sound(span.audible, part_of_audio(video.path, span.audible, span.long.marks_M3), span.long.heard)
+    audio = load_video_audio(video.path, num_frames=video.num_frames)
+    check_heard(audio.frames, audio.missing, config)
+    return Sound(range(video.num_frames), audio.samples, audio.frames)
+
+
+def check_heard(frames: range, missing: str, config: BuildConfig) -> None:
     """Raise Rejected if the part of the video that has audio is shorter than a segment."""
-    if audio.missing and len(audio.frames) < config.min_frames:
-        detail = f"the audio {audio.missing}; {len(audio.frames)} frames have audio, {config.min_frames} are needed"
+    if missing and len(frames) < config.min_frames:
+        detail = f"the audio {missing}; {len(frames)} frames have audio, {config.min_frames} are needed"
         raise Rejected(RejectReason.AUDIO_TOO_SHORT, detail)
 
 
-def _check_result(video: Video, spans: list[_TrackSpan], heard: range, config: BuildConfig, tally: Tally) -> None:
-    """Check a video after all of it was seen, and complete the tally.
-
-    Raises:
-        Rejected: it has another number of frames than its header says, or gave no segment.
-    """
-    if abs(tally.frames - video.num_frames) > 1:
-        detail = f"the header says {video.num_frames} frames, {tally.frames} were decoded"
+def _check_frames(wanted: range, tally: Tally) -> None:
+    """Raise Rejected if another number of frames was decoded than the file's header says."""
+    if abs(tally.frames - len(wanted)) > 1:
+        detail = f"the header says {len(wanted)} frames, {tally.frames} were decoded"
         raise Rejected(RejectReason.DAMAGED, detail)
-    _count(spans, heard, video.num_frames, tally)
-    tally.perceptual_hash = encode(span.motion for span in spans)
-    if not tally.segments:
-        need = f"at most {tally.longest} consecutive usable frames, {config.min_frames} are needed"
-        raise Rejected(tally.short_reason(config.min_frames), f"{need}; {tally.describe()}")
 
 
-def _count(spans: list[_TrackSpan], heard: range, num_frames: int, tally: Tally) -> None:
+def _count(spans: list[_TrackSpan], heard: range, wanted: range, tally: Tally) -> None:
     """Count the frames by what was wrong with them: a tick is usable if any span could use it.
 
     Args:
-        heard: the ticks of the video's `num_frames` that have audio.
+        heard: those of the `wanted` ticks that have audio.
     """
+    first = wanted.start
     valid_T, usable_T = np.zeros(tally.frames, bool), np.zeros(tally.frames, bool)
     heard_T = np.ones(tally.frames, bool)
-    heard_T[: heard.start] = heard_T[heard.stop : num_frames] = False
+    heard_T[: max(0, heard.start - first)] = heard_T[max(0, heard.stop - first) : len(wanted)] = False
     for span in spans:
-        ticks = slice(span.start, min(span.stop, tally.frames))
-        valid_T[ticks] |= span.valid_N[: len(valid_T[ticks])]
-        usable_T[ticks] |= span.usable_N[: len(valid_T[ticks])]
-        usable_N = span.usable_N[: len(valid_T[ticks])] & heard_T[ticks]
+        begin, end = max(span.start, first), min(span.stop, first + tally.frames)
+        ticks, own = slice(begin - first, max(begin, end) - first), slice(begin - span.start, end - span.start)
+        valid_T[ticks] |= span.valid_N[own]
+        usable_T[ticks] |= span.usable_N[own]
+        usable_N = span.usable_N[own] & heard_T[ticks]
         tally.longest = max([tally.longest, *(stop - start for start, stop in runs(usable_N))])
     tally.no_audio = int((~heard_T).sum())
     tally.no_face = int((heard_T & ~valid_T).sum())
     tally.outside = int((heard_T & valid_T & ~usable_T).sum())
 
 
-def _crop(path: Path, spans: list[_TrackSpan], heard: range, config: BuildConfig, tally: Tally) -> Iterator[_Piece]:
+def _crop(
+    video: Video,
+    spans: list[_TrackSpan],
+    seen: range,
+    wanted: range,
+    heard: range,
+    config: BuildConfig,
+    tally: Tally,
+) -> Iterator[_Piece]:
     """Decode, crop and encode: each span sees the ticks of its track; a cut splits a span of `spans` in two.
 
     Args:
-        heard: the ticks that have audio.
+        seen: the ticks that are decoded. Those that are not `wanted` only tell where the cuts are.
+        heard: those of the wanted ticks that have audio.
     """
     waiting = deque(spans)
     active: list[_TrackSpan] = []
-    frames = (frame for _, frame in decode(path))
+    frames = (frame for _, frame in decode_ticks(video, seen, tally.beat))
     began = time.perf_counter()
-    for tick, frame_HW3, cuts in with_cuts(frames, config.shot_threshold, _reach(config)):
+    for tick, frame_HW3, cuts in with_cuts(frames, config.shot_threshold, _reach(config), seen.start):
         tally.beat()
-        tally.frames += 1
+        # of a whole video all that comes is counted: one tick more than its packets promise is no damage
+        tally.frames += tick in wanted or len(wanted) == len(seen)
         for cut_tick in cuts:
             for span in [span for span in spans if span.start < cut_tick < span.stop]:
                 rest = span.split(cut_tick, len(spans))

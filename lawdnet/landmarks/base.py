@@ -51,6 +51,10 @@ class LandmarkSource(Protocol):
         Frames are pulled as needed, at most one batch ahead, and always to the end. A source frame that is shown at
         several ticks is processed once.
 
+        Args:
+            video: as probed; `num_frames` and `shown_T` are those of the ticks that are asked for, which may be a part.
+            frames: these ticks.
+
         Raises:
             Rejected: NO_LANDMARKS, BAD_LANDMARKS, LANDMARK_COUNT (before a frame is pulled), or what decoding raises.
         """

@@ -10,7 +10,7 @@ import numpy as np
 from lawdnet.face.track import Track, choose, link
 from lawdnet.landmarks.base import LandmarkSource
 from lawdnet.types import Beat, UInt8, Video, no_beat
-from lawdnet.video import decode
+from lawdnet.video import decode_ticks
 
 MAX_GAP = 5
 """Default for the longest gap without a face that is bridged, in ticks."""
@@ -19,7 +19,15 @@ SMOOTHING = 0.5
 NO_FRAME: UInt8 = np.zeros((0, 0, 3), np.uint8)
 
 
-def find_tracks(video: Video, source: LandmarkSource, *, face: str, max_gap: int, beat: Beat = no_beat) -> list[Track]:
+def find_tracks(
+    video: Video,
+    source: LandmarkSource,
+    *,
+    face: str,
+    max_gap: int,
+    ticks: range | None = None,
+    beat: Beat = no_beat,
+) -> list[Track]:
     """Find the tracks that the option `face` asks for; frames are decoded only if the source uses their pixels.
 
     Cuts are not known yet: a track may continue with another person at the same position in the next shot.
@@ -29,21 +37,26 @@ def find_tracks(video: Video, source: LandmarkSource, *, face: str, max_gap: int
         source: finds the faces in each frame.
         face: see `lawdnet.face.track.choose`.
         max_gap: most ticks without a face that do not end a track.
+        ticks: the part of the video that is looked at; None is all of it.
         beat: called for every tick.
 
     Raises:
         Rejected: the source has no landmarks for the video, or it does not decode.
     """
 
-    def ticks() -> Iterator[tuple[int, UInt8]]:
-        undecoded = ((int(index), NO_FRAME) for index in video.shown_T)
-        for tick in decode(video.path) if source.reads_frames else undecoded:
+    ticks = ticks or range(video.num_frames)
+    part = replace(video, num_frames=len(ticks), shown_T=video.shown_T[ticks.start : ticks.stop])
+
+    def frames() -> Iterator[tuple[int, UInt8]]:
+        undecoded = ((int(index), NO_FRAME) for index in part.shown_T)
+        for tick in decode_ticks(video, ticks, beat) if source.reads_frames else undecoded:
             beat()
             yield tick
 
     # a file may decode to one tick more than its packets promise, but the audio is as long as promised
-    faces_T = list(source.faces(video, ticks()))[: video.num_frames]
-    return choose(link(faces_T, max_gap=max_gap), face)
+    faces_T = list(source.faces(part, frames()))[: len(ticks)]
+    tracks = choose(link(faces_T, max_gap=max_gap), face)
+    return [replace(track, start=ticks.start + track.start) for track in tracks]
 
 
 def cut_in_two(track: Track, tick: int) -> tuple[Track, Track]:

@@ -159,6 +159,13 @@ def decode(
             beat()
 
 
+def decode_ticks(video: Video, ticks: range, beat: Beat = no_beat) -> Iterator[tuple[int, UInt8]]:
+    """Decode some ticks of a video, or all it has, which may be one more than its packets promise; see `decode`."""
+    if len(ticks) == video.num_frames:
+        return decode(video.path)
+    return decode(video.path, start=ticks.start, stop=ticks.stop, probed=video, beat=beat)
+
+
 def _decode_all(path: Path, threads: int) -> Iterator[tuple[int, UInt8]]:
     with open_media(path) as container:
         stream = _require_video(container)

@@ -23,14 +23,15 @@ class ShotDetector:
     adaptive detector), so a moving camera is not a cut. A cut at the last two ticks cannot stand out and is missed.
     """
 
-    def __init__(self, threshold: float = 3.0) -> None:
+    def __init__(self, threshold: float = 3.0, first: int = 0) -> None:
         """Args:
         threshold: how many times larger than the changes around it a cut must be; 0 finds no cuts at all.
+        first: the first tick.
         """
-        self.shots = [0]
+        self.shots = [first]
         """First tick of every shot found so far."""
         self._detector = AdaptiveDetector(threshold, min_scene_len=MIN_SHOT_TICKS) if threshold else None
-        self._tick = 0
+        self._tick = first
 
     def add(self, frame_HW3: UInt8) -> None:
         """Take the RGB frame of the next tick; all frames have the same size."""
@@ -42,21 +43,24 @@ class ShotDetector:
         self._tick += 1
 
 
-def with_cuts(frames: Iterable[UInt8], threshold: float, ahead: int) -> Iterator[tuple[int, UInt8, list[int]]]:
+def with_cuts(
+    frames: Iterable[UInt8], threshold: float, ahead: int, first: int = 0
+) -> Iterator[tuple[int, UInt8, list[int]]]:
     """Yield all frames some ticks after they are decoded, so that every cut is known in advance.
 
     Args:
         frames: RGB, one per tick.
         threshold: see `ShotDetector`.
         ahead: how many ticks in advance a cut is known, at least; as many frames wait in memory.
+        first: the tick of the first frame.
 
     Yields:
         (tick, frame, first ticks of the shots found since the last frame).
     """
-    detector = ShotDetector(threshold)
+    detector = ShotDetector(threshold, first)
     waiting = deque[tuple[int, UInt8]]()
     known = 1
-    for tick, frame_HW3 in enumerate(frames):
+    for tick, frame_HW3 in enumerate(frames, first):
         detector.add(frame_HW3)
         waiting.append((tick, frame_HW3))
         if len(waiting) > (ahead + DELAY_TICKS if threshold else 0):

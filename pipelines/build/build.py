@@ -1,5 +1,7 @@
 """The dataset graph: videos → one task per video → segment files, index.parquet, videos.parquet, dataset.json.
 
+The task of a long video only divides it; its spans are tasks of their own, and their records are joined to its own.
+
 Every input leaves a small record in DATASET/.build when it is done. A build that is killed and started again lists the
 inputs, skips those, and ends with the same rows: the outputs depend on the inputs and the configuration alone. With
 more features, other rules or another split the same folder is completed: no frame is decoded again.
@@ -10,6 +12,9 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,7 @@ from lawdnet.data.group_by import check_paths, column_name, face_distance
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset
 from lawdnet.data.records import STATE, VideoRecord, read_records, video_records
 from lawdnet.data.rules import parse_rule
+from lawdnet.data.span_records import join, span_records
 from lawdnet.data.transfer import refuse_inside
 from lawdnet.evaluation.face_embedding import FaceEmbedder
 from lawdnet.landmarks.base import prepare_landmarks
@@ -29,7 +35,9 @@ from lawdnet.tasks import lock
 from lawdnet.tasks.inputs import InputFile, list_inputs
 from lawdnet.tasks.task import STALL_SECONDS, OnProgress
 from pipelines.build.plan import Plan
+from pipelines.build.span import SpanItem, SpanTask, span_store
 from pipelines.build.task import BuildJob, VideoTask, extractors_of, feature_marks, source_of, weights_place
+from pipelines.cluster import metrics
 from pipelines.executor import Execute, complete
 
 
@@ -78,17 +86,12 @@ def build(
         marks = feature_marks(config, extractors)
         job, plan = _plan(inputs, root, job, marks)
         _claim(source, root, config)
-        complete(
-            VideoTask,
-            job,
-            plan.items,
-            video_records(root),
-            plan.stored,
-            name="build",
-            gpu=gpu,
-            on_progress=on_progress,
-            execute=execute,
-        )
+        work = partial(complete, job=job, gpu=gpu, on_progress=on_progress, execute=execute)
+        records = work(VideoTask, items=plan.items, store=video_records(root), stored=plan.stored, name="build")
+        spans, stored = plan.spans(records, root)
+        if spans:
+            work(SpanTask, items=spans, store=span_store(root), stored=stored, name="build spans")
+            _join(root, spans, config)
         return finalize(root, config, _described(extractors, config), str(source), marks, plan.listed)
 
 
@@ -123,6 +126,19 @@ def _plan(
     )
     plan.check_gone(root)
     return job, plan
+
+
+def _join(root: Location, items: Sequence[SpanItem], config: BuildConfig) -> None:
+    """Make the records of the videos from those of their spans."""
+    store = video_records(root)
+    for key, own in groupby(items, key=attrgetter("video_key")):
+        record, spans = store.read(key), span_records(root).read_many([item.key for item in own], brief=False)
+        assert record
+        joined = join(record, list(spans.values()), config.min_frames)
+        if joined != record:
+            store.write(key, joined)
+        if record.status == "divided":
+            metrics.count_video(joined)
 
 
 def _described(extractors: Mapping[str, AudioExtractor], config: BuildConfig) -> dict[str, dict[str, Any]]:

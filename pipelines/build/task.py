@@ -9,14 +9,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import cv2
 import pyarrow as pa
 
 from lawdnet import storage
 from lawdnet.audio.base import AudioExtractor, extractor_options, frame_features, make_extractor
-from lawdnet.audio.io import load_video_audio
+from lawdnet.audio.parts import hear
 from lawdnet.audio.silero import Silero
 from lawdnet.data.config import SILERO, BuildConfig, digest
 from lawdnet.data.faces import encode, sample_faces
@@ -32,15 +32,18 @@ from lawdnet.data.schema import (
     with_columns,
     write_segments,
 )
-from lawdnet.data.segments import Tally, video_id, video_segments
+from lawdnet.data.segments import Sound, check_heard, read_sound, video_id, video_segments
+from lawdnet.data.span_records import long_video_file
+from lawdnet.data.spans import LongVideo, Span, find_borders, is_long
 from lawdnet.data.split import split_draw
+from lawdnet.data.tally import Tally
 from lawdnet.evaluation.face_embedding import FaceEmbedder
 from lawdnet.landmarks.base import LandmarkSource, choose_source, make_source, source_options
 from lawdnet.landmarks.openface import csv_of
 from lawdnet.storage import Location, locate
 from lawdnet.tasks.inputs import CSV_SUFFIXES, InputFile, opened
 from lawdnet.tasks.task import Job, Task
-from lawdnet.types import SAMPLES_PER_FRAME, Beat, Float32, Segment
+from lawdnet.types import Beat, Float32, Segment, Video
 from lawdnet.video import probe
 from pipelines.cluster import metrics
 
@@ -125,8 +128,8 @@ def _options(config: BuildConfig, name: str, known: Mapping[str, Any], weights_d
 class VideoTask(Task[VideoItem, VideoRecord]):
     """One video in, its segment file and one record out."""
 
-    item_type = VideoItem
-    record_type = VideoRecord
+    item_type: ClassVar[type[VideoItem]] = VideoItem
+    record_type: ClassVar[type[VideoRecord]] = VideoRecord
 
     def __init__(self, job: BuildJob, beat: Beat) -> None:
         cv2.setNumThreads(1)  # Ray counts one CPU for this process
@@ -144,8 +147,9 @@ class VideoTask(Task[VideoItem, VideoRecord]):
 
     @staticmethod
     def count(record: VideoRecord) -> None:
-        """Count a finished video in the metrics."""
-        metrics.count_video(record)
+        """Count a finished video in the metrics; one that was divided is finished with its spans."""
+        if not record.borders:
+            metrics.count_video(record)
 
     def begin(self, item: VideoItem) -> VideoRecord:
         """The stored record where segments are only completed."""
@@ -159,7 +163,7 @@ class VideoTask(Task[VideoItem, VideoRecord]):
         work = self._complete if record.is_accepted else self._build
         try:
             with self._opened(item, tally) as path:
-                work(path, record, tally)
+                work(item, path, record, tally)
         finally:
             record.frames = record.frames or tally.frames
             record.seconds = round(record.seconds + time.perf_counter() - began, 3)
@@ -179,7 +183,7 @@ class VideoTask(Task[VideoItem, VideoRecord]):
                 path = stack.enter_context(opened(locate(os.fsdecode(item.source)), CSV_SUFFIXES, beat=self.beat))
             yield path
 
-    def _build(self, path: Path, record: VideoRecord, tally: Tally) -> None:
+    def _build(self, item: VideoItem, path: Path, record: VideoRecord, tally: Tally) -> None:
         csv = csv_of(path)
         with tally.timed("open"):
             record.bytes = path.stat().st_size
@@ -194,22 +198,46 @@ class VideoTask(Task[VideoItem, VideoRecord]):
                 record.landmarks_sha256 = source.model_sha256 or ""
         # duplicates of one name may have other landmarks, and need a file each until one of them is chosen
         name = video_id(path, digest([record.sha256, record.landmarks_sha256]))
+        if is_long(video, self.config.span_ticks):
+            self._divide(item, video, record, tally)
+            record.video_id = name
+        else:
+            self._write(name, video, record, tally)
+
+    def _divide(self, item: VideoItem, video: Video, record: VideoRecord, tally: Tally) -> None:
+        """Leave a long video to the tasks of its spans, and store what they need and is found out once."""
+        with tally.timed("sound"):
+            heard = hear(video.path, num_frames=video.num_frames, beat=self.beat)
+            check_heard(heard.frames, heard.missing, self.config)
+        with tally.timed("crop"):
+            record.borders = find_borders(video, self.config.span_ticks, self.config.shot_threshold, self.beat)
+        with tally.timed("write"):
+            LongVideo.of(video, heard).write(long_video_file(self.root, item.key))
+        record.status = "divided"
+        record.frames = video.num_frames
+        record.division_seconds = {step: round(seconds, 3) for step, seconds in tally.seconds.items()}
+
+    def _write(
+        self, name: str, video: Video, record: VideoRecord, tally: Tally, span: Span | None = None, part: str = ""
+    ) -> None:
+        """Write the segments of a video, or of a span to its `part`, and say so in the record."""
         segments = video_segments(
             video,
             name=name,
             split=record.split,
-            source=source,
+            source=self._source(video.path),
             extractors=self.extractors,
             config=self.config,
             tally=tally,
             scorer=self._score if self.scorer else None,
             speech=partial(self.speech, beat=self.beat) if self.speech else None,
+            span=span,
         )
         rows: list[SegmentRow] = []
         began = time.perf_counter()
         elsewhere = sum(tally.seconds.values())
-        with storage.atomic(self.root / SEGMENTS / f"{name}.parquet", beat=self.beat) as temporary:
-            write_segments(temporary, _noted(segments, rows))
+        with storage.atomic(self.root / SEGMENTS / f"{part or name}.parquet", beat=self.beat) as temporary:
+            write_segments(temporary, _noted(segments, rows, part))
         tally.seconds["write"] += time.perf_counter() - began - (sum(tally.seconds.values()) - elsewhere)
         record.video_id = name
         record.status = "accepted"
@@ -220,21 +248,25 @@ class VideoTask(Task[VideoItem, VideoRecord]):
         record.perceptual_hash = tally.perceptual_hash
         self._note_models(record)
 
-    def _complete(self, path: Path, record: VideoRecord, tally: Tally) -> None:
+    def _complete(self, item: VideoItem, path: Path, record: VideoRecord, tally: Tally) -> None:
         """Add what the stored segments lack. No frame of the video is decoded."""
-        if record.lacking(self.marks) or (self.scorer and record.sync != self.job.sync_mark):
-            self._rewrite(path, record, tally)
+        if record.rows and (record.lacking(self.marks) or (self.scorer and record.sync != self.job.sync_mark)):
+            self._rewrite(item, path, record, tally)
         record.not_completed = ""
         self._note_models(record)
 
-    def _rewrite(self, path: Path, record: VideoRecord, tally: Tally) -> None:
+    def _sound(self, item: VideoItem, path: Path) -> Sound:
+        """The audio that the features of the item are computed from."""
+        return read_sound(probe(path), None, self.config)  # the record counts what was decoded, maybe one frame less
+
+    def _rewrite(self, item: VideoItem, path: Path, record: VideoRecord, tally: Tally) -> None:
         """Add features and sync scores to the stored segments."""
         missing = {name: self.extractors[name] for name in record.lacking(self.marks)}
         with tally.timed("sound"):
-            num_frames = probe(path).num_frames  # the record counts what was decoded, which may be one less
-            audio_S = load_video_audio(path, num_frames=num_frames).samples
+            sound = self._sound(item, path)
             features = {
-                name: frame_features(made, audio_S, num_frames, beat=tally.beat) for name, made in missing.items()
+                name: frame_features(made, sound.samples, len(sound.ticks), beat=tally.beat)
+                for name, made in missing.items()
             }
         rows = iter(record.rows)
         scored: list[Mapping[str, float]] = []
@@ -242,18 +274,19 @@ class VideoTask(Task[VideoItem, VideoRecord]):
         def completed(table: pa.Table) -> pa.Table:
             self.beat()
             row = next(rows)
-            span = slice(row.start_frame, row.start_frame + row.num_frames)
-            table = with_columns(table, {FEATURES + name: to_rows(rows_TC[span]) for name, rows_TC in features.items()})
+            ticks = range(row.start_frame, row.start_frame + row.num_frames)
+            said = {FEATURES + name: to_rows(rows_TC[sound.slice(ticks)]) for name, rows_TC in features.items()}
+            table = with_columns(table, said)
             if not self.scorer or record.sync == self.job.sync_mark:
                 return table
             with tally.timed("score"):
-                part_S = audio_S[span.start * SAMPLES_PER_FRAME : span.stop * SAMPLES_PER_FRAME]
-                scores = self._score(table_to_segment(table), part_S)
+                scores = self._score(table_to_segment(table), sound.of(ticks))
             scored.append(scores)
             cells = {SCORE + name: pa.array([value], pa.float32()) for name, value in scores.items()}
             return with_columns(table, cells)
 
-        file = self.root / SEGMENTS / f"{record.video_id}.parquet"
+        (name,) = record.files
+        file = self.root / SEGMENTS / name
         with storage.local_copy(file, beat=self.beat) as old, storage.atomic(file, beat=self.beat) as temporary:
             rewrite_segments(old, temporary, completed)
         for row, scores in zip(record.rows, scored, strict=False):  # none, or one for each row
@@ -262,8 +295,9 @@ class VideoTask(Task[VideoItem, VideoRecord]):
     def _note_models(self, record: VideoRecord) -> None:
         record.features |= self.marks
         record.sync = self.job.sync_mark or record.sync
-        if self.embedder and not record.faces:
-            file = self.root / SEGMENTS / f"{record.video_id}.parquet"
+        if self.embedder and record.rows and not record.faces:
+            (name,) = record.files
+            file = self.root / SEGMENTS / name
             record.faces = encode(self.embedder.person(*sample) for sample in sample_faces(file, record.rows))
 
     def _score(self, segment: Segment, audio_S: Float32) -> Mapping[str, float]:
@@ -285,7 +319,7 @@ def _sync_scorer(path: str) -> SyncScorer:
     return SyncScorer(Path(path))
 
 
-def _noted(segments: Iterator[Segment], rows: list[SegmentRow]) -> Iterator[Segment]:
+def _noted(segments: Iterator[Segment], rows: list[SegmentRow], part: str) -> Iterator[Segment]:
     """Pass segments on, and keep what the index says of them."""
     for group, segment in enumerate(segments):
         rows.append(
@@ -297,6 +331,7 @@ def _noted(segments: Iterator[Segment], rows: list[SegmentRow]) -> Iterator[Segm
                 num_frames=segment.num_frames,
                 row_group=group,
                 scores=dict(segment.scores),
+                part=part,
             )
         )
         yield segment

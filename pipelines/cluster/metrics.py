@@ -16,7 +16,7 @@ import ray
 from ray.util.metrics import Counter, Gauge
 
 from lawdnet.data.records import VideoRecord
-from lawdnet.data.segments import Tally
+from lawdnet.data.tally import Tally
 from lawdnet.training.gates import VALIDATION_METRICS
 
 if TYPE_CHECKING:

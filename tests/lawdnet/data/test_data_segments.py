@@ -4,7 +4,8 @@ import pytest
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.levels import encode_jpeg
 from lawdnet.data.quality import scale_change
-from lawdnet.data.segments import Tally, cut, video_id
+from lawdnet.data.segments import cut, video_id
+from lawdnet.data.tally import Tally
 from lawdnet.face.track import inside
 from lawdnet.types import CLIP_FRAMES, RejectReason, Segment
 

@@ -12,7 +12,8 @@ import pytest
 from lawdnet.audio.mel import Mel
 from lawdnet.data import segments
 from lawdnet.data.config import BuildConfig
-from lawdnet.data.segments import Tally, video_segments
+from lawdnet.data.segments import video_segments
+from lawdnet.data.tally import Tally
 from lawdnet.face.track import Track
 from lawdnet.landmarks.base import Frames
 from lawdnet.landmarks.tracks import cut_in_two
@@ -85,10 +86,10 @@ def test_a_tick_more_than_promised_has_no_audio_and_is_left_out(
     assert video.num_frames == 75
     short = replace(video, num_frames=71, shown_T=video.shown_T[:71])
 
-    def one_more(path: Path) -> object:
-        return (picture for number, picture in enumerate(decode(path)) if number < 72)
+    def one_more(video: Video, *_: object) -> object:
+        return (picture for number, picture in enumerate(decode(video.path)) if number < 72)
 
-    for place in ("lawdnet.data.segments.decode", "lawdnet.landmarks.tracks.decode"):
+    for place in ("lawdnet.data.segments.decode_ticks", "lawdnet.landmarks.tracks.decode_ticks"):
         monkeypatch.setattr(place, one_more)
     tally = Tally()
     (segment,) = video_segments(

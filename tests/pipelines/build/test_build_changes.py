@@ -175,7 +175,7 @@ def test_a_finished_video_stays_when_a_feature_cannot_be_added(
         return load_video_audio(path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.build.task.load_video_audio", refuse)
+        patch.setattr("lawdnet.data.segments.load_video_audio", refuse)
         dataset = builds(AVERAGED)
     check_files(dataset)
     assert len(dataset.segments()) == len(before.segments()) == 3
@@ -214,7 +214,7 @@ def test_what_could_not_be_added_stands_in_no_ones_way(
         copy(drawn, builds.source / name)
     builds()
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.build.task.load_video_audio", lambda *_, **__: 1 / 0)
+        patch.setattr("lawdnet.data.segments.load_video_audio", lambda *_, **__: 1 / 0)
         builds(AVERAGED)
     (builds.source / "a.mp4").unlink()
     assert {name: row["lacks"] for name, row in rows(builds(AVERAGED)).items()} == {"a.mp4": "mel", "b.mp4": ""}
@@ -254,7 +254,7 @@ def test_a_file_that_decodes_to_less_than_it_promises_is_completed_as_it_was_bui
             return super().extract(wave, beat)
 
     monkeypatch.setitem(EXTRACTORS, "mel", Listening)
-    monkeypatch.setattr("lawdnet.data.segments.decode", lambda path: islice(decode(path), 74))
+    monkeypatch.setattr("lawdnet.data.segments.decode_ticks", lambda video, *_: islice(decode(video.path), 74))
     whole(averaged)
     added()
     added(averaged)

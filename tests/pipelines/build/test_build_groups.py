@@ -189,7 +189,7 @@ def test_no_face_is_on_both_sides(copies: Path, tmp_path: Path, monkeypatch: pyt
     by_face = config(group_by="face<=0.2", near_duplicates="keep", val_fraction=0.5)
     with monkeypatch.context() as patch:
         patch.setattr("pipelines.build.task.rewrite_segments", nothing)
-        patch.setattr("lawdnet.data.segments.decode", nothing)
+        patch.setattr("lawdnet.data.segments.decode_ticks", nothing)
         dataset = build(copies, tmp_path / "dataset", by_face, execute=map_in_process)
     found = sides(dataset, ["b_original.mp4", "other.mp4", "stranger.mp4", "z_again.mp4"])
     assert found["b_original.mp4"] == found["other.mp4"] == found["z_again.mp4"] != found["stranger.mp4"]

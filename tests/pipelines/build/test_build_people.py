@@ -125,7 +125,7 @@ def test_sync_scores_are_added_without_decoding(
     whole = in_process(source, tmp_path / "whole", CONFIG, sync=syncnet)
     first = in_process(source, tmp_path / "added", CONFIG)
     assert "score_sync_offset" not in first.index().column_names
-    monkeypatch.setattr("lawdnet.data.segments.decode", lambda *a, **k: pytest.fail("a picture was decoded"))
+    monkeypatch.setattr("lawdnet.data.segments.decode_ticks", lambda *a, **k: pytest.fail("a picture was decoded"))
     added = in_process(source, tmp_path / "added", CONFIG, sync=syncnet)
     assert added.index().equals(whole.index())
     assert {"score_sync_offset", "score_sync_confidence", "score_sync_distance"} <= set(added.index().column_names)

@@ -154,7 +154,7 @@ def test_attempts_of_another_run_count_for_nothing(tmp_path: Path) -> None:
 @contextmanager
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> Any:
     with monkeypatch.context() as patch:
-        patch.setattr("lawdnet.data.segments.decode", lambda *a, **k: pytest.fail("a picture was decoded"))
+        patch.setattr("lawdnet.data.segments.decode_ticks", lambda *a, **k: pytest.fail("a picture was decoded"))
         yield
 
 

@@ -69,7 +69,7 @@ def test_a_dataset(drawn: Path, tmp_path: Path) -> None:
     assert again.videos().equals(videos)
     averaged = BuildConfig(crop_width=80, val_fraction=0.0, options={"mel": {"hops": "mean"}})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lawdnet.data.segments.decode", lambda *a, **k: pytest.fail("a frame was decoded"))
+        patch.setattr("lawdnet.data.segments.decode_ticks", lambda *a, **k: pytest.fail("a frame was decoded"))
         assert build(source, root, averaged, execute=work).feature_dim("mel") == 80
     assert work.names == ["a.mp4", "b.mp4"]
 

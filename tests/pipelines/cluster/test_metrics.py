@@ -15,7 +15,7 @@ from ray.util.metrics import Counter
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.records import VideoRecord
-from lawdnet.data.segments import Tally
+from lawdnet.data.tally import Tally
 from lawdnet.training.checkpoint_store import CheckpointStore, metrics_of
 from lawdnet.training.loggers import METRICS as METRICS_FILE
 from lawdnet.training.loggers import read_jsonl
