@@ -38,6 +38,9 @@ NAN_WORDS = [
 MAX_HEADER_CHARS = 1 << 20
 MAX_SPARSE_FRAME = 100_000
 """Frame numbers up to this are accepted whatever the number of rows: about an hour, 54 MB of points."""
+ARRAYS = ("frame_R", "face_R", "confidence_R", "points_R68x2", "valid_R")
+BLOCK_BYTES = 8 << 20
+"""Bytes of a file that are read at a time."""
 FRAMES_PER_ROW = 100
 """How sparse a longer file may be before a frame number counts as an error."""
 
@@ -65,8 +68,9 @@ class OpenFace:
             Rejected: NO_LANDMARKS without a file, BAD_LANDMARKS if it cannot be read, LANDMARK_COUNT if it belongs to
                 another video; all before a frame is pulled.
         """
-        rows = _read_rows(_found_csv(video.path))
-        count = int(rows.frame_R.max())
+        shown = video.shown_T
+        rows = _read_rows(_found_csv(video.path), range(int(shown[0]) + 1, int(shown[-1]) + 2) if len(shown) else None)
+        count = rows.last
         if abs(count - video.num_source_frames) > self.tolerance:
             raise _wrong_count(count, video)
         by_frame = _faces_by_frame(rows)
@@ -94,7 +98,7 @@ def _wrong_count(rows: int, video: Video) -> Rejected:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The R rows of a file, in its order."""
+    """The R rows of a file that are wanted, in its order."""
 
     frame_R: NDArray[np.int64]
     """Counted from 1."""
@@ -104,21 +108,43 @@ class _Rows:
     points_R68x2: Float32
     valid_R: Bool
     """Tracked successfully, with all coordinates finite."""
+    last: int
+    """Last frame of the file, wanted or not."""
 
 
-def _read_rows(path: Path) -> _Rows:
-    columns = _read_columns(path)
-    rows = len(columns["frame"])
+def _read_rows(path: Path, wanted: range | None = None) -> _Rows:
+    """Read and check a file, and keep the rows of the wanted frames, or all: a long file may be larger than memory."""
+    frames, faces, kept = [], [], []
+    for columns in _blocks(path):
+        frame_R = columns["frame"]
+        face_R = columns.get("face_id", np.zeros(len(frame_R)))
+        is_kept_R = np.ones(len(frame_R), bool) if wanted is None else _within(frame_R, wanted)
+        frames.append(frame_R)
+        faces.append(face_R)
+        kept.append(_block_rows({name: values[is_kept_R] for name, values in columns.items()}, face_R[is_kept_R]))
+    if not frames:
+        raise _bad(path, "the file has a header but no rows")
+    frame_F = _frame_numbers(path, np.concatenate(frames))
+    _refuse_duplicates(path, frame_F, np.concatenate(faces))
+    joined = {name: np.concatenate([getattr(rows, name) for rows in kept]) for name in ARRAYS}
+    return _Rows(**joined, last=int(frame_F.max()))
+
+
+def _within(frame_R: NDArray[np.float64], wanted: range) -> Bool:
+    return np.asarray((frame_R >= wanted.start) & (frame_R < wanted.stop))
+
+
+def _block_rows(columns: dict[str, NDArray[np.float64]], face_R: NDArray[np.float64]) -> _Rows:
+    """Return some rows; their frames are checked when all are known."""
+    rows = len(face_R)
     ones = np.ones(rows)
-    frame = _frame_numbers(path, columns["frame"])
-    face = columns.get("face_id", 0 * ones)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         flat = np.stack([columns[name].astype(np.float32) for name in POINTS], 1)
+        frame_R = columns["frame"].astype(np.int64)
     points = flat.reshape(rows, 2, NUM_LANDMARKS).swapaxes(1, 2)
     valid = np.isfinite(points).all((1, 2)) & (columns.get("success", ones) > 0)
     confidence = np.where(valid, np.nan_to_num(columns.get("confidence", ones), posinf=0, neginf=0), 0)
-    _refuse_duplicates(path, frame, face)
-    return _Rows(frame, face, confidence, points, valid)
+    return _Rows(frame_R, face_R, confidence, points, valid, last=0)
 
 
 def _faces_by_frame(rows: _Rows) -> dict[int, list[Face]]:
@@ -192,30 +218,34 @@ def _header(path: Path) -> list[str]:
     return names
 
 
-def _read_columns(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Read the columns that are used, as float64 with NaN for missing values."""
+def _blocks(path: Path) -> Iterator[dict[str, NDArray[np.float64]]]:
+    """Read the columns that are used, some rows at a time, as float64 with NaN for missing values."""
     names = _header(path)
     index = {name: str(names.index(name)) for name in [*REQUIRED, *OPTIONAL] if name in names}
     try:
-        table = csv.read_csv(
-            pa.BufferReader(path.read_bytes()),  # not by name: a name must be valid UTF-8
-            # numbered names, because real headers have spaces and may repeat the name of an unused column
-            read_options=csv.ReadOptions(
-                column_names=[str(i) for i in range(len(names))], skip_rows=1, use_threads=False
-            ),
-            convert_options=csv.ConvertOptions(
-                include_columns=list(index.values()),
-                column_types={number: pa.float64() for number in index.values()},
-                null_values=[blank + word for blank in ("", " ") for word in NAN_WORDS],
-            ),
-        )
+        with path.open("rb") as file:  # not by name: a name must be valid UTF-8
+            reader = csv.open_csv(
+                file,
+                # numbered names, because real headers have spaces and may repeat the name of an unused column
+                read_options=csv.ReadOptions(
+                    column_names=[str(i) for i in range(len(names))],
+                    skip_rows=1,
+                    use_threads=False,
+                    block_size=BLOCK_BYTES,
+                ),
+                convert_options=csv.ConvertOptions(
+                    include_columns=list(index.values()),
+                    column_types={number: pa.float64() for number in index.values()},
+                    null_values=[blank + word for blank in ("", " ") for word in NAN_WORDS],
+                ),
+            )
+            for batch in reader:
+                if batch.num_rows:
+                    yield {name: batch[number].to_numpy(zero_copy_only=False) for name, number in index.items()}
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         first_line = str(error).splitlines()[0]
         detail = re.sub(r"CSV column #(\d+)", lambda found: f"column {names[int(found[1])]}", first_line)
         raise _bad(path, detail) from None
-    if not table.num_rows:
-        raise _bad(path, "the file has a header but no rows")
-    return {name: table[number].to_numpy() for name, number in index.items()}
 
 
 def _frame_numbers(path: Path, values: NDArray[np.float64]) -> NDArray[np.int64]:
