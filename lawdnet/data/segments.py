@@ -334,8 +334,9 @@ def _count(spans: list[_TrackSpan], heard: range, wanted: range, tally: Tally) -
     heard_T = np.ones(tally.frames, bool)
     heard_T[: max(0, heard.start - first)] = heard_T[max(0, heard.stop - first) : len(wanted)] = False
     for span in spans:
-        begin, end = max(span.start, first), min(span.stop, first + tally.frames)
-        ticks, own = slice(begin - first, max(begin, end) - first), slice(begin - span.start, end - span.start)
+        begin = max(span.start, first)
+        end = max(begin, min(span.stop, first + tally.frames))
+        ticks, own = slice(begin - first, end - first), slice(begin - span.start, end - span.start)
         valid_T[ticks] |= span.valid_N[own]
         usable_T[ticks] |= span.usable_N[own]
         usable_N = span.usable_N[own] & heard_T[ticks]

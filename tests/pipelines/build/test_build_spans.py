@@ -24,8 +24,9 @@ from tests.support.in_process import map_in_process
 
 SECONDS = 24
 FRAMES = 25 * SECONDS
-SHOTS = [0, 210, 395, 600]
-"""First frames of the shots of the video with cuts."""
+BORDERS = [0, 210, 395, 600]
+OTHER = {*range(210, 395), *range(410, 480)}
+"""Frames of the other shots of the video with cuts: one begins in what the span before the last border sees."""
 
 
 def config(span_seconds: int, **others: Any) -> BuildConfig:
@@ -42,7 +43,7 @@ def take(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cuts(take: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the same video, mirrored and darker in its second shot."""
+    """A folder with the same video, with negative images in its other shots."""
     folder = tmp_path_factory.mktemp("cuts")
     (folder / "a.csv").write_bytes((take / "a.csv").read_bytes())
     with av.open(str(take / "a.mp4")) as source, av.open(str(folder / "a.mp4"), "w") as target:
@@ -56,7 +57,7 @@ def cuts(take: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         source.seek(0)
         for number, frame in enumerate(source.decode(video=0)):
             image = frame.to_ndarray(format="rgb24")
-            other = av.VideoFrame.from_ndarray(255 - image if SHOTS[1] <= number < SHOTS[2] else image, format="rgb24")
+            other = av.VideoFrame.from_ndarray(255 - image if number in OTHER else image, format="rgb24")
             other.pts, other.time_base = frame.pts, frame.time_base
             target.mux(video.encode(other))
         target.mux(video.encode(None))
@@ -131,11 +132,11 @@ def test_a_video_of_one_span_is_as_it_always_was(take: Path, whole: Dataset, tmp
 
 
 def test_borders_on_cuts_cost_nothing(cuts: Path, tmp_path: Path) -> None:
-    """The even borders 200 and 400 lie near the cuts 210 and 395."""
+    """The even borders 200 and 400 lie near the cuts 210 and 395; another cut, at 410, is not as near."""
     undivided = run(cuts, tmp_path / "whole", config(0))
     dataset = run(cuts, tmp_path / "spans", config(9))
     (record,) = read_records(dataset.root).values()
-    assert record.borders == SHOTS
+    assert record.borders == BORDERS
     ours, theirs = segments_of(dataset), segments_of(undivided)
     assert [(s.start_frame, s.num_frames) for s in ours] == [(s.start_frame, s.num_frames) for s in theirs]
     assert [s.scores for s in ours] == [s.scores for s in theirs]
