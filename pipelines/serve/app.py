@@ -2,9 +2,9 @@
 
 Three kinds of deployments. `Jobs` is one process that owns the job store, and tells renderers that there is work.
 `Renderer` (one deployment per checkpoint, replicas with a share of a GPU) takes jobs from the store, one at a time. A
-`Gateway` speaks HTTP, and draws what is watched live itself, where that is wanted. All see one folder; files never travel through Ray. A replica that dies loses its lease, and the
-job goes to another one: Serve's own task consumers are alpha, and their jobs can neither be stopped nor say how far
-they are.
+`Gateway` speaks HTTP, and draws what is watched live itself, where that is wanted. All see one folder; files never
+travel through Ray. A replica that dies loses its lease, and the job goes to another one: Serve's own task consumers
+are alpha, and their jobs can neither be stopped nor say how far they are.
 """
 
 from __future__ import annotations

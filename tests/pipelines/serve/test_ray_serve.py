@@ -87,10 +87,10 @@ def test_it_answers_like_the_local_one(client: httpx.Client, url: str, tmp_path:
 
 
 def test_it_speaks_live(client: httpx.Client, url: str, tmp_path: Path) -> None:
-    form = {"files": {"audio": speech(tmp_path / "a.wav", 0.5).read_bytes()}}
-    assert httpx.post(f"{url}/v1/videos/stream", **form).status_code == 401
+    files = {"audio": speech(tmp_path / "a.wav", 0.5).read_bytes()}
+    assert httpx.post(f"{url}/v1/videos/stream", files=files).status_code == 401
     until(lambda: client.get("/v1/templates/anna").json()["state"] == "ready", 30)
-    film = client.post("/v1/videos/stream", **form)
+    film = client.post("/v1/videos/stream", files=files)
     assert (film.status_code, film.content[4:8]) == (200, b"ftyp"), film.text
     with connect(f"{url.replace('http', 'ws')}/v1/live") as socket:
         socket.send(json.dumps({"type": "start", "template": "anna", "key": KEY}))
