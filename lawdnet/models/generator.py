@@ -58,6 +58,8 @@ class Generator(nn.Module):
         self.reference_encoder = _image_encoder(3 * NUM_REFERENCES, base)
         self.pair_encoder = _pair_encoder(2 * code_dim, 2 * base)
         self.audio_channels = 2 * base
+        self.audio_learns = True
+        """Whether the images teach the audio encoder."""
         self.audio_encoder = _audio_encoder(config.audio_dim, self.audio_channels)
         self.attention = CrossAttention(2 * base, code_dim, base)
         self.appearance = nn.Sequential(Residual(code_dim), Residual(code_dim))
@@ -102,6 +104,8 @@ class Generator(nn.Module):
             audio_BC5: as in `forward`.
         """
         audio_BCA = self.audio_encoder(audio_BC5)
+        if not self.audio_learns:
+            audio_BCA = audio_BCA.detach()
         if not self.config.normalise:
             return cast("Tensor", self.attention(image_BC86, audio_BCA))
         return _normalised(self.attention(_normalised(image_BC86), _normalised(audio_BCA)))

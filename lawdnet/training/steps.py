@@ -132,6 +132,7 @@ class GanStep(Networks):
         head = LipHead(generator.audio_channels) if self.stage.weights.lips else None
         if head:
             self.parts["lip_head"] = self.precision.place(head)
+            generator.audio_learns = not self.config.audio_from_lips
         self.generator = self.add("generator", generator, Listening(generator, head))
 
     @property

@@ -163,6 +163,25 @@ def test_the_audio_encoder_learns_to_hear_the_lips() -> None:
     assert all((after[name] - value).abs().max() > 1e-3 for name, value in before.items())
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_only_lips_teach_the_audio_encoder_where_that_is_wanted(alone: bool) -> None:
+    config = tiny("grad_clip=0", f"audio_from_lips={alone}")
+    stage = config.stage("frame_32")
+    step, batch = make_step(config, stage), batch_of(stage)
+    encoder = list(step.networks["generator"].audio_encoder.parameters())
+    made = step._generate(batch)
+    assert made.lips_R40 is not None
+    by_lips = torch.autograd.grad(made.lips_R40.sum(), encoder, retain_graph=True, allow_unused=True)
+    by_images = torch.autograd.grad(made.images_M3HW.sum(), encoder, allow_unused=True)
+    assert all(gradient is not None for gradient in by_lips)
+    assert all((gradient is None) == alone for gradient in by_images)
+    without = make_step(
+        tiny(f"audio_from_lips={alone}", "stages.weights.lips=0"),
+        replace(stage, weights=replace(stage.weights, lips=0)),
+    )
+    assert without.networks["generator"].audio_learns
+
+
 def test_without_the_losses_on_lips_nothing_reads_them() -> None:
     config = tiny("stages.weights.lips=0", "stages.weights.read=0")
     stage = config.stage("frame_32")
