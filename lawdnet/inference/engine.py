@@ -18,6 +18,7 @@ from lawdnet.audio import load_audio
 from lawdnet.audio.base import frame_features, windows
 from lawdnet.face.geometry import stage_size
 from lawdnet.inference.loading import GeneratorInfo, extractor_of, open_generator
+from lawdnet.inference.memory import give_back_frames
 from lawdnet.inference.mouths import Mouths
 from lawdnet.inference.silence import silent_frames
 from lawdnet.inference.stream import back_and_forth, ping_pong
@@ -110,6 +111,7 @@ class Engine:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size} must be at least 1")
+        give_back_frames()
         self.device = pick_device(device)
         self.batch_size = batch_size
         self.beat = beat
@@ -172,6 +174,7 @@ class Engine:
         audio_TC5 = self.audio_windows(waveform)
         still_T = silent_frames(waveform) if still_silence else np.zeros(len(audio_TC5), bool)
         if still_T.any():
+            audio_TC5 = audio_TC5.copy()
             audio_TC5[still_T] = self.silent_window()
         return self._stream(template, audio_TC5[start:stop], still_T[start:stop], start)
 

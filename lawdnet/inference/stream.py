@@ -41,7 +41,8 @@ def back_and_forth(path: Path, length: int) -> Iterator[tuple[int, UInt8]]:
         for stop in range(length - 1, 1, -block):
             start = max(1, stop - block)
             frames = list(_own(decode(path, start=start, stop=stop)))
-            yield from zip(range(stop - 1, start - 1, -1), reversed(frames), strict=True)
+            for tick in range(stop - 1, start - 1, -1):
+                yield tick, frames.pop()  # freed before the next block is decoded
 
 
 def _own(decoded: Iterator[tuple[int, UInt8]]) -> Iterator[UInt8]:
