@@ -279,7 +279,8 @@ def _load(ref: SegmentRef, spec: SampleSpec, stored_width: int, cache_bytes: int
     def image(frame: int) -> UInt8:
         return decode_jpeg(jpegs[frame].as_py(), height, width, stored_width=stored_width // level)
 
-    return Loaded(ref, image, windows(from_rows(table[FEATURES + spec.audio])), sync, faces, lips)
+    audio_TC5 = np.ascontiguousarray(windows(from_rows(table[FEATURES + spec.audio])))
+    return Loaded(ref, image, audio_TC5, sync, faces, lips)
 
 
 @contextmanager
