@@ -132,8 +132,7 @@ class Mouths:
         self, memory: _Memory, ticks: Sequence[int], crops: Sequence[UInt8], audio_BC5: Float32
     ) -> list[UInt8]:
         source_B3HW = images_to_tensor(np.stack(crops), self.device) * self._keep_HW
-        # a copy, as torch aligns its memory and numpy does not, and products of matrices round by their alignment
-        audio = torch.from_numpy(audio_BC5).to(self.device, copy=True)
+        audio = torch.from_numpy(audio_BC5).to(self.device)
         known = [memory.features.get(tick) for tick in ticks]
         known_BC86 = None if any(feature is None for feature in known) else torch.stack(known)  # type: ignore[arg-type]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
