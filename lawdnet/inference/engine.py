@@ -294,7 +294,8 @@ class Engine:
         faces = [(frame, frame.crop_HW3) for frame in frames if frame.crop_HW3 is not None]
         made: Iterator[UInt8] = iter(())
         if faces:
-            windows_BC5 = np.ascontiguousarray(np.stack([frame.audio_C5 for frame, _ in faces]))  # of views
+            # views of rows stack with the channels last, which networks would round differently
+            windows_BC5 = np.ascontiguousarray(np.stack([frame.audio_C5 for frame, _ in faces]))
             still_B = np.array([frame.still for frame, _ in faces])
             ticks, crops = [frame.tick for frame, _ in faces], [crop for _, crop in faces]
             made = iter(self._mouths.complete(template, ticks, crops, windows_BC5, still_B))

@@ -46,8 +46,9 @@ class TrainConfig:
     """Normalise what decides the warp, without which it may never hear the audio; see `GeneratorConfig`. Off in
     `published`."""
     audio_from_lips: bool = False
-    """Let the loss `lips` alone teach the audio encoder, where a stage has it, and not the images. From a few people it
-    learns their recordings by heart otherwise: what it hears of strangers gets worse again."""
+    """Let the loss `lips` alone teach the audio encoder, where a stage has it, and not the images, but for those whose
+    lips are not known. From a few people it learns their recordings by heart otherwise: what it hears of strangers gets
+    worse again."""
     audio_dropout: float = 0.0
     """Share of the audio feature's channels that are hidden from the loss `lips`, others for every frame; also against
     learning by heart."""

@@ -143,7 +143,7 @@ class VideoWriter:
         while end - self._samples_written >= min_samples:
             chunk = self._audio[None, self._samples_written : min(self._samples_written + AAC_FRAME, end)]
             samples = np.clip(chunk, -1, 1, dtype=np.float32)  # here, as a copy of the whole could be large
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout="mono")
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
             frame.sample_rate, frame.pts = self._sample_rate, self._samples_written
             frame.time_base = Fraction(1, self._sample_rate)
             self._container.mux(self._audio_stream.encode(frame))
