@@ -31,6 +31,7 @@ from pipelines.serve.api import SWEEP_SECONDS, make_app
 from pipelines.serve.config import DATABASE, ServeConfig, parse_limits, read_keys
 from pipelines.serve.live import live_router
 from pipelines.serve.live_host import EngineHost
+from pipelines.serve.live_limits import LiveLimits
 from pipelines.serve.state import Access
 
 log = logging.getLogger(__name__)
@@ -240,7 +241,8 @@ def build_app(args: dict[str, Any]) -> Application:
         autoscaling_config={
             "min_replicas": 1,
             "max_replicas": config.gateways,
-            "target_ongoing_requests": MAX_ONGOING // 4,
+            # of a gateway's few live sessions, half shall be free: when all are taken it refuses the next
+            "target_ongoing_requests": LiveLimits().sessions // 2 if config.live else MAX_ONGOING // 4,
         },
         ray_actor_options=_share(config) if config.live else free,
     )
