@@ -18,7 +18,6 @@ from lawdnet.audio import load_audio
 from lawdnet.audio.base import frame_features, windows
 from lawdnet.face.geometry import stage_size
 from lawdnet.inference.loading import GeneratorInfo, extractor_of, open_generator
-from lawdnet.inference.memory import give_back_frames
 from lawdnet.inference.mouths import Mouths
 from lawdnet.inference.silence import silent_frames
 from lawdnet.inference.stream import back_and_forth, ping_pong
@@ -111,7 +110,6 @@ class Engine:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size} must be at least 1")
-        give_back_frames()
         self.device = pick_device(device)
         self.batch_size = batch_size
         self.beat = beat
