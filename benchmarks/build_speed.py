@@ -2,7 +2,7 @@
 
     python -m benchmarks.build_speed [--as hevc:1080] VIDEO…
 
-Builds every video alone in this process, once without landmarks and once with the CSV next to it, if there is one, and
+Builds every video alone in this process, once without a CSV and once with the one next to it, if there is one, and
 decodes it to RGB without more. `per core` are frames per second of CPU time, all threads added up, so that other work
 on the machine does not count; `of decoding` is the ratio to those of decoding. `--as` first encodes the videos again,
 with another codec and height. Prints a JSON object for each video, and one for all.
@@ -26,8 +26,11 @@ import cv2
 from lawdnet.data.config import BuildConfig
 from lawdnet.tasks.inputs import list_inputs
 from lawdnet.tasks.task import TaskRunner
+from lawdnet.types import FPS
 from lawdnet.video import decode, probe
 from pipelines.build.task import BuildJob, VideoItem, VideoTask
+
+ENCODERS = {"h264": "libx264", "hevc": "libx265"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def encoded(clip: Path, codec: str, height: int, folder: Path) -> Path:
     width = round(video.width * height / video.height / 2) * 2
     out = folder / clip.name
     with av.open(str(out), "w") as container, av.open(str(clip)) as source:
-        images = container.add_stream(f"libx26{5 if codec == 'hevc' else 4}", rate=25, options={"preset": "medium"})
+        images = container.add_stream(ENCODERS[codec], rate=FPS, options={"preset": "medium"})
         images.width, images.height, images.pix_fmt = width, height, "yuv420p"
         sound = container.add_stream_from_template(source.streams.audio[0])
         for _, frame_HW3 in decode(clip):
