@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="document whose table is replaced")
     options = parser.parse_args()
     split = ("--set", "val_fraction=0.25")
-    corpora = [Corpus("people", options.people, "people", split)]
+    corpora = [Corpus("people", options.people, "videos of other people", split)]
     if options.one:
         corpora.append(Corpus("one speaker", options.one, "sentences", split))
     results = {one.name: measure(one, options.out, options.stages, options.set) for one in corpora}

@@ -94,10 +94,16 @@ class PublishedGenerator(Generator):
         points, grid = self.config.key_points, self.config.warp_grid
         self.warps = nn.ModuleList(PublishedWarp(width, width, points, grid) for _ in range(2))
 
-    def forward(self, masked_source_B3HW: Tensor, reference_B15HW: Tensor, audio_BC5: Tensor) -> Tensor:
+    def forward(
+        self,
+        masked_source_B3HW: Tensor,
+        reference_B15HW: Tensor,
+        audio_BC5: Tensor,
+        teaches_B: Tensor | None = None,
+    ) -> Tensor:
         source_BChw = self.source_encoder(masked_source_B3HW)
         reference_BChw = self.reference_encoder(reference_B15HW)
-        code_BD = self._code(torch.cat((source_BChw, reference_BChw), 1), audio_BC5)
+        code_BD = self._code(torch.cat((source_BChw, reference_BChw), 1), audio_BC5, teaches_B)
         warped_BChw = reference_BChw
         for appearance, warp in zip(self.appearances, self.warps, strict=True):
             warped_BChw = warp(appearance(reference_BChw), code_BD)

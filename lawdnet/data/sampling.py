@@ -59,7 +59,7 @@ class SampleSpec:
     lips: bool = False
     """Whether each sample also has the audio and the shape of the lips of other frames, and the place of its own."""
     audio_dropout: float = 0.0
-    """Share of the feature's channels that are hidden from the generator, others for every frame."""
+    """Share of the channels of `lip_audio` that are hidden, others for every frame."""
     references: str = "random"
     """`random` or `diverse`; see `lawdnet.data.references`."""
     windows: int = 1
@@ -111,7 +111,7 @@ class Draw:
     heard: tuple[int, ...] = ()
     """R frames from anywhere in the segment, whose audio and lips are wanted."""
     dropout: int = 0
-    """Seed of what is hidden from the generator."""
+    """Seed of what is hidden of the heard frames' audio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +279,8 @@ def _load(ref: SegmentRef, spec: SampleSpec, stored_width: int, cache_bytes: int
     def image(frame: int) -> UInt8:
         return decode_jpeg(jpegs[frame].as_py(), height, width, stored_width=stored_width // level)
 
-    return Loaded(ref, image, windows(from_rows(table[FEATURES + spec.audio])), sync, faces, lips)
+    audio_TC5 = np.ascontiguousarray(windows(from_rows(table[FEATURES + spec.audio])))
+    return Loaded(ref, image, audio_TC5, sync, faces, lips)
 
 
 @contextmanager
@@ -302,18 +303,17 @@ def make_sample(loaded: Loaded, chosen: Draw, spec: SampleSpec) -> dict[str, np.
         other_audio and quiet_audio), and no reference.
     """
     frames, heard = list(chosen.frames), list(chosen.heard)
-    audio_MC5 = loaded.audio_TC5[[*frames, *heard]]
-    if spec.audio_dropout:
-        audio_MC5 = _hide(audio_MC5, spec.audio_dropout, chosen.dropout)
     sample: dict[str, np.ndarray] = {
         "source": np.stack([loaded.image(f) for f in frames]),
-        "audio": audio_MC5[: len(frames)],
+        "audio": loaded.audio_TC5[frames],
     }
     if not spec.contrast:  # the sync network looks at the mouth alone
         sample["reference"] = np.stack([[loaded.image(f) for f in row] for row in chosen.references])
     if loaded.lips:
-        sample |= {"lip_audio": audio_MC5[len(frames) :], "lips": loaded.lips.shapes_T40[heard]}
+        sample |= {"lip_audio": loaded.audio_TC5[heard], "lips": loaded.lips.shapes_T40[heard]}
         sample["lip_points"] = loaded.lips.points_T40[frames]
+        if spec.audio_dropout:
+            sample["lip_audio"] = _hide(sample["lip_audio"], spec.audio_dropout, chosen.dropout)
     if loaded.sync_TC is not None:
         sample["sync_audio"] = _rows(loaded.sync_TC, chosen.clip_start)
         if spec.contrast:
@@ -324,10 +324,10 @@ def make_sample(loaded: Loaded, chosen: Draw, spec: SampleSpec) -> dict[str, np.
     return sample
 
 
-def _hide(audio_MC5: Float32, share: float, seed: int) -> Float32:
+def _hide(audio_RC5: Float32, share: float, seed: int) -> Float32:
     """Set a share of the channels of each frame to 0 and raise the others to make up for it."""
-    is_shown_MC = np.random.default_rng(seed).random(audio_MC5.shape[:2], np.float32) >= share
-    return audio_MC5 * (is_shown_MC / np.float32(1 - share))[..., None].astype(np.float32)
+    is_shown_RC = np.random.default_rng(seed).random(audio_RC5.shape[:2], np.float32) >= share
+    return audio_RC5 * (is_shown_RC / np.float32(1 - share))[..., None].astype(np.float32)
 
 
 def _rows(values_TC: Float32, start: int) -> Float32:

@@ -145,7 +145,7 @@ def open_window(ref: SegmentRef, spec: WindowSpec) -> Window:
         seed=spec.seed,
         truth_THW3=images(range(span.start, span.stop)),
         reference_KHW3=[images(row) for row in references],
-        audio_TC5=windows(from_rows(table[FEATURES + spec.audio]))[span],
+        audio_TC5=windows(from_rows(table[FEATURES + spec.audio]))[span].copy(),
         landmarks_T68x2=from_rows(table["landmarks"]).reshape(-1, NUM_LANDMARKS, 2)[span],
         stored_width=spec.stored_width,
         num_frames=ref.num_frames,
@@ -158,7 +158,7 @@ def open_other(ref: SegmentRef | None, spec: WindowSpec) -> Other | None:
     if ref is None:
         return None
     table = _read(ref, spec, [])
-    return Other(audio_AC5=windows(from_rows(table[FEATURES + spec.audio])), features=_features(table, spec))
+    return Other(audio_AC5=windows(from_rows(table[FEATURES + spec.audio])).copy(), features=_features(table, spec))
 
 
 def _read(ref: SegmentRef, spec: WindowSpec, columns: list[str]) -> pa.Table:

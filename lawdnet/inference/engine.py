@@ -172,6 +172,7 @@ class Engine:
         audio_TC5 = self.audio_windows(waveform)
         still_T = silent_frames(waveform) if still_silence else np.zeros(len(audio_TC5), bool)
         if still_T.any():
+            audio_TC5 = audio_TC5.copy()
             audio_TC5[still_T] = self.silent_window()
         return self._stream(template, audio_TC5[start:stop], still_T[start:stop], start)
 
@@ -291,7 +292,8 @@ class Engine:
         faces = [(frame, frame.crop_HW3) for frame in frames if frame.crop_HW3 is not None]
         made: Iterator[UInt8] = iter(())
         if faces:
-            windows_BC5 = np.stack([frame.audio_C5 for frame, _ in faces])
+            # views of rows stack with the channels last, which networks would round differently
+            windows_BC5 = np.ascontiguousarray(np.stack([frame.audio_C5 for frame, _ in faces]))
             still_B = np.array([frame.still for frame, _ in faces])
             ticks, crops = [frame.tick for frame, _ in faces], [crop for _, crop in faces]
             made = iter(self._mouths.complete(template, ticks, crops, windows_BC5, still_B))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lawdnet.inference.memory import give_back
 from lawdnet.types import UInt8
 from lawdnet.video import decode
 
@@ -40,8 +41,10 @@ def back_and_forth(path: Path, length: int) -> Iterator[tuple[int, UInt8]]:
         yield from enumerate(_own(decode(path, stop=length)))
         for stop in range(length - 1, 1, -block):
             start = max(1, stop - block)
+            give_back()
             frames = list(_own(decode(path, start=start, stop=stop)))
-            yield from zip(range(stop - 1, start - 1, -1), reversed(frames), strict=True)
+            for tick in range(stop - 1, start - 1, -1):
+                yield tick, frames.pop()  # freed before the next block is decoded
 
 
 def _own(decoded: Iterator[tuple[int, UInt8]]) -> Iterator[UInt8]:

@@ -66,13 +66,20 @@ class Generator(nn.Module):
         init_he(self)
         self.warp.start_as_identity()
 
-    def forward(self, masked_source_B3HW: Tensor, reference_B15HW: Tensor, audio_BC5: Tensor) -> Tensor:
+    def forward(
+        self,
+        masked_source_B3HW: Tensor,
+        reference_B15HW: Tensor,
+        audio_BC5: Tensor,
+        teaches_B: Tensor | None = None,
+    ) -> Tensor:
         """Return the completed faces.
 
         Args:
             masked_source_B3HW: RGB in [0, 1] with the mouth blacked out; H and W are multiples of 4.
             reference_B15HW: five RGB crops of the same person, stacked by channel, in [0, 1].
             audio_BC5: feature rows t-2 … t+2 for frame t; C is `config.audio_dim`.
+            teaches_B: which images' gradients reach the audio encoder; all if not given.
 
         Returns:
             B×3×H×W in (0, 1).
@@ -85,23 +92,25 @@ class Generator(nn.Module):
         # wide kernels over small images are faster in the default layout.
         source_BChw = self.source_encoder(_channels_last(masked_source_B3HW))
         reference_BChw = self.reference_encoder(_channels_last(reference_B15HW))
-        code_BD = self._code(torch.cat((source_BChw, reference_BChw), 1).contiguous(), audio_BC5)
+        code_BD = self._code(torch.cat((source_BChw, reference_BChw), 1).contiguous(), audio_BC5, teaches_B)
         warped_BChw = self.warp(self.appearance(reference_BChw), code_BD)
         return cast("Tensor", self.decoder(_channels_last(torch.cat((source_BChw, warped_BChw), 1))))
 
-    def _code(self, pair_BChw: Tensor, audio_BC5: Tensor) -> Tensor:
+    def _code(self, pair_BChw: Tensor, audio_BC5: Tensor, teaches_B: Tensor | None = None) -> Tensor:
         image_BChw = self.pair_encoder(pair_BChw)
         image_BC86 = F.interpolate(image_BChw, IMAGE_FEATURE_SIZE, mode="bilinear", align_corners=True)
-        return self.code(image_BC86, audio_BC5)
+        return self.code(image_BC86, audio_BC5, teaches_B)
 
-    def code(self, image_BC86: Tensor, audio_BC5: Tensor) -> Tensor:
+    def code(self, image_BC86: Tensor, audio_BC5: Tensor, teaches_B: Tensor | None = None) -> Tensor:
         """Return the code B×D that moves the reference feature.
 
         Args:
             image_BC86: what the source and the references say about it.
-            audio_BC5: as in `forward`.
+            audio_BC5, teaches_B: as in `forward`.
         """
         audio_BCA = self.audio_encoder(audio_BC5)
+        if teaches_B is not None:
+            audio_BCA = torch.where(teaches_B[:, None, None], audio_BCA, audio_BCA.detach())
         if not self.config.normalise:
             return cast("Tensor", self.attention(image_BC86, audio_BCA))
         return _normalised(self.attention(_normalised(image_BC86), _normalised(audio_BCA)))

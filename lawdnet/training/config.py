@@ -45,9 +45,13 @@ class TrainConfig:
     normalise: bool = True
     """Normalise what decides the warp, without which it may never hear the audio; see `GeneratorConfig`. Off in
     `published`."""
+    audio_from_lips: bool = False
+    """Let the loss `lips` alone teach the audio encoder, where a stage has it, and not the images, but for those whose
+    lips are not known. From a few people it learns their recordings by heart otherwise: what it hears of strangers gets
+    worse again."""
     audio_dropout: float = 0.0
-    """Share of the audio feature's channels that are hidden from the generator in training, others for every frame.
-    From a few people it learns their recordings by heart otherwise: what it hears of strangers gets worse again."""
+    """Share of the audio feature's channels that are hidden from the loss `lips`, others for every frame; also against
+    learning by heart."""
     perceptual_weights: str = ""
     """Path or URI of torchvision's VGG19 weights, which every stage with a perceptual loss needs."""
     pixel_loss: str = "l2"
@@ -160,7 +164,8 @@ class TrainConfig:
 
 _SMALL: dict[str, Any] = {
     "mix_segments": 24,
-    "audio_dropout": 0.5,
+    "audio_from_lips": True,
+    "audio_dropout": 0.7,
     "base_channels": 16,
     "sync_channels": 16,
     "disc_channels": 8,

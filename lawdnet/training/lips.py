@@ -47,10 +47,15 @@ class Listening(nn.Module):
         self.generator, self.head = generator, head
 
     def forward(
-        self, masked_source_B3HW: Tensor, reference_B15HW: Tensor, audio_BC5: Tensor, lip_audio_RC5: Tensor | None
+        self,
+        masked_source_B3HW: Tensor,
+        reference_B15HW: Tensor,
+        audio_BC5: Tensor,
+        teaches_B: Tensor | None,
+        lip_audio_RC5: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the generated images, and the lips R×40 if there is a head."""
-        images_B3HW = self.generator(masked_source_B3HW, reference_B15HW, audio_BC5)
+        """Return the generated images, and the lips R×40 if there is a head; `teaches_B` as in `Generator`."""
+        images_B3HW = self.generator(masked_source_B3HW, reference_B15HW, audio_BC5, teaches_B)
         if self.head is None:
             return images_B3HW, None
         return images_B3HW, self.head(self.generator.audio_encoder(lip_audio_RC5))

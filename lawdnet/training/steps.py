@@ -147,8 +147,11 @@ class GanStep(Networks):
 
     def _generate(self, batch: TrainBatch) -> Generated:
         """Generate in the graph that is trained."""
+        # where lips are not known, nothing but the image can teach the audio encoder
+        alone = self.config.audio_from_lips and self.stage.weights.lips
+        teaches_M = ~self._points(batch).isfinite().all(1) if alone else None
         with self.precision.autocast():
-            images_M3HW, lips_R40 = self.generator(*self._inputs(batch), batch.lip_audio_RC5)
+            images_M3HW, lips_R40 = self.generator(*self._inputs(batch), teaches_M, batch.lip_audio_RC5)
         return Generated(images_M3HW=images_M3HW.float(), lips_R40=lips_R40)
 
     def _inputs(self, batch: TrainBatch) -> tuple[Tensor, Tensor, Tensor]:

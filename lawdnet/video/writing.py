@@ -103,7 +103,7 @@ class VideoWriter:
             raise ValueError(f"{path}: sample rate {sample_rate} Hz, expected one of {AAC_RATES}")
         self.path, self.height, self.width = path, height, width
         self.num_frames = 0
-        self._audio = None if audio is None else np.clip(audio, -1, 1, dtype=np.float32)
+        self._audio = audio
         self._sample_rate, self._fps = sample_rate, Fraction(fps).limit_denominator(1001)
         self._options = {"crf": str(crf), "preset": preset}
         self._samples_written = 0
@@ -142,7 +142,8 @@ class VideoWriter:
         end = min(len(self._audio), int(self.num_frames * self._sample_rate / self._fps))
         while end - self._samples_written >= min_samples:
             chunk = self._audio[None, self._samples_written : min(self._samples_written + AAC_FRAME, end)]
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(chunk), format="fltp", layout="mono")
+            samples = np.clip(chunk, -1, 1, dtype=np.float32)  # here, as a copy of the whole could be large
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
             frame.sample_rate, frame.pts = self._sample_rate, self._samples_written
             frame.time_base = Fraction(1, self._sample_rate)
             self._container.mux(self._audio_stream.encode(frame))

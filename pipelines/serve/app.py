@@ -2,9 +2,9 @@
 
 Three kinds of deployments. `Jobs` is one process that owns the job store, and tells renderers that there is work.
 `Renderer` (one deployment per checkpoint, replicas with a share of a GPU) takes jobs from the store, one at a time. A
-`Gateway` speaks HTTP. All see one folder; files never travel through Ray. A replica that dies loses its lease, and the
-job goes to another one: Serve's own task consumers are alpha, and their jobs can neither be stopped nor say how far
-they are.
+`Gateway` speaks HTTP, and draws what is watched live itself, where that is wanted. All see one folder; files never
+travel through Ray. A replica that dies loses its lease, and the job goes to another one: Serve's own task consumers
+are alpha, and their jobs can neither be stopped nor say how far they are.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from lawdnet.serving.service import Service
 from lawdnet.serving.worker import Worker
 from pipelines.serve.api import SWEEP_SECONDS, make_app
 from pipelines.serve.config import DATABASE, ServeConfig, parse_limits, read_keys
+from pipelines.serve.live import live_router
+from pipelines.serve.live_host import EngineHost
+from pipelines.serve.live_limits import LiveLimits
 from pipelines.serve.state import Access
 
 log = logging.getLogger(__name__)
@@ -61,6 +64,9 @@ class AppConfig(ServeConfig):
     """Renderers of each checkpoint."""
     gateways: int = 1
     """Most processes that speak HTTP."""
+    live: bool = False
+    """Whether gateways offer live speech and streamed videos, with the first checkpoint. Each then takes a renderer's
+    share of CPUs and GPUs."""
     lease_seconds: float = LEASE_SECONDS
     open_to_all: bool = False
     """Whether clients need no key. Otherwise the gateways read theirs from `api_key_file` or LAWDNET_API_KEY."""
@@ -206,9 +212,14 @@ class Gateway:
         store = cast("Store", RemoteStore(jobs))
         self._service = Service(store, Path(config.data), config.files, list(config.models), limits=config.limits)
         self._access = Access(api_keys=keys, hosts=config.hosts)
+        first = next(iter(config.models))
+        self._engines = {first: config.engine(first)} if config.live else {}
 
     def __serve_build_asgi_app__(self) -> Any:
-        return make_app(self._service, self._access, sweep=False)
+        app = make_app(self._service, self._access, sweep=False)
+        if self._engines:
+            app.include_router(live_router(EngineHost(self._service, self._engines)))
+        return app
 
 
 def build_app(args: dict[str, Any]) -> Application:
@@ -230,9 +241,10 @@ def build_app(args: dict[str, Any]) -> Application:
         autoscaling_config={
             "min_replicas": 1,
             "max_replicas": config.gateways,
-            "target_ongoing_requests": MAX_ONGOING // 4,
+            # of a gateway's few live sessions, half shall be free: when all are taken it refuses the next
+            "target_ongoing_requests": LiveLimits().sessions // 2 if config.live else MAX_ONGOING // 4,
         },
-        ray_actor_options=free,
+        ray_actor_options=_share(config) if config.live else free,
     )
     return cast("Application", gateway.bind(config, jobs.bind(config, renderers)))
 
@@ -250,16 +262,16 @@ def _renderer(config: AppConfig, model: str) -> Application:
             "upscale_delay_s": 5,
             "downscale_delay_s": 300,
         },
-        ray_actor_options={
-            "num_cpus": config.num_cpus,
-            "num_gpus": config.num_gpus,
-            "runtime_env": {"env_vars": _threads(config)},
-        },
+        ray_actor_options=_share(config),
     )
     return cast("Application", deployment.bind(config, model))
 
 
-def _threads(config: AppConfig) -> dict[str, str]:
-    """A renderer takes as many threads as it has CPUs."""
-    threads = str(max(1, int(config.num_cpus)))
-    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+def _share(config: AppConfig) -> dict[str, Any]:
+    """What a process that draws takes of its machine; it has as many threads as CPUs."""
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, int(config.num_cpus))))
+    return {
+        "num_cpus": config.num_cpus,
+        "num_gpus": config.num_gpus,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}},
+    }

@@ -146,7 +146,7 @@ def test_lips_come_with_the_audio_of_their_frames(stored: list[SegmentRef]) -> N
     assert len(np.unique(number_BR)) > 20
 
 
-def test_dropout_hides_channels_of_the_generators_audio_alone(stored: list[SegmentRef]) -> None:
+def test_dropout_hides_channels_of_the_heard_audio_alone(stored: list[SegmentRef]) -> None:
     spec = replace(CLIP, lips=True, audio_dropout=0.25)
     (work,) = plan_epoch(stored, spec, seed=1, epoch=0, rank=0, world=1)
     plain, hidden = (
@@ -154,12 +154,12 @@ def test_dropout_hides_channels_of_the_generators_audio_alone(stored: list[Segme
     )
     shares = []
     for one, two in zip(plain, hidden, strict=True):
-        assert (one["sync_audio"] == two["sync_audio"]).all()
-        assert (one["lips"] == two["lips"]).all()
-        for name in ("audio", "lip_audio"):
-            is_hidden = (two[name] == 0).all(-1)
-            shares.append(is_hidden[one[name].any(-1)].mean())
-            np.testing.assert_allclose(np.where(is_hidden[..., None], 0, one[name] / 0.75), two[name], rtol=1e-5)
+        for name in ("sync_audio", "audio", "lips"):
+            assert (one[name] == two[name]).all()
+        heard, shown = one["lip_audio"], two["lip_audio"]
+        is_hidden = (shown == 0).all(-1)
+        shares.append(is_hidden[heard.any(-1)].mean())
+        np.testing.assert_allclose(np.where(is_hidden[..., None], 0, heard / 0.75), shown, rtol=1e-5)
     assert 0.15 < np.mean(shares) < 0.35
 
 

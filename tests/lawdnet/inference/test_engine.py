@@ -346,12 +346,13 @@ def test_a_part_of_the_frames_is_that_part_of_all_frames(engine: Engine, tmp_pat
     template = engine.prepare(make_template(tmp_path, 11), OpenFace())
     wave = sound(50)
     whole = list(engine.frames(template, wave))
-    for start, stop in ((0, 8), (8, 16), (16, 50), (20, 21), (24, None), (48, 60)):
+    for start, stop in ((0, 8), (8, 16), (16, 50), (24, None), (48, 60)):
         part = list(engine.frames(template, wave, start=start, stop=stop))
         assert len(part) == len(whole[start:stop])
         assert all(np.array_equal(a, b) for a, b in zip(part, whole[start:stop], strict=True))
-    other = list(engine.frames(template, wave, start=5, stop=23))  # other batches: rounding may differ
-    assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(other, whole[5:23], strict=True))
+    for start, stop in ((5, 23), (20, 21)):  # other batches, of which one is of one frame: rounding may differ
+        other = list(engine.frames(template, wave, start=start, stop=stop))
+        assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(other, whole[start:stop], strict=True))
 
 
 def test_a_second_render_of_a_template_equals_the_first(run: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
+from lawdnet.models.generator import Generator
 from lawdnet.models.lip_reader import LipReader
 from lawdnet.training.ema import Ema
 from lawdnet.training.lips import LipHead, read_loss, reader_loss
@@ -161,6 +162,44 @@ def test_the_audio_encoder_learns_to_hear_the_lips() -> None:
     assert heard[-1] < 0.3 * heard[0]
     after = step.networks["generator"].audio_encoder.state_dict()
     assert all((after[name] - value).abs().max() > 1e-3 for name, value in before.items())
+
+
+def _moving(step: GanStep) -> Generator:
+    """The generator of a step, whose audio changes its images; at first the warp moves nothing."""
+    generator: Generator = step.networks["generator"]
+    torch.nn.init.normal_(generator.warp.similarity.weight)
+    return generator
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_only_lips_teach_the_audio_encoder_where_that_is_wanted(alone: bool) -> None:
+    config = tiny("grad_clip=0", f"audio_from_lips={alone}")
+    stage = config.stage("frame_32")
+    step, batch = make_step(config, stage), batch_of(stage)
+    assert batch.lip_points_BN40 is not None
+    encoder = list(_moving(step).audio_encoder.parameters())
+    torch.nn.init.normal_(step.parts["lip_head"].read.weight)  # zero at first
+
+    def teaches(loss: torch.Tensor) -> bool:
+        return any(gradient.any() for gradient in torch.autograd.grad(loss, encoder, retain_graph=True))
+
+    made = step._generate(batch)
+    assert made.lips_R40 is not None
+    assert teaches(made.lips_R40.sum())
+    assert teaches(made.images_M3HW.sum()) != alone
+    batch.lip_points_BN40[0] = torch.nan  # nothing else can teach it then
+    images_M3HW = step._generate(batch).images_M3HW
+    assert teaches(images_M3HW[0].sum())
+    assert teaches(images_M3HW[1:].sum()) != alone
+
+
+def test_images_teach_the_audio_encoder_of_a_stage_without_the_loss_on_lips() -> None:
+    config = tiny("audio_from_lips=true", "stages.weights.lips=0", "stages.weights.read=0")
+    stage = config.stage("frame_32")
+    step = make_step(config, stage)
+    encoder = list(_moving(step).audio_encoder.parameters())
+    images_M3HW = step._generate(batch_of(stage)).images_M3HW
+    assert any(gradient.any() for gradient in torch.autograd.grad(images_M3HW.sum(), encoder))
 
 
 def test_without_the_losses_on_lips_nothing_reads_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 import pytest
+from websockets.sync.client import connect
 
 from tests.support.serving import finished, speech, until
 
@@ -37,6 +40,7 @@ def url(ray_session: None, network: Path, drawn: Path, tmp_path_factory: pytest.
         "num_cpus": 0.25,
         "min_replicas": 1,
         "max_replicas": 2,
+        "live": True,
         "lease_seconds": 2,
         "api_key_file": str(folder / "keys"),
         "limits": {"free_bytes": 1, "posts_per_minute": 100_000},
@@ -80,6 +84,20 @@ def test_it_answers_like_the_local_one(client: httpx.Client, url: str, tmp_path:
     assert client.delete(videos[0]["urls"]["self"]).status_code == 204
     assert client.post("/generate_video", files={"audio": audio.read_bytes()}).headers["content-type"] == "video/mp4"
     assert 'lawdnet_serve_finished_total{kind="video",state="succeeded"}' in client.get("/metrics").text
+
+
+def test_it_speaks_live(client: httpx.Client, url: str, tmp_path: Path) -> None:
+    files = {"audio": speech(tmp_path / "a.wav", 0.5).read_bytes()}
+    assert httpx.post(f"{url}/v1/videos/stream", files=files).status_code == 401
+    until(lambda: client.get("/v1/templates/anna").json()["state"] == "ready", 30)
+    film = client.post("/v1/videos/stream", files=files)
+    assert (film.status_code, film.content[4:8]) == (200, b"ftyp"), film.text
+    with connect(f"{url.replace('http', 'ws')}/v1/live") as socket:
+        socket.send(json.dumps({"type": "start", "template": "anna", "key": KEY}))
+        assert json.loads(socket.recv(timeout=30))["type"] == "ready"
+        socket.send((3000 * np.random.default_rng(0).standard_normal(8000)).astype("<i2").tobytes())
+        frames = [message for message in (socket.recv(timeout=30) for _ in range(10)) if isinstance(message, bytes)]
+    assert any(b"\xff\xd8\xff" in frame for frame in frames)
 
 
 @pytest.mark.slow
