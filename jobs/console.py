@@ -262,8 +262,13 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the meter was created."""
+        """Seconds since the meter was created, or restarted."""
         return time.monotonic() - self.began
+
+    def restart(self, done: int) -> None:
+        """Estimate from what comes after `done` units: they waited for something that happens once."""
+        self.began = time.monotonic()
+        self.skipped = done
 
     def skip(self, done: int) -> None:
         """Leave `done` units out of the estimate of the time left: an earlier command did them."""

@@ -141,7 +141,9 @@ def _local(target: Location) -> Iterator[Path]:
 
 
 def _show(meter: console.Meter, done: int, total: int) -> None:
-    meter.update(done, total, note=f"{done / max(meter.seconds, 1e-3):.1f} frames/s")
+    if done == 1:  # the audio's features were computed before it
+        meter.restart(done)
+    meter.update(done, total, note=f"{(done - 1) / max(meter.seconds, 1e-3):.1f} frames/s" if done > 1 else "")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from lawdnet.audio.base import (
 from lawdnet.audio.deepspeech import DeepSpeech
 from lawdnet.audio.deepspeech2 import DeepSpeech2
 from lawdnet.audio.hubert import Hubert
-from lawdnet.audio.io import VideoAudio, load_audio, load_video_audio, write_wav
+from lawdnet.audio.io import VideoAudio, load_audio, load_video_audio, stream_audio, write_wav
 from lawdnet.audio.mel import Mel
 from lawdnet.audio.whisper import Whisper
 
@@ -36,6 +36,7 @@ __all__ = [
     "load_audio",
     "load_video_audio",
     "make_extractor",
+    "stream_audio",
     "windows",
     "write_wav",
 ]

@@ -92,7 +92,7 @@ def _read(path: Path, origin: Fraction | None, limit: int | None, rate: int) -> 
             if limit is not None and start >= limit:
                 break
             if limit is None and start - count > MAX_HOLE_SECONDS * rate:
-                raise Rejected(RejectReason.DAMAGED, f"hardly any audio before {start / rate:.0f} s")
+                raise _mostly_silent(start, rate)
             count += len(samples)
             if start + len(samples) > 0:
                 chunks.append((start, samples))
@@ -100,6 +100,36 @@ def _read(path: Path, origin: Fraction | None, limit: int | None, rate: int) -> 
         where = "" if limit is None else " during the video"
         raise Rejected(RejectReason.NO_AUDIO, f"the audio stream has no samples{where}")
     return chunks
+
+
+def stream_audio(path: Path, *, rate: int = SAMPLE_RATE) -> Iterator[Float32]:
+    """Read what `load_audio` reads without num_frames, piece by piece: an hour at 48 kHz would take 690 MB.
+
+    Where time stamps step back and two pieces overlap, the first is heard (`load_audio` keeps the last).
+
+    Args:
+        path: an audio or video file.
+        rate: samples per second.
+
+    Yields:
+        Consecutive samples.
+
+    Raises:
+        Rejected: EMPTY_FILE, NOT_A_VIDEO, DAMAGED or NO_AUDIO.
+    """
+    count = 0
+    with open_media(path) as container:
+        for start, samples in resampled(runs_of(audio_frames(container)), None, rate):
+            if start - count > MAX_HOLE_SECONDS * rate:
+                raise _mostly_silent(start, rate)
+            for silent in range(count, start, rate):
+                yield np.zeros(min(rate, start - silent), np.float32)
+            count = max(count, start)
+            if len(new := samples[count - start :]):
+                yield np.clip(np.nan_to_num(new, nan=0.0), -1, 1)
+                count += len(new)
+    if not count:
+        raise Rejected(RejectReason.NO_AUDIO, "the audio stream has no samples")
 
 
 def audio_seconds(path: Path, *, limit: float) -> float:
@@ -141,6 +171,10 @@ def join(chunks: list[tuple[int, Float32]], length: int) -> Float32:
         joined[at : at + len(inside)] = inside
     np.nan_to_num(joined, copy=False, nan=0.0)  # in place, because an hour takes 230 MB
     return np.clip(joined, -1, 1, out=joined)
+
+
+def _mostly_silent(start: int, rate: int) -> Rejected:
+    return Rejected(RejectReason.DAMAGED, f"hardly any audio before {start / rate:.0f} s")
 
 
 def _end(chunks: list[tuple[int, Float32]]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lawdnet.audio import load_audio
+from lawdnet.audio import load_audio, stream_audio
 from lawdnet.audio.base import frame_features, windows
 from lawdnet.face.geometry import stage_size
 from lawdnet.inference.loading import GeneratorInfo, extractor_of, open_generator
@@ -228,11 +228,7 @@ class Engine:
         """
         began = time.perf_counter()
         _check_out(out, template.path, audio)
-        waveform = _load(audio, SAMPLE_RATE) if isinstance(audio, Path) else audio
-        if isinstance(audio, Path):
-            output, rate = _load(audio, OUTPUT_RATE), OUTPUT_RATE
-        else:
-            output, rate = audio, SAMPLE_RATE
+        waveform = _load(audio) if isinstance(audio, Path) else audio
         total = num_frames(waveform)
         with (
             closing(ahead(self.frames(template, waveform, still_silence=still_silence), AHEAD)) as drawn,
@@ -240,8 +236,8 @@ class Engine:
                 out,
                 height=template.height,
                 width=template.width,
-                audio=output,
-                sample_rate=rate,
+                audio=_heard(audio) if isinstance(audio, Path) else audio,
+                sample_rate=OUTPUT_RATE if isinstance(audio, Path) else SAMPLE_RATE,
                 crf=CRF,
                 preset=PRESET,
             ) as writer,
@@ -264,7 +260,7 @@ class Engine:
     def _stream(self, template: Template, audio_TC5: Float32, still_T: Bool, start: int) -> Iterator[UInt8]:
         """Decode and crop in one thread, generate in another, and paste in the caller's."""
         with (
-            closing(ahead(self._batches(template, audio_TC5, still_T, start), 2)) as batches,
+            closing(ahead(self._batches(template, audio_TC5, still_T, start), 1)) as batches,
             closing(ahead((self._completed(template, batch) for batch in batches), 1)) as completed,
         ):
             for batch in completed:
@@ -318,9 +314,15 @@ def _named(path: Path) -> Iterator[None]:
         raise Rejected(error.reason, f"{path}: {error.detail}") from error
 
 
-def _load(path: Path, rate: int) -> Float32:
+def _load(path: Path) -> Float32:
     with _named(path):
-        return load_audio(path, rate=rate)
+        return load_audio(path)
+
+
+def _heard(path: Path) -> Iterator[Float32]:
+    """The audio of the result, which is read as it is written."""
+    with _named(path):
+        yield from stream_audio(path, rate=OUTPUT_RATE)
 
 
 def _check_out(out: Path, video: Path, audio: Path | Float32) -> None:

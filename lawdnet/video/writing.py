@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
@@ -72,7 +72,7 @@ class VideoWriter:
     Args:
         path: any file name; missing folders are created, an existing file is replaced.
         height, width: size of the frames in px.
-        audio: mono samples in [-1, 1]; samples after the last frame are dropped.
+        audio: mono samples in [-1, 1], as one array or as consecutive pieces; samples after the last frame are dropped.
         sample_rate: of the audio, Hz.
         fps: frames per second.
         crf: quality from 0 (lossless) to 51; 18 is visually lossless.
@@ -89,7 +89,7 @@ class VideoWriter:
         *,
         height: int,
         width: int,
-        audio: Float32 | None = None,
+        audio: Float32 | Iterator[Float32] | None = None,
         sample_rate: int = SAMPLE_RATE,
         fps: float | Fraction = FPS,
         crf: int = 18,
@@ -97,13 +97,14 @@ class VideoWriter:
     ) -> None:
         if min(height, width) < 2:
             raise ValueError(f"{path}: frames of {height}×{width} px cannot be encoded; they must be at least 2×2")
-        if audio is not None and audio.ndim != 1:
+        if isinstance(audio, np.ndarray) and audio.ndim != 1:
             raise ValueError(f"{path}: audio has shape {audio.shape}, expected one dimension (mono)")
         if audio is not None and sample_rate not in AAC_RATES:
             raise ValueError(f"{path}: sample rate {sample_rate} Hz, expected one of {AAC_RATES}")
         self.path, self.height, self.width = path, height, width
         self.num_frames = 0
-        self._audio = audio
+        self._audio = _pieces(audio) if isinstance(audio, np.ndarray) else audio
+        self._heard: Float32 = np.empty(0, np.float32)
         self._sample_rate, self._fps = sample_rate, Fraction(fps).limit_denominator(1001)
         self._options = {"crf": str(crf), "preset": preset}
         self._samples_written = 0
@@ -137,17 +138,19 @@ class VideoWriter:
 
     def _write_audio(self, min_samples: int) -> None:
         """Encode audio up to the end of the last frame, in AAC packets of at least `min_samples` samples."""
-        if self._audio is None:
-            return
-        end = min(len(self._audio), int(self.num_frames * self._sample_rate / self._fps))
-        while end - self._samples_written >= min_samples:
-            chunk = self._audio[None, self._samples_written : min(self._samples_written + AAC_FRAME, end)]
-            samples = np.clip(chunk, -1, 1, dtype=np.float32)  # here, as a copy of the whole could be large
+        end = int(self.num_frames * self._sample_rate / self._fps)
+        while self._audio is not None and (wanted := min(AAC_FRAME, end - self._samples_written)) >= min_samples:
+            while len(self._heard) < wanted and (piece := next(self._audio, None)) is not None:
+                self._heard = np.concatenate([self._heard, piece])
+            if len(self._heard) < min_samples:
+                return
+            chunk, self._heard = self._heard[:wanted], self._heard[wanted:]
+            samples = np.clip(chunk[None], -1, 1, dtype=np.float32)
             frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
             frame.sample_rate, frame.pts = self._sample_rate, self._samples_written
             frame.time_base = Fraction(1, self._sample_rate)
             self._container.mux(self._audio_stream.encode(frame))
-            self._samples_written += chunk.shape[1]
+            self._samples_written += len(chunk)
 
     def _finish(self) -> None:
         if self.num_frames == 0:
@@ -166,6 +169,11 @@ class VideoWriter:
                 os.replace(self._partial, self.path)
         finally:
             self._partial.unlink(missing_ok=True)
+
+
+def _pieces(audio_S: Float32) -> Iterator[Float32]:
+    """Cut audio into pieces, as a copy of the whole could be large."""
+    return (audio_S[start : start + AAC_FRAME] for start in range(0, len(audio_S), AAC_FRAME))
 
 
 def write_video(path: Path, frames: Iterable[UInt8], audio: Float32 | None = None, **options: Any) -> int:

@@ -263,6 +263,24 @@ def test_one_line_finds_the_error_of_a_worker() -> None:
     assert console.one_line(ValueError("crop_width: odd")) == "crop_width: odd"
 
 
+def test_a_restarted_meter_forgets_what_came_before(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with console.Meter("infer", "frames") as meter:
+        now = 100.0
+        meter.restart(1)
+        meter.update(1, 5, event="drawn")
+        now = 104.0
+        meter.update(3, 5, event="drawn")
+        assert meter.seconds == 4.0
+    assert capsys.readouterr().err.splitlines() == [
+        "infer 1/5 frames: drawn",
+        "infer 3/5 frames: drawn, about 4.0 s left",
+    ]
+
+
 def test_meter_without_a_terminal_prints_events_and_few_other_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with console.Meter("infer", "frames") as meter:
         for done in range(1, 101):

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from lawdnet.audio import Mel, load_audio, load_video_audio, write_wav
+from lawdnet.audio import Mel, load_audio, load_video_audio, stream_audio, write_wav
 from lawdnet.types import Rejected, RejectReason
 from lawdnet.video import decode, probe
 
@@ -33,6 +33,18 @@ def click(rate: int, at: float, seconds: float = 3.0) -> np.ndarray:
 def onset(audio: np.ndarray) -> float:
     """Return the seconds until half of the peak is reached."""
     return float(np.argmax(np.abs(audio) > np.abs(audio).max() / 2)) / 16_000
+
+
+def without(path: Path, start: float, stop: float) -> Path:
+    """Copy an audio file but for the packets between two seconds."""
+    holed = path.with_stem("holed")
+    with av.open(str(path)) as source, av.open(str(holed), "w") as output:
+        stream = output.add_stream_from_template(source.streams.audio[0])
+        for packet in source.demux(audio=0):
+            if packet.dts is not None and not start < packet.pts * packet.time_base < stop:
+                packet.stream = stream
+                output.mux(packet)
+    return holed
 
 
 def reason_of(path: Path, **options: Any) -> tuple[RejectReason, str]:
@@ -168,13 +180,7 @@ def test_files_without_audio_are_named(media: Any) -> None:
 
 def test_a_gap_in_the_audio_is_silent_and_moves_nothing(media: Any) -> None:
     path = media.write("whole.mkv", audio=tone(16_000, 4), audio_codec="flac")
-    holed = media.folder / "holed.mkv"
-    with av.open(str(path)) as source, av.open(str(holed), "w") as output:
-        stream = output.add_stream_from_template(source.streams.audio[0])
-        for packet in source.demux(audio=0):
-            if packet.dts is not None and not 1 < packet.pts * packet.time_base < 2:
-                packet.stream = stream
-                output.mux(packet)
+    holed = without(path, 1, 2)
     audio, whole = load_audio(holed), load_audio(path)
     assert len(audio) == len(whole)
     assert not audio[21_000:31_000].any()
@@ -195,6 +201,24 @@ def test_broken_packets_leave_a_gap(media: Any, caplog: pytest.LogCaptureFixture
     np.testing.assert_allclose(audio[-12_000:], whole[-12_000:], atol=0.02)
     assert np.isfinite(audio).all()
     assert np.abs(audio).max() <= 1
+
+
+def test_streamed_audio_is_the_audio_with_its_gap(media: Any) -> None:
+    path = media.write("whole.mkv", audio=tone(44_100, 4), audio_rate=44_100, audio_codec="flac")
+    holed = without(path, 1, 2)
+    for file in (path, holed):
+        pieces = list(stream_audio(file, rate=48_000))
+        assert max(map(len, pieces)) <= 48_000
+        np.testing.assert_array_equal(np.concatenate(pieces), load_audio(file, rate=48_000))
+
+
+def test_streamed_audio_is_refused_like_the_audio(media: Any) -> None:
+    empty = media.folder / "empty.wav"
+    write_wav(empty, np.zeros(0, np.float32))
+    for file in (empty, media.write(times=[0, 0.04])):
+        with pytest.raises(Rejected) as caught:
+            list(stream_audio(file))
+        assert (caught.value.reason, caught.value.detail) == reason_of(file)
 
 
 def test_audio_survives_the_wav_file(tmp_path: Path) -> None:

@@ -12,11 +12,16 @@ import httpx
 import pytest
 
 from lawdnet.inference.engine import Engine
+from lawdnet.serving.limits import Limits
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.local import LOOPBACK, running_app
 from pipelines.serve.state import Access
 from tests.support.chromium import Page, chromium_page
+from tests.support.live_host import serving
 from tests.support.serving import Running, SlowEngine, running, speech, until
 
 KEY = "0123456789abcdef"
+PIXELS = """[...document.getElementById('live-picture').getContext('2d').getImageData(0, 0, 128, 160).data]"""
 TAB, ENTER, RIGHT = ("Tab", 9), ("Enter", 13, "\r"), ("ArrowRight", 39)
 
 
@@ -152,6 +157,32 @@ def test_keyboard_and_live_tab(page: Page, server: Running) -> None:
         page.until("document.getElementById('live-status').textContent === 'Live is not available on this server.'")
     picture(page, "5-live")
     page.errors.clear()  # the 404 that says so
+
+
+def test_speak_and_see(page: Page, network: Path, drawn: Path, tmp_path: Path) -> None:
+    config = ServeConfig(
+        models={"default": str(network)},
+        data=str(tmp_path / "data"),
+        templates={"anna": str(drawn)},
+        limits=Limits(free_bytes=1),
+    )
+    with running_app(config, Access(hosts=LOOPBACK)) as app, serving(app) as place:
+        page.errors.clear()
+        page.size(360, 740, phone=True, dark=True)
+        page.open(f"http://{place}/")
+        page.until("document.getElementById('ready').textContent === 'Ready.'")
+        page.run("document.getElementById('tab-live').click()")
+        page.until("!document.getElementById('live-controls').hidden")
+        page.run("document.getElementById('live-button').click()")
+        page.until("document.getElementById('live-status').textContent.startsWith('Speak.')")
+        page.until("document.getElementById('live-figures').textContent.endsWith('from audio to frame')")
+        first = page.run(PIXELS)
+        assert len(set(first)) > 20, "the canvas shows a picture"
+        page.until(f"{PIXELS}.join() !== '{','.join(map(str, first))}'")
+        picture(page, "8-live-speaking")
+        page.run("document.getElementById('live-button').click()")
+        page.until("document.getElementById('live-button').textContent === 'Start'")
+    assert page.errors == []
 
 
 def test_every_control_has_a_name(page: Page, server: Running) -> None:
