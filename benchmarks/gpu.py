@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu [--out gpu.json] [--minutes 8]
     python -m benchmarks.gpu --device cpu --tiny        the same code on small sizes, without a GPU
+    python -m benchmarks.gpu --device cpu --batch 1 --minutes 60        real sizes on a CPU: ratios of the structures
 
 For every stage of the preset `full` (those of `published` have the same sizes), with our networks and with the
 published structure (`benchmarks/published.py`): samples per second, peak memory, TFLOP/s and their share of what a
@@ -18,7 +19,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small networks and images, to try the program")
+    parser.add_argument("--batch", type=int, default=0, help="samples per step, if not those of the preset")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     options = parser.parse_args()
@@ -106,21 +108,23 @@ def main() -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("benchmarks.gpu: torch finds no GPU here; try the program with --device cpu --tiny", file=sys.stderr)
         return 1
-    report = measure(device, tiny=options.tiny, seconds=60 * options.minutes)
+    settings = [*(TINY if options.tiny else ()), *([f"stages.batch_size={options.batch}"] if options.batch else [])]
+    report = measure(device, settings, seconds=60 * options.minutes)
     options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf8")
     print("\n".join([*table(report), f"written to {options.out}"]))
     return 0
 
 
-def measure(device: torch.device, *, tiny: bool, seconds: float) -> dict[str, Any]:
-    """Measure everything that there is time for."""
+def measure(device: torch.device, settings: Sequence[str], *, seconds: float) -> dict[str, Any]:
+    """Measure everything that there is time for. Args: settings: that differ from the preset."""
+    tiny = set(TINY) <= set(settings)
     end = time.monotonic() + seconds
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     roofs = {name: roof(name, device, size=256 if tiny else 8192) for name in ("fp32", "tf32", "bf16")}
     report: dict[str, Any] = {"device": name, "torch": torch.__version__, "tiny": tiny, "roof_tflops": roofs}
     rows: list[Row] = []
     for structure, precision, stage in plan(device):
-        config = replace(make_config("full", settings=TINY if tiny else ()), precision=precision)
+        config = replace(make_config("full", settings=settings), precision=precision)
         row = Row(stage=stage, structure=structure, precision=precision, batch=config.stage(stage).batch_size)
         rows.append(tried(lambda row=row, config=config: measured(row, config, device, roofs), row, end))
         print(line(rows[-1]), file=sys.stderr, flush=True)
@@ -166,7 +170,7 @@ def measured(row: Row, config: TrainConfig, device: torch.device, roofs: dict[st
     tflop = counter.get_total_flops() / 1e12
     is_ours = row.structure == "ours"
     step = make_step(config if is_ours else replace(config, compile=False), stage, device, row.structure)
-    for number in range(WARM_UP):
+    for number in range(WARM_UP if device.type == "cuda" else 1):
         step(batches[number % 2])
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
