@@ -24,6 +24,7 @@ from uuid import uuid4
 import pyarrow.parquet as pq
 from pyarrow import ArrowInvalid
 
+from lawdnet import ranges
 from lawdnet.install import install_hint
 from lawdnet.types import Beat, no_beat
 
@@ -121,13 +122,17 @@ def remove_temporaries(folder: Location) -> None:
 
 
 @contextmanager
-def local_copy(path: Location, companions: Collection[str] = (), *, beat: Beat = no_beat) -> Iterator[Path]:
+def local_copy(
+    path: Location, companions: Collection[str] = (), *, most: int | None = None, beat: Beat = no_beat
+) -> Iterator[Path]:
     """Give a local path to a file: the file itself, or a download of the same name that is deleted after the block.
 
     Args:
         path: the file to read.
         companions: suffixes such as `.csv`; files that differ from `path` only in these are downloaded too, if they
             exist.
+        most: a remote file of more bytes is not downloaded: under its local name `lawdnet.ranges.open_binary` reads it
+            in parts, and nothing else can.
         beat: called as the download makes progress.
 
     Raises:
@@ -136,9 +141,13 @@ def local_copy(path: Location, companions: Collection[str] = (), *, beat: Beat =
     if isinstance(path, Path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="lawdnet-") as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lawdnet-"))
         copy = Path(folder) / path.name
-        path.fs.get_file(path.path, str(copy), callback=_callback(beat))
+        if most is not None and path.fs.info(path.path)["size"] > most:
+            stack.enter_context(ranges.in_parts(path, copy))
+        else:
+            path.fs.get_file(path.path, str(copy), callback=_callback(beat))
         for companion in (path.with_suffix(suffix) for suffix in companions):
             local = copy.with_name(companion.name)
             try:
@@ -208,7 +217,7 @@ def _footer(_path: str, _fingerprint: str) -> list[pq.FileMetaData]:
 def sha256(path: Location, *, beat: Beat = no_beat) -> str:
     """Return the SHA-256 (hex) of a file's content, read in chunks; `beat` is called after each."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with ranges.open_binary(path) if isinstance(path, Path) else path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             beat()

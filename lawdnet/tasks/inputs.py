@@ -167,7 +167,9 @@ def _parquet_rows(source: Location) -> list[dict[str, str]]:
 
 
 @contextmanager
-def opened(location: Location, companions: Collection[str] = (), *, beat: Beat) -> Iterator[Path]:
+def opened(
+    location: Location, companions: Collection[str] = (), *, most: int | None = None, beat: Beat
+) -> Iterator[Path]:
     """Open an input as a local file, with the files beside it; see `lawdnet.storage.local_copy`.
 
     Raises:
@@ -175,7 +177,7 @@ def opened(location: Location, companions: Collection[str] = (), *, beat: Beat) 
     """
     with ExitStack() as stack:
         try:
-            path = stack.enter_context(local_copy(location, companions, beat=beat))
+            path = stack.enter_context(local_copy(location, companions, most=most, beat=beat))
             if path.exists() and not path.is_file():
                 raise ValueError("not a regular file")
             path.open("rb").close()

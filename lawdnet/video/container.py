@@ -19,10 +19,14 @@ from av.packet import Packet
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
+from lawdnet.ranges import open_binary
 from lawdnet.types import Rejected, RejectReason
 
 MAX_PIXELS = 1 << 26
 """Largest frame that is decoded (8192 × 8192): a file of a few kB can claim any size, and 3 bytes per px for it."""
+
+BUFFER_BYTES = 1 << 16
+"""What FFmpeg asks for comes from a buffer of this size."""
 
 StreamT = TypeVar("StreamT", bound=Stream)
 
@@ -38,7 +42,7 @@ def open_media(path: Path, **options: str) -> Iterator[InputContainer]:
     """Open any media file for demuxing.
 
     Args:
-        path: the file.
+        path: the file, which may be remote (see `lawdnet.ranges`).
         options: FFmpeg's options for the file's format.
 
     Raises:
@@ -48,7 +52,7 @@ def open_media(path: Path, **options: str) -> Iterator[InputContainer]:
     """
     if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer, maybe forever
         raise Rejected(RejectReason.UNREADABLE, "this is a folder, pipe, socket or device, not a file")
-    with _Nameless(io.FileIO(path)) as file:
+    with _Nameless(open_binary(path), BUFFER_BYTES) as file:
         head = file.peek(16)[:16]
         if not head:
             raise Rejected(RejectReason.EMPTY_FILE, "the file is empty")

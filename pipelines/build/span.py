@@ -72,6 +72,8 @@ class SpanTask(VideoTask):
 
     item_type = SpanItem
     record_type = SpanRecord
+    most_copied = 0
+    """It is only a part of the video."""
 
     def __init__(self, job: BuildJob, beat: Beat) -> None:
         super().__init__(job, beat)

@@ -40,6 +40,7 @@ from lawdnet.data.tally import Tally
 from lawdnet.evaluation.face_embedding import FaceEmbedder
 from lawdnet.landmarks.base import LandmarkSource, choose_source, make_source, source_options
 from lawdnet.landmarks.openface import csv_of
+from lawdnet.ranges import BLOCK_BYTES, BLOCKS
 from lawdnet.storage import Location, locate
 from lawdnet.tasks.inputs import CSV_SUFFIXES, InputFile, opened
 from lawdnet.tasks.task import Job, Task
@@ -129,6 +130,8 @@ class VideoTask(Task[VideoItem, VideoRecord]):
     """One video in, its segment file and one record out."""
 
     item_type: ClassVar[type[VideoItem]] = VideoItem
+    most_copied = BLOCKS * BLOCK_BYTES
+    """A remote video of more bytes is read in parts: the disk may not hold it."""
     record_type: ClassVar[type[VideoRecord]] = VideoRecord
 
     def __init__(self, job: BuildJob, beat: Beat) -> None:
@@ -180,7 +183,8 @@ class VideoTask(Task[VideoItem, VideoRecord]):
         """
         with ExitStack() as stack:
             with tally.timed("open"):
-                path = stack.enter_context(opened(locate(os.fsdecode(item.source)), CSV_SUFFIXES, beat=self.beat))
+                location = locate(os.fsdecode(item.source))
+                path = stack.enter_context(opened(location, CSV_SUFFIXES, most=self.most_copied, beat=self.beat))
             yield path
 
     def _build(self, item: VideoItem, path: Path, record: VideoRecord, tally: Tally) -> None:

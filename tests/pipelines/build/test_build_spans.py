@@ -11,6 +11,8 @@ import av
 import numpy as np
 import pytest
 
+from lawdnet import ranges
+from lawdnet.data import spans
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
 from lawdnet.data.merge import merge
@@ -20,7 +22,9 @@ from lawdnet.synthetic import write_talking_head
 from lawdnet.types import Rejected, RejectReason, Segment
 from pipelines.build.build import build
 from pipelines.build.span import SpanTask
+from pipelines.build.task import VideoTask
 from tests.support.in_process import map_in_process
+from tests.support.s3_server import S3Server
 
 SECONDS = 24
 FRAMES = 25 * SECONDS
@@ -121,6 +125,52 @@ def test_every_frame_is_stored_as_in_an_undivided_build(
     hashes = undivided_record.perceptual_hash.split()
     assert set(record.perceptual_hash.split()) <= set(hashes)
     assert "0:" in record.perceptual_hash
+
+
+def test_a_remote_video_is_read_in_parts(
+    take: Path, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spans fetch their part of the file, and give what they give of a local file."""
+    assert s3.root is not None
+    size = (take / "a.mp4").stat().st_size
+    monkeypatch.setattr(ranges, "BLOCK_BYTES", size // 40)
+    monkeypatch.setattr(spans, "HEARD_TICKS", 25)  # the video is short
+    for path in take.iterdir():
+        (s3.root / "in" / path.name).write_bytes(path.read_bytes())
+    fetched: list[int] = []
+
+    def count() -> None:
+        fetched.append(sum(n for method, path, n in s3.requests if method == "GET" and "a.mp4" in path))
+        s3.requests.clear()
+
+    def counting(task: Any, *arguments: Any, **options: Any) -> Any:
+        if task is SpanTask:
+            count()
+        return map_in_process(task, *arguments, **options)
+
+    ours = run(s3.root / "in", tmp_path / "remote", config(5), counting)
+    count()
+    theirs = run(take, tmp_path / "local", config(5))
+    assert by_tick(segments_of(ours)) == by_tick(segments_of(theirs))
+    assert fetched[0] == size, "a small file is copied once, to be hashed and divided"
+    assert fetched[1] < 3 * size, "not five times: a span begins at the key frame before it, every ten seconds"
+
+
+def test_a_remote_video_that_the_disk_cannot_hold(
+    take: Path, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is hashed, heard and divided in parts too, whatever is kept of it."""
+    assert s3.root is not None
+    monkeypatch.setattr(ranges, "BLOCK_BYTES", (take / "a.mp4").stat().st_size // 40)
+    monkeypatch.setattr(ranges, "BLOCKS", 4)
+    monkeypatch.setattr(VideoTask, "most_copied", 0)
+    for path in take.iterdir():
+        (s3.root / "in" / path.name).write_bytes(path.read_bytes())
+    ours = run(s3.root / "in", tmp_path / "remote", config(12))
+    theirs = run(take, tmp_path / "local", config(12))
+    assert by_tick(segments_of(ours)) == by_tick(segments_of(theirs))
+    (row,), (other,) = ours.video_rows(), theirs.video_rows()
+    assert (row.sha256, row.bytes, row.landmarks_sha256) == (other.sha256, other.bytes, other.landmarks_sha256)
 
 
 def test_a_video_of_one_span_is_as_it_always_was(take: Path, whole: Dataset, tmp_path: Path) -> None:
