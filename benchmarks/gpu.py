@@ -120,7 +120,7 @@ def measure(device: torch.device, settings: Sequence[str], *, seconds: float) ->
     tiny = set(TINY) <= set(settings)
     end = time.monotonic() + seconds
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    roofs = {name: roof(name, device, size=256 if tiny else 8192) for name in ("fp32", "tf32", "bf16")}
+    roofs = {name: roof(name, device, size=8192 if device.type == "cuda" and not tiny else 256) for name in ("fp32", "tf32", "bf16")}
     report: dict[str, Any] = {"device": name, "torch": torch.__version__, "tiny": tiny, "roof_tflops": roofs}
     rows: list[Row] = []
     for structure, precision, stage in plan(device):
