@@ -1,7 +1,6 @@
 import dataclasses
 import gc
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,16 @@ from lawdnet.face.align import crop_face, fit_all, scale_matrix
 from lawdnet.face.geometry import stage_size, template_px
 from lawdnet.face.mask import paste_alpha
 from lawdnet.face.points import ALIGN_POINTS, JAW
-from lawdnet.inference import loading, stream
 from lawdnet.inference import mouths as mouths_module
+from lawdnet.inference import stream
 from lawdnet.inference.engine import Engine, num_frames
 from lawdnet.inference.template import network_crop
 from lawdnet.landmarks.openface import OpenFace, write_csv
-from lawdnet.models.generator import Generator, GeneratorConfig
-from lawdnet.models.legacy import generator_to_legacy
 from lawdnet.types import Float32, Rejected, RejectReason, UInt8
 from lawdnet.video import decode, probe, write_video
+from tests.support.listening import MOUTH_PX, save_listening
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared"
-MOUTH_PX = 64
 SIZE = (160, 144)
 
 
@@ -37,31 +34,10 @@ def _few_threads() -> None:
     torch.set_num_threads(1)
 
 
-def save_checkpoint(folder: Path, **changes: object) -> Path:
-    torch.manual_seed(0)
-    generator = Generator(GeneratorConfig(audio_dim=320, base_channels=8, warp_grid=8))
-    torch.nn.init.normal_(generator.warp.similarity.weight)  # zero at first, so that the audio would change nothing
-    meta = {
-        "kind": "gan",
-        "stage_index": 0,
-        "epoch": 1,
-        "mouth_px": MOUTH_PX,
-        "crop_width": 160,
-        "audio_feature": "mel",
-        "generator": dataclasses.asdict(generator.config),
-        "features": {"mel": {"dim": 320}},
-    }
-    folder.mkdir(parents=True)
-    torch.save({"networks": {"generator": generator.state_dict()}}, folder / "state.pt")
-    meta["state_bytes"] = (folder / "state.pt").stat().st_size
-    (folder / "meta.json").write_text(json.dumps(meta | changes))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root: Path = tmp_path_factory.mktemp("run")
-    save_checkpoint(root / "frame_64" / "epoch_0001")
+    save_listening(root / "frame_64" / "epoch_0001")
     return root
 
 
@@ -269,59 +245,10 @@ def test_no_audio_is_an_error(engine: Engine, tmp_path: Path, wave: Float32) -> 
 
 
 def test_a_template_of_another_network_is_refused(engine: Engine, tmp_path: Path) -> None:
-    other = Engine(save_checkpoint(tmp_path / "epoch_0001", mouth_px=96), device="cpu")
+    other = Engine(save_listening(tmp_path / "epoch_0001", mouth_px=96), device="cpu")
     template = other.prepare(make_template(tmp_path, 12), OpenFace())
     with pytest.raises(ValueError, match="another network"):
         engine.frames(template, sound(3))
-
-
-@pytest.mark.parametrize("part", ["", "frame_64", "frame_64/epoch_0001"])
-def test_a_checkpoint_is_a_run_a_stage_or_an_epoch(run: Path, part: str) -> None:
-    assert Engine(run / part, device="cpu").mouth_px == MOUTH_PX
-
-
-def test_bad_checkpoints_and_devices_are_clear(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such run or checkpoint"):
-        Engine(tmp_path / "nowhere", device="cpu")
-    with pytest.raises(ValueError, match="cannot be used here"):
-        Engine(run, device="tpu9")
-    with pytest.raises(ValueError, match="batch_size"):
-        Engine(run, device="cpu", batch_size=0)
-    with pytest.raises(ValueError, match="leave it out"):
-        Engine(run, device="cpu", mouth_px=64)
-    (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(ValueError, match="not a checkpoint"):
-        Engine(tmp_path / "text.pth", device="cpu")
-
-
-def test_another_feature_size_than_the_network_hears_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "make_extractor", lambda name: engine_module_extractor())
-    with pytest.raises(ValueError, match=r"needs 320 mel values per frame, not 80"):
-        Engine(run, device="cpu")
-
-
-def engine_module_extractor() -> object:
-    from lawdnet.audio import make_extractor
-
-    return make_extractor("mel", hops="mean")
-
-
-@pytest.mark.parametrize(("networks", "mouth_px"), [(("net_g",), 256), (("net_g", "net_dV"), 288)])
-def test_published_files_tell_their_size_by_what_they_hold(
-    tmp_path: Path, networks: tuple[str, ...], mouth_px: int
-) -> None:
-    generator = Generator(GeneratorConfig(audio_dim=320, base_channels=8, warp_layout="lawdnet2024"))
-    state = generator_to_legacy(generator)
-    torch.save({"epoch": 1, "state_dict": dict.fromkeys(networks, state)}, tmp_path / "old.pth")
-    engine = Engine(tmp_path / "old.pth", device="cpu", audio_feature="mel")
-    assert (engine.mouth_px, engine.crop_width) == (mouth_px, mouth_px * 5 // 4)
-    assert Engine(tmp_path / "old.pth", device="cpu", audio_feature="mel", mouth_px=64).mouth_px == 64
-
-
-def test_a_published_file_without_a_generator_is_refused(tmp_path: Path) -> None:
-    torch.save({"state_dict": {"net": {"weight": torch.zeros(1)}}}, tmp_path / "sync.pth")
-    with pytest.raises(ValueError, match="no generator"):
-        Engine(tmp_path / "sync.pth", device="cpu")
 
 
 @pytest.mark.parametrize("name", ["silent_portrait_25fps", "talk_garden_25fps"])
