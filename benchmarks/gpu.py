@@ -101,6 +101,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small networks and images, to try the program")
     parser.add_argument("--batch", type=int, default=0, help="samples per step, if not those of the preset")
+    parser.add_argument("--stages", default="", help="names of stages, with commas between; all if none are named")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     options = parser.parse_args()
@@ -109,21 +110,32 @@ def main() -> int:
         print("benchmarks.gpu: torch finds no GPU here; try the program with --device cpu --tiny", file=sys.stderr)
         return 1
     settings = [*(TINY if options.tiny else ()), *([f"stages.batch_size={options.batch}"] if options.batch else [])]
-    report = measure(device, settings, seconds=60 * options.minutes)
+    wanted = options.stages.split(",") if options.stages else [stage.name for stage in PRESETS["full"]]
+    report = measure(device, settings, wanted, seconds=60 * options.minutes)
     options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf8")
     print("\n".join([*table(report), f"written to {options.out}"]))
     return 0
 
 
-def measure(device: torch.device, settings: Sequence[str], *, seconds: float) -> dict[str, Any]:
-    """Measure everything that there is time for. Args: settings: that differ from the preset."""
+def measure(device: torch.device, settings: Sequence[str], wanted: Sequence[str], *, seconds: float) -> dict[str, Any]:
+    """Measure everything that there is time for.
+
+    Args:
+        settings: that differ from the preset.
+        wanted: names of stages.
+    """
     tiny = set(TINY) <= set(settings)
     end = time.monotonic() + seconds
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    roofs = {name: roof(name, device, size=8192 if device.type == "cuda" and not tiny else 256) for name in ("fp32", "tf32", "bf16")}
+    roofs = {
+        name: roof(name, device, size=8192 if device.type == "cuda" and not tiny else 256)
+        for name in ("fp32", "tf32", "bf16")
+    }
     report: dict[str, Any] = {"device": name, "torch": torch.__version__, "tiny": tiny, "roof_tflops": roofs}
     rows: list[Row] = []
     for structure, precision, stage in plan(device):
+        if stage not in wanted:
+            continue
         config = replace(make_config("full", settings=settings), precision=precision)
         row = Row(stage=stage, structure=structure, precision=precision, batch=config.stage(stage).batch_size)
         rows.append(tried(lambda row=row, config=config: measured(row, config, device, roofs), row, end))
