@@ -178,7 +178,7 @@ def test_crops_and_points_are_those_of_the_package_but_for_its_rounding() -> Non
     crop_differences, point_differences = [], []
     for _ in range(60):
         x, y, side = *rng.uniform(180, 220, 2), rng.uniform(120, 140)
-        crop = crop_square(np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2], np.float32), 195)
+        crop = crop_square(np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2], np.float32))
         centre, scale = (crop.x, crop.y), crop.side / 200
         crop_differences.append(middle(cut(image, crop)) - middle(utils.crop(image, centre, scale)))
         at = rng.uniform(10, 50, 2)
@@ -287,7 +287,7 @@ def test_the_crop_shows_what_to_image_points_at() -> None:
     """A dot in the image goes into the crop, and from the crop's px through the heat map's back to the dot."""
     image = np.zeros((300, 400, 3), np.uint8)
     blob(image, 210.3, 130.6, 0, 4, 255)
-    crop = crop_square(np.array([130, 60, 270, 200, 1], np.float32), 195)
+    crop = crop_square(np.array([130, 60, 270, 200, 1], np.float32))
     centre = middle(cut(image, crop))
     back = to_image(((centre + 0.5) / 4 - 0.5)[None].astype(np.float32), crop)[0]
     np.testing.assert_allclose(back, (210.3, 130.6), atol=1)

@@ -32,24 +32,24 @@ def options() -> ray.data.ExecutionOptions:
 
 def test_a_build_stays_away_from_trainers(ray_session: None) -> None:
     before = options().label_selector
-    with resources.beside_training(gpu=0):
+    with resources.beside_training(uses_gpus=False):
         assert options().label_selector == {"lawdnet-role": "!train"}
         assert options().exclude_resources == ExecutionResources(cpu=0)  # this machine's own Ray is all for the build
     assert options().label_selector == before
-    with resources.beside_training(gpu=0.5):
+    with resources.beside_training(uses_gpus=True):
         assert options().label_selector is None
 
 
 def test_a_build_spares_cpus_where_others_work_too(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
-    with resources.beside_training(gpu=0):
+    with resources.beside_training(uses_gpus=False):
         assert options().exclude_resources == ExecutionResources(cpu=resources.SPARED_CPUS)
     assert options().exclude_resources == ExecutionResources.zero()
     nodes = [
         {"Alive": True, "Resources": {"CPU": 16}, "Labels": {"lawdnet-role": role}} for role in ("train", "preprocess")
     ]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    with resources.beside_training(gpu=0):
+    with resources.beside_training(uses_gpus=False):
         assert options().exclude_resources == ExecutionResources(cpu=0)
 
 
