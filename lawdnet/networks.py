@@ -23,8 +23,8 @@ class Network:
     compute: Callable[..., Any]
     """Takes arrays with B entries each, and gives a sequence of B answers, each from its own entry alone."""
     batch: int = 1
-    """Entries of the batches to which a GPU's calls are joined and filled up. With 1 calls are never joined, and may take
-    and give anything."""
+    """Entries of the batches to which a GPU's calls are joined and filled up. With 1, calls are never joined, and what
+    they take and give may be anything."""
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from lawdnet.landmarks import s3fd
 from lawdnet.landmarks.base import BATCH, Frames, in_batches
 from lawdnet.models.device import images_to_tensor, pick_device
 from lawdnet.networks import Network
@@ -127,6 +128,8 @@ class FaceAlignment:
         """Return K boxes with their scores, K×5 in px, of each image."""
         import torch
 
+        if self.detector == "sfd":
+            return s3fd.detect(self._detector.face_detector, small_BHW3, self._device, self.min_score)
         found = self._detector.detect_from_batch(torch.from_numpy(small_BHW3.transpose(0, 3, 1, 2).copy()))
         return [np.array(boxes, np.float32).reshape(-1, 5) for boxes in found]
 
@@ -252,14 +255,15 @@ def peaks(heat_68HW: Float32) -> Float32:
 
     It is exact for a Gaussian, which is what FAN is trained to output.
     """
-    channels, _, width = heat_68HW.shape
-    flat_68 = heat_68HW.reshape(channels, -1).argmax(1)
-    y, x = np.divmod(flat_68, width)
-    channel = np.arange(channels)
-    log = np.log(np.maximum(np.pad(heat_68HW, [(0, 0), (1, 1), (1, 1)], mode="edge"), MIN_HEAT))
-    at = log[channel, y + 1, x + 1]
-    right = x + _shift(log[channel, y + 1, x], at, log[channel, y + 1, x + 2])
-    down = y + _shift(log[channel, y, x + 1], at, log[channel, y + 2, x + 1])
+    channels, height, width = heat_68HW.shape
+    y, x = np.divmod(heat_68HW.reshape(channels, -1).argmax(1), width)
+
+    def log(down: int, right: int) -> Float32:
+        rows, columns = np.clip(y + down, 0, height - 1), np.clip(x + right, 0, width - 1)
+        return np.log(np.maximum(heat_68HW[np.arange(channels), rows, columns], MIN_HEAT))
+
+    right = x + _shift(log(0, -1), log(0, 0), log(0, 1))
+    down = y + _shift(log(-1, 0), log(0, 0), log(1, 0))
     return np.stack([right, down], 1).astype(np.float32)
 
 

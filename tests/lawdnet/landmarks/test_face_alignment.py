@@ -198,6 +198,19 @@ def test_a_large_image_is_shrunk_for_the_detector_only(source: FaceAlignment, mo
 
 
 @needs_package
+def test_boxes_are_those_of_the_package(source: FaceAlignment) -> None:
+    """And those of an image are the same in any batch."""
+    two = np.maximum(portrait(60, 70, size=(144, 288)), portrait(220, 80, size=(144, 288)))
+    images = np.stack([portrait(90.3, 71, size=(144, 288)), two, np.zeros_like(two)])
+    theirs = source._detector.detect_from_batch(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    ours = source._boxes(images)
+    assert [len(boxes) for boxes in ours] == [1, 2, 0]
+    for boxes, expected, image in zip(ours, theirs, images, strict=True):
+        np.testing.assert_array_equal(boxes, np.array(expected, np.float32).reshape(-1, 5))
+        np.testing.assert_array_equal(boxes, source._boxes(image[None])[0])
+
+
+@needs_package
 def test_two_faces_are_two_and_small_ones_are_dropped(source: FaceAlignment, monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.maximum(portrait(60, 70, size=(144, 288)), portrait(220, 80, size=(144, 288)))
     faces = source.find([image])[0]
