@@ -1,6 +1,6 @@
 """Boxes from the outputs of S3FD (Zhang et al. 2017, arXiv 1708.05237), the detector of the package face-alignment.
 
-The package decodes candidate by candidate in Python, each for all images of the batch, while a GPU waits. Here each image
+The package decodes candidate by candidate in Python, each for all images of the batch, while a GPU waits. Here an image
 has its own candidates, so that its boxes do not depend on the batch.
 
 Shape letters: B images, H W images or the cells of a level, N candidates, K boxes.
