@@ -37,7 +37,7 @@ BROKEN = "CUDA error"
 class _Call:
     """What a CPU worker asked for."""
 
-    key: str
+    video: str
     name: str
     given: Sequence[Any]
     is_retry: bool
@@ -57,8 +57,8 @@ class _Call:
 class NetworkWorker:
     """Computes one batch at a time; calls that come meanwhile wait, and those of one kind are joined to the next.
 
-    A call that ended the process or made it hang is found as an item is that does so: the attempts on disk tell the
-    next process. After that it is computed alone, so that others do not suffer for it.
+    A video whose calls end the process or make it hang is found as an item is that does so: attempts on disk tell the
+    next process. Calls that are made again are computed alone, so that others do not suffer for it.
 
     Args:
         make: makes the networks, when the first call comes.
@@ -79,20 +79,20 @@ class NetworkWorker:
         self._came = threading.Condition()
         threading.Thread(target=self._serve, daemon=True, name="networks").start()
 
-    async def compute(self, key: str, name: str, is_retry: bool, *given: Any) -> Any:
+    async def compute(self, video: str, name: str, is_retry: bool, *given: Any) -> Any:
         """Return the answers of a network.
 
         Args:
-            key: of this call, the same whenever it is made again.
+            video: key of the video that the call is for.
             name: of the network.
             is_retry: whether a worker died of this call, or of another one that was made at the same time.
             given: what the network takes.
 
         Raises:
-            Rejected: CRASH or TIMEOUT, if the call ends the process or makes it hang.
+            Rejected: CRASH or TIMEOUT, if calls for this video end every process, or make one hang.
             Exception: what the network raises.
         """
-        call = _Call(key, name, given, is_retry)
+        call = _Call(video, name, given, is_retry)
         with self._came:
             self._waiting.append(call)
             self._came.notify()
@@ -148,7 +148,11 @@ class NetworkWorker:
 
     def _answer(self, calls: list[_Call]) -> None:
         """Compute a batch; if that fails, each of its calls alone."""
-        allowed = [call for call in calls if self._begin(call)]
+        begun = {video: self._attempts.begin(video) for video in dict.fromkeys(call.video for call in calls)}
+        allowed = [call for call in calls if not begun[call.video].is_quarantined]
+        for call in calls:
+            if call not in allowed:
+                call.answer.set_exception(_refusal(begun[call.video]))
         if not allowed:
             return
         network, batch = self._networks[allowed[0].name], self._batch(allowed[0])
@@ -166,15 +170,7 @@ class NetworkWorker:
         finally:
             metrics.record("lawdnet_build_network_seconds_total", time.perf_counter() - began)
         for call in allowed:
-            self._attempts.end(call.key)
-
-    def _begin(self, call: _Call) -> bool:
-        """Count an attempt at a call; refuse a call that ended too many processes."""
-        before = self._attempts.begin(call.key)
-        if before.is_quarantined:
-            self._attempts.end(call.key)
-            call.answer.set_exception(_refusal(before))
-        return not before.is_quarantined
+            self._attempts.end(call.video)
 
     def _fail(self, calls: Sequence[_Call], error: Exception) -> None:
         if len(calls) == 1:
@@ -187,7 +183,7 @@ class NetworkWorker:
         """Note which call hangs; of several that were joined, each is computed alone before one is blamed."""
         if len(calls) == 1:
             detail = f"a network gave no answer for {self._job.stall_seconds:.0f} s"
-            self._attempts.give_up(calls[0].key, RejectReason.TIMEOUT, detail)
+            self._attempts.give_up(calls[0].video, RejectReason.TIMEOUT, detail)
 
 
 def _refusal(before: Attempt) -> Rejected:

@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from uuid import uuid4
 
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
@@ -53,6 +52,8 @@ class RemoteNetworks:
 
     def __init__(self, workers: Sequence[Any], stall_seconds: float) -> None:
         self.workers, self.stall_seconds = workers, stall_seconds
+        self.video = ""
+        """Key of the video that the next calls are for: it is what is given up if they end processes."""
         self._near: list[Any] = []
         self._looked = 0.0
         self._turn = 0
@@ -77,16 +78,16 @@ class RemoteNetworks:
         """Return what a network makes of its input; if a network worker dies, the call is made again.
 
         Raises:
-            Rejected: CRASH or TIMEOUT, if the call ends every process that computes it or makes it hang.
+            Rejected: CRASH or TIMEOUT, if calls for this video end every process that computes them, or make one hang.
             Exception: what the network raises.
         """
-        key, is_retry = uuid4().hex, False
+        is_retry = False
         while True:
             worker = self._choose(beat)
             try:
-                return self._wait(worker, worker.compute.remote(key, name, is_retry, *given), beat)
+                return self._wait(worker, worker.compute.remote(self.video, name, is_retry, *given), beat)
             except RayTaskError as error:
-                raise error.cause or error from None
+                raise error.cause or error from error
             except RayActorError:
                 is_retry = True
                 with self._lock:

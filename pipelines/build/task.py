@@ -192,6 +192,8 @@ class VideoTask(Task[VideoItem, VideoRecord]):
     def run(self, item: VideoItem, record: VideoRecord) -> None:
         """Build the video, or complete it if it is built."""
         began = time.perf_counter()
+        if self.job.networks:
+            self.job.networks.video = item.key
         tally = Tally(self.beat)
         work = self._complete if record.is_accepted else self._build
         try:

@@ -44,13 +44,14 @@ FEW_CPUS = 4
 
 
 @contextmanager
-def cluster(num_cpus: int = 2) -> Iterator[None]:
+def cluster(num_cpus: int = 2, store_bytes: int = LOCAL_OBJECT_STORE_BYTES) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS or the enclosing job names, else start one here and stop it at the end.
 
     Inside another `cluster()` block nothing happens: the outer one owns the connection.
 
     Args:
         num_cpus: CPUs of a cluster started here, at least; if the machine has fewer, they share its cores.
+        store_bytes: memory of its object store.
 
     Raises:
         ValueError: RAY_ADDRESS cannot be joined.
@@ -69,7 +70,7 @@ def cluster(num_cpus: int = 2) -> Iterator[None]:
         )
     local: dict[str, Any] = {} if address else {
         "num_cpus": max(num_cpus, os.cpu_count() or 1),
-        "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
+        "object_store_memory": store_bytes,
         "include_dashboard": False,
     }  # fmt: skip
     # "local": another Ray that runs on this machine is not ours to join

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,12 +118,12 @@ def film(path: Path, width: int) -> None:
             writer.write(frame_HW3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_network_fails_for_one_video_each(source: Path, points: Path, tmp_path: Path) -> None:
     """It raises, hangs, or ends its process: a reason for that video, and nothing for the others."""
     with_bad = tmp_path / "source"
-    for name in NAMES:
-        copy(source / name, with_bad / name, csv=False)
+    shutil.copytree(source, with_bad)
     for name, width in {"raises.mp4": RAISES, "hangs.mp4": HANGS, "dies.mp4": DIES}.items():
         film(with_bad / name, width)
     undisturbed = build(source, tmp_path / "one", config(points, tmp_path / "one_calls"), execute=one_stage)
@@ -137,7 +138,8 @@ def test_a_network_fails_for_one_video_each(source: Path, points: Path, tmp_path
     assert said["raises.mp4"] == "ArithmeticError: the network saw something odd"
     assert said["hangs.mp4"] == "a network gave no answer for 8 s"
     assert said["dies.mp4"].startswith("ended the process of a network 3 times")
-    assert content(dataset)[1].to_pylist() == content(undisturbed)[1].to_pylist()
+    assert content(dataset)[:2] == content(undisturbed)[:2]
+    assert len(processes(tmp_path / "calls")) == 5, "one hung, and three died"
 
 
 def test_without_a_gpu_or_without_a_network_there_is_one_stage(
@@ -221,7 +223,7 @@ def test_an_error_is_that_of_its_call_alone(worker: NetworkWorker, told: Told) -
     assert answers(worker, "double", [1.0]) == [[2.0]]
 
 
-def test_a_call_that_ended_three_processes_is_refused(worker: NetworkWorker, told: Told) -> None:
+def test_a_video_that_ended_three_processes_is_refused(worker: NetworkWorker, told: Told) -> None:
     for _ in range(3):
         worker._attempts.begin("0")  # as processes do that die of it
     (refusal,) = answers(worker, "double", [1.0], is_retry=True)
