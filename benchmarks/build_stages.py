@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from lawdnet.landmarks import make_source
 from lawdnet.synthetic import write_talking_head
 from lawdnet.video import probe
 
-CPUS = os.cpu_count() or 1
+CPUS = len(os.sched_getaffinity(0))
 SIZE = (512, 512)
 ENDS = 4
 """Videos at either end, for each CPU, that do not count: not all workers are at work."""
@@ -48,16 +49,20 @@ def in_workers(task: type, *rest: Any, **options: Any) -> Generator[tuple[str, A
 
 
 def in_pool(
-    task: type, job: Any, items: Sequence[Any], *, name: str, gpu: float
+    task: type, job: Any, items: Sequence[Any], *, name: str, gpu: float, **options: int
 ) -> Generator[tuple[str, Any], None, None]:
     """CPU workers, and network workers with the shares of the GPU."""
     from pipelines.build.networks import NetworkPool
 
-    with NetworkPool(networks, job, gpu) as pool:
+    with NetworkPool(networks, job, gpu, **options) as pool:
         yield from pool(StandInTask, job, items, name=name, gpu=gpu)
 
 
-EXECUTE = {"workers": in_workers, "pool": in_pool}
+EXECUTE = {
+    "each worker": in_workers,
+    "a pool, one worker per CPU": partial(in_pool, per_cpu=1),
+    "a pool": in_pool,
+}
 
 
 def measure(source: Path, root: Path, how: str, ms: float, gpu: float) -> dict[str, float]:
@@ -67,7 +72,7 @@ def measure(source: Path, root: Path, how: str, ms: float, gpu: float) -> dict[s
     from pipelines.build.build import build
     from pipelines.cluster import resources
 
-    device = root.with_suffix(".device")
+    device = root.parent / f"{root.name}.device"
     device.touch()
     options = {"device": str(device), "ms": ms}
     config = BuildConfig(
@@ -154,16 +159,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         write_videos(source, options.videos, options.seconds)
-        alone = elsewhere(source, Path(folder) / "alone", "workers", 0.0, 0.0)
+        alone = elsewhere(source, Path(folder) / "alone", "each worker", 0.0, 0.0)
         report: dict[str, Any] = {"cores": CPUS, "CPUs alone": rounded(alone)}
         for load in map(float, options.loads.split(",")):
             ms = 1000 * load / alone["frames/s"]
-            for how in EXECUTE:
-                found = elsewhere(source, Path(folder) / f"{how}{load}", how, ms, options.gpu)
+            for number, how in enumerate(EXECUTE):
+                found = elsewhere(source, Path(folder) / f"{number}-{load}", how, ms, options.gpu)
                 slower = min(alone["frames/s"], 1 / found["device s/frame"])
                 entry = rounded(found | {"of the slower side": found["frames/s"] / slower})
-                report[f"load {load}, networks in {how}"] = entry
-                print(json.dumps({f"load {load}, networks in {how}": entry}), file=sys.stderr, flush=True)
+                report[f"load {load:g}, networks in {how}"] = entry
+                print(f"load {load:g}, networks in {how}: {entry}", file=sys.stderr, flush=True)
     print(json.dumps(report, indent=1))
 
 

@@ -7,6 +7,7 @@ they compute. It is the same code as without GPUs: a landmark source or an extra
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -33,8 +34,10 @@ T = TypeVar("T")
 I = TypeVar("I", bound=Item[Any])
 R = TypeVar("R", bound=TaskRecord)
 
-CALLS = 4
-"""How many calls a CPU worker makes at once: it decodes on while the first are computed."""
+CALLS = 3
+"""How many calls a CPU worker makes at once: one is computed, one is on its way, and frames are decoded for one."""
+CALL_BYTES = 20 << 20
+"""Most that a call of a usual size takes in the object store: 16 frames of 640×640."""
 WORKERS_PER_CPU = 2
 """CPU workers for each CPU. One that waits for a network leaves its CPU to the other, which decodes or crops."""
 LOOK_SECONDS = 30.0
@@ -160,6 +163,7 @@ class NetworkPool(AbstractContextManager["NetworkPool"]):
         job: what all workers of the build are told.
         gpu: share of a GPU that each network worker takes.
         join: see `NetworkWorker`.
+        per_cpu: CPU workers for each CPU.
     """
 
     def __init__(
@@ -169,8 +173,9 @@ class NetworkPool(AbstractContextManager["NetworkPool"]):
         gpu: float,
         *,
         join: bool | None = None,
+        per_cpu: int = WORKERS_PER_CPU,
     ) -> None:
-        self.gpu = gpu
+        self.gpu, self.per_cpu = gpu, per_cpu
         self._given = make, job, join
         self._stack = ExitStack()
         self._remote: RemoteNetworks | None = None
@@ -180,7 +185,7 @@ class NetworkPool(AbstractContextManager["NetworkPool"]):
     ) -> Generator[tuple[str, R], None, None]:
         """See `Execute`; the CPU workers take no share of a GPU."""
         job = dataclasses.replace(cast("BuildJob", job), networks=self._start())
-        yield from map_items(task, job, items, name=name, gpu=0.0, beside_gpus=gpu > 0, per_cpu=WORKERS_PER_CPU)
+        yield from map_items(task, job, items, name=name, gpu=0.0, beside_gpus=gpu > 0, per_cpu=self.per_cpu)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -194,7 +199,9 @@ class NetworkPool(AbstractContextManager["NetworkPool"]):
 
     def _start(self) -> RemoteNetworks:
         if self._remote is None:
-            self._stack.enter_context(resources.cluster())
+            in_flight = CALLS * CALL_BYTES * self.per_cpu * (os.cpu_count() or 1)
+            store_bytes = resources.LOCAL_OBJECT_STORE_BYTES + in_flight
+            self._stack.enter_context(resources.cluster(store_bytes=store_bytes))
             # its CPU is not counted: it launches what the GPU computes, and must start on a node that is full
             actor = ray.remote(NetworkWorker).options(num_cpus=0, num_gpus=self.gpu, max_restarts=-1)
             workers = [actor.remote(*self._given) for _ in range(resources.network_workers(self.gpu))]
