@@ -4,12 +4,13 @@
 
 The device is a network that only sleeps; everything else of the build is real. The machine's CPUs and one logical GPU
 make the cluster. `load` says how long the device needs for a frame, as a multiple of what all CPUs together need, which
-is measured first, with a device that needs no time and one worker per CPU. The slower side alone is that rate, or
-the device's. All is measured between the first and the last few videos, so that starting does not count.
+is measured first and last, with a device that needs no time and one worker per CPU. The slower side alone is the mean
+of these two, or the device. All is measured between the first and the last few videos, so that starting does not count.
+Where other programs use the machine too, the CPUs' side is what it could do with the CPU time that these left to it.
 
     of the slower side   frames/s, as a part of what the slower side could do alone
     device busy          part of the time in which the device was taken
-    CPUs used            CPU time of all processes, as a part of all cores
+    CPUs used, idle      CPU time of all our processes, and that which nobody used, as parts of all cores
 """
 
 from __future__ import annotations
@@ -83,25 +84,26 @@ def measure(source: Path, root: Path, how: str, ms: float, gpu: float) -> dict[s
         near_duplicates="keep",
         options={FACES: {"points": str(source / "points.npy")} | options, SPEECH: options},
     )
-    done: list[tuple[float, int, float]] = []
+    done: list[tuple[float, int, float, float]] = []
     tree = psutil.Process()
 
     def on_progress(progress: Any) -> None:
         assert progress.record.is_accepted, progress.record.detail
-        done.append((time.time(), progress.record.frames, cpu_seconds(tree)))
+        done.append((time.time(), progress.record.frames, cpu_seconds(tree), psutil.cpu_times().idle))
 
     ray.init(address="local", num_cpus=CPUS, num_gpus=1, include_dashboard=False, log_to_driver=False)
     resources.quiet_data()
     build(source, root, config, gpu=gpu, on_progress=on_progress, execute=EXECUTE[how])
     ray.shutdown()
-    (first, _, cpu_first), (last, _, cpu_last) = done[ENDS * CPUS], done[-ENDS * CPUS]
+    (first, _, *cpu_first), (last, _, *cpu_last) = done[ENDS * CPUS], done[-ENDS * CPUS]
     seconds = last - first
     spans = [tuple(map(float, line.split())) for line in device.read_text().splitlines()]
     return {
-        "frames/s": sum(frames for at, frames, _ in done if first < at <= last) / seconds,
+        "frames/s": sum(frames for at, frames, *_ in done if first < at <= last) / seconds,
         "device busy": sum(max(0.0, min(end, last) - max(begin, first)) for begin, end in spans) / seconds,
-        "CPUs used": (cpu_last - cpu_first) / seconds / CPUS,
-        "device s/frame": sum(end - begin for begin, end in spans) / sum(frames for _, frames, _ in done),
+        "CPUs used": (cpu_last[0] - cpu_first[0]) / seconds / CPUS,
+        "CPUs idle": (cpu_last[1] - cpu_first[1]) / seconds / (os.cpu_count() or 1),
+        "device s/frame": sum(end - begin for begin, end in spans) / sum(frames for _, frames, *_ in done),
     }
 
 
@@ -160,16 +162,25 @@ def main() -> None:
         source = Path(folder) / "source"
         write_videos(source, options.videos, options.seconds)
         alone = elsewhere(source, Path(folder) / "alone", "each worker", 0.0, 0.0)
-        report: dict[str, Any] = {"cores": CPUS, "CPUs alone": rounded(alone)}
+        found: dict[str, dict[str, float]] = {}
         for load in map(float, options.loads.split(",")):
             ms = 1000 * load / alone["frames/s"]
             for number, how in enumerate(EXECUTE):
-                found = elsewhere(source, Path(folder) / f"{number}-{load}", how, ms, options.gpu)
-                slower = min(alone["frames/s"], 1 / found["device s/frame"])
-                entry = rounded(found | {"of the slower side": found["frames/s"] / slower})
-                report[f"load {load:g}, networks in {how}"] = entry
-                print(f"load {load:g}, networks in {how}: {entry}", file=sys.stderr, flush=True)
+                name = f"load {load:g}, networks in {how}"
+                found[name] = elsewhere(source, Path(folder) / f"{number}-{load}", how, ms, options.gpu)
+                print(name, rounded(found[name]), file=sys.stderr, flush=True)
+        again = elsewhere(source, Path(folder) / "again", "each worker", 0.0, 0.0)
+    per_core = sum(each["frames/s"] / left(each) for each in (alone, again)) / 2
+    for values in found.values():
+        values["of the slower side"] = values["frames/s"] / min(per_core * left(values), 1 / values["device s/frame"])
+    found = {"CPUs alone, before": alone, "CPUs alone, after": again} | found
+    report = {"cores": CPUS} | {name: rounded(values) for name, values in found.items()}
     print(json.dumps(report, indent=1))
+
+
+def left(values: dict[str, float]) -> float:
+    """Cores that other programs left to the build."""
+    return CPUS * (values["CPUs used"] + values["CPUs idle"])
 
 
 def rounded(values: dict[str, float]) -> dict[str, float]:
