@@ -86,6 +86,23 @@ def test_cpus_of_nodes_that_are_alive_count(monkeypatch: pytest.MonkeyPatch) -> 
     assert resources.cpus() == 21
 
 
+@pytest.mark.parametrize(
+    ("gpus", "share", "wanted"),
+    [(1, 1.0, 1), (1, 0.25, 4), (2, 0.4, 4), (3, 0.1, 30), (2, 0.7, 2), (5, 2.0, 2), (0, 0.5, 1), (0, 0.0, 1)],
+)
+def test_network_workers_follow_from_the_gpus(
+    gpus: float, share: float, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its share of one GPU, or whole ones; a cluster without a GPU is asked for one."""
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": gpus})
+    assert resources.network_workers(share) == wanted
+    monkeypatch.delenv("RAY_ADDRESS")
+    if share and not gpus:
+        with pytest.raises(ValueError, match="--gpu: no GPU on this machine"):
+            resources.network_workers(share)
+
+
 GPU_DRIVER = """
 import json, sys
 from pathlib import Path
