@@ -6,7 +6,7 @@ The device is a network that only sleeps; everything else of the build is real. 
 make the cluster. `load` says how long the device needs for a frame, as a multiple of what all CPUs together need, which
 is measured first and last, with a device that needs no time and one worker per CPU. The slower side alone is the mean
 of these two, or the device. All is measured between the first and the last few videos, so that starting does not count.
-Where other programs use the machine too, the CPUs' side is what it could do with the CPU time that these left to it.
+Other programs on the machine distort it: more processes of ours get a larger part of the CPUs.
 
     of the slower side   frames/s, as a part of what the slower side could do alone
     device busy          part of the time in which the device was taken
@@ -103,6 +103,7 @@ def measure(source: Path, root: Path, how: str, ms: float, gpu: float) -> dict[s
         "device busy": sum(max(0.0, min(end, last) - max(begin, first)) for begin, end in spans) / seconds,
         "CPUs used": (cpu_last[0] - cpu_first[0]) / seconds / CPUS,
         "CPUs idle": (cpu_last[1] - cpu_first[1]) / seconds / (os.cpu_count() or 1),
+        "CPU s/frame": (cpu_last[0] - cpu_first[0]) / sum(frames for at, frames, *_ in done if first < at <= last),
         "device s/frame": sum(end - begin for begin, end in spans) / sum(frames for _, frames, *_ in done),
     }
 
@@ -170,17 +171,12 @@ def main() -> None:
                 found[name] = elsewhere(source, Path(folder) / f"{number}-{load}", how, ms, options.gpu)
                 print(name, rounded(found[name]), file=sys.stderr, flush=True)
         again = elsewhere(source, Path(folder) / "again", "each worker", 0.0, 0.0)
-    per_core = sum(each["frames/s"] / left(each) for each in (alone, again)) / 2
+    cpus = (alone["frames/s"] + again["frames/s"]) / 2
     for values in found.values():
-        values["of the slower side"] = values["frames/s"] / min(per_core * left(values), 1 / values["device s/frame"])
+        values["of the slower side"] = values["frames/s"] / min(cpus, 1 / values["device s/frame"])
     found = {"CPUs alone, before": alone, "CPUs alone, after": again} | found
     report = {"cores": CPUS} | {name: rounded(values) for name, values in found.items()}
     print(json.dumps(report, indent=1))
-
-
-def left(values: dict[str, float]) -> float:
-    """Cores that other programs left to the build."""
-    return CPUS * (values["CPUs used"] + values["CPUs idle"])
 
 
 def rounded(values: dict[str, float]) -> dict[str, float]:

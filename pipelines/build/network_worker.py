@@ -177,6 +177,8 @@ class NetworkWorker:
             calls[0].answer.set_exception(error)
             return
         for call in calls:
+            self._attempts.end(call.video)
+        for call in calls:
             self._answer([call])
 
     def _give_up(self, calls: Sequence[_Call]) -> None:
