@@ -205,7 +205,7 @@ def shrink(images: Sequence[UInt8], longest: int, square: bool) -> tuple[UInt8, 
         scale = min(1.0, scale)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    small_BHW3 = np.stack([cv2.resize(image, size, interpolation=method) for image in images]).astype(np.uint8, copy=False)
+    small_BHW3 = np.stack([cv2.resize(image, size, interpolation=method) for image in images], dtype=np.uint8)
     if square:
         small_BHW3 = np.pad(small_BHW3, [(0, 0), (0, longest - size[1]), (0, longest - size[0]), (0, 0)])
     return small_BHW3, scale
