@@ -50,7 +50,7 @@ def build(
     group_by: options.GroupBy = "",
     sync: options.ScoringSync = None,
     weights_dir: options.WeightsDir = None,
-    gpu: options.GpuShare = 0.0,
+    gpu: options.NetworkGpuShare = 0.0,
     settings: options.Settings = [],  # noqa: B006 typer copies it
     as_json: options.Json = False,
 ) -> None:

@@ -82,6 +82,16 @@ GpuShare = Annotated[
     float, typer.Option(min=0, help="Share of a GPU for each worker, such as 0.25 for four workers per GPU; 0: CPU.")
 ]
 
+NetworkGpuShare = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="Share of a GPU for each process that computes networks (face-alignment, hubert, whisper, deepspeech, "
+        "--sync), such as 0.25 for four per GPU. Workers on CPUs decode, crop and encode meanwhile. 0: everything on "
+        "CPUs, in one process per video.",
+    ),
+]
+
 # Rules and groups
 
 Where = Annotated[

@@ -99,16 +99,29 @@ def _lost(task: type[Task[I, R]], job: Job, item: I, store: RecordStore[R]) -> R
 
 
 def map_items(
-    task: type[Task[I, R]], job: Job, items: Sequence[I], *, name: str, gpu: float
+    task: type[Task[I, R]],
+    job: Job,
+    items: Sequence[I],
+    *,
+    name: str,
+    gpu: float,
+    beside_gpus: bool = False,
+    per_cpu: int = 1,
 ) -> Generator[tuple[str, R], None, None]:
     """Do the work on Ray Data, in no particular order.
 
     A worker that dies is replaced and its batch tried again, without a limit: the tasks' own attempts say when to stop.
+
+    Args:
+        gpu: share of a GPU that each worker takes beside its CPU.
+        beside_gpus: whether the work uses GPUs without taking a share, so that their nodes' CPUs are wanted.
+        per_cpu: workers for each CPU.
     """
-    with resources.cluster(), _errors_allowed(), resources.beside_training(gpu):
-        batches = list(task.batches(items, resources.workers(gpu)))
+    with resources.cluster(), _errors_allowed(), resources.beside_training(gpu > 0 or beside_gpus):
+        workers = per_cpu * resources.workers(gpu)
+        batches = list(task.batches(items, workers))
         # on a cluster that others use, no more workers at once than there is work
-        room = len(batches) if resources.can_grow() else min(resources.workers(gpu), len(batches))
+        room = len(batches) if resources.can_grow() else min(workers, len(batches))
         rows = [{"items": [asdict(item) for item in batch]} for batch in batches]  # type: ignore[call-overload]
         given = ray.data.from_items(rows, override_num_blocks=len(rows))
         # a record is told when it is there, and not with the last of its batch; no batch waits behind another one that
@@ -121,7 +134,7 @@ def map_items(
             compute=ActorPoolStrategy(
                 min_size=1 if resources.can_grow() else room, max_size=room, max_tasks_in_flight_per_actor=1
             ),
-            num_cpus=1,
+            num_cpus=1 / per_cpu,
             num_gpus=gpu or None,
             max_restarts=-1,
             max_task_retries=-1,

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lawdnet.networks import in_order
 from lawdnet.types import AUDIO_CONTEXT, FPS, Beat, Float32, Rejected, RejectReason, no_beat
 
 
@@ -153,7 +154,12 @@ class Chunking:
 
 
 def in_chunks(
-    run: Callable[[list[int], int], Float32], rows: int, dim: int, chunking: Chunking, beat: Beat = no_beat
+    run: Callable[[list[int], int], Float32],
+    rows: int,
+    dim: int,
+    chunking: Chunking,
+    beat: Beat = no_beat,
+    calls: int = 1,
 ) -> Float32:
     """Compute all rows of a sequence chunk by chunk, with bounded memory.
 
@@ -163,6 +169,7 @@ def in_chunks(
         dim: values per row.
         chunking: length, overlap and batch of the chunks.
         beat: called after every batch.
+        calls: how many batches may be computed at once, in threads.
 
     Returns:
         rows×dim.
@@ -172,9 +179,10 @@ def in_chunks(
     starts = [*range(0, rows - length, chunking.rows - 2 * chunking.context), rows - length] if rows else []
     # Chunk i keeps its rows from edges[i] to edges[i + 1].
     edges = [0, *(start + chunking.context for start in starts[1:]), rows]
-    for first in range(0, len(starts), chunking.batch):
-        batch = starts[first : first + chunking.batch]
-        for number, values_LC in enumerate(run(batch, length), first):
+    firsts = range(0, len(starts), chunking.batch)
+    batches = (starts[first : first + chunking.batch] for first in firsts)
+    for first, batch_BLC in zip(firsts, in_order(lambda batch: run(batch, length), batches, calls), strict=True):
+        for number, values_LC in enumerate(batch_BLC, first):
             begin = edges[number]
             end = edges[number + 1]
             out_RC[begin:end] = values_LC[begin - starts[number] : end - starts[number]]

@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import logging
 import os
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from lawdnet.audio.base import Chunking, check_mono, in_chunks
 from lawdnet.audio.mfcc import Float64, mfcc
 from lawdnet.models.device import pick_device
+from lawdnet.networks import Network
 from lawdnet.storage import Location, files_sha256
 from lawdnet.types import FPS, Beat, Float32, no_beat
 from lawdnet.weights import find_weights, need_package
@@ -68,6 +68,8 @@ class DeepSpeech:
         self.model_sha256: str | None = files_sha256([self.path])
         self.device = device
         self.chunking = Chunking(rows=1000, context=125, batch=batch)
+        self.calls = 1
+        self.networks = {"speech": Network(lambda input_BLD: self._graph(input_BLD), batch)}
 
     def extract(self, audio: Float32, beat: Beat = no_beat) -> Float32:
         """Return ceil(R/2)×29 rows at 25 Hz for 16 kHz mono audio in [-1, 1].
@@ -84,10 +86,10 @@ class DeepSpeech:
 
         def run(starts: list[int], length: int) -> Float32:
             chunks = [padded_RM[start : start + length + 2 * CONTEXT] for start in starts]
-            return self._graph(np.stack([(_with_context(chunk) - mean) / deviation for chunk in chunks]))
+            input_BLD = np.stack([(_with_context(chunk) - mean) / deviation for chunk in chunks], dtype=np.float32)
+            return np.asarray(self.networks["speech"].compute(input_BLD))
 
-        chunking = replace(self.chunking, batch=self._graph.batch(self.chunking.batch))
-        return in_chunks(run, len(rows_RM), self.feature_dim, chunking, beat)[::2].copy()
+        return in_chunks(run, len(rows_RM), self.feature_dim, self.chunking, beat, self.calls)[::2].copy()
 
     @cached_property
     def _graph(self) -> _FrozenGraph:
@@ -123,15 +125,15 @@ class _FrozenGraph:
             raise ValueError(f"{path}: not DeepSpeech 0.1.0's frozen graph ({reason}); {PUBLISHED}") from None
         self._session = tf.compat.v1.Session(graph=graph, config=_session_options(tf, device))
 
-    def batch(self, wanted: int) -> int:
-        """Return how many chunks the graph takes at once."""
-        fixed = self._input.shape[0] if self._input.shape.rank else None
-        return wanted if fixed is None else int(fixed)
-
     def __call__(self, input_BLD: Float32) -> Float32:
-        """Return B×L×29 outputs before the softmax."""
+        """Return B×L×29 outputs before the softmax; a graph may take only so many chunks at once."""
+        most = int((self._input.shape[0] if self._input.shape.rank else None) or len(input_BLD))
+        parts = [input_BLD[start : start + most] for start in range(0, len(input_BLD), most)]
+        return np.concatenate([self._run(part_BLD) for part_BLD in parts])
+
+    def _run(self, input_BLD: Float32) -> Float32:
         count, length = input_BLD.shape[:2]
-        feed = {self._input: input_BLD.astype(np.float32), self._lengths: [length] * count}
+        feed = {self._input: input_BLD, self._lengths: [length] * count}
         logits_LBC: Float32 = self._session.run(self._logits, feed)
         expected = (length, count, DeepSpeech.feature_dim)
         if logits_LBC.shape != expected:

@@ -12,6 +12,7 @@ import numpy as np
 
 from lawdnet.audio.base import Chunking, check_mono, in_chunks
 from lawdnet.models.device import pick_device
+from lawdnet.networks import Network
 from lawdnet.storage import Location, files_sha256
 from lawdnet.types import FPS, Beat, Float32, no_beat
 from lawdnet.weights import find_weights, weights_folders
@@ -63,6 +64,8 @@ class DeepSpeech2:
         self.model_sha256: str | None = files_sha256([self.path])
         self.device = device
         self.chunking = Chunking(rows=1500, context=200, batch=batch)
+        self.calls = 1
+        self.networks = {"speech": Network(lambda input_BFQ: self._network.run(input_BFQ), batch)}
 
     def extract(self, audio: Float32, beat: Beat = no_beat) -> Float32:
         """Return ceil(R/2)×29 rows at 25 Hz for 16 kHz mono audio in [-1, 1], with R = ceil((1 + samples // 160) / 2).
@@ -82,9 +85,9 @@ class DeepSpeech2:
             for normalised_FQ, chunk_FQ in zip(input_BFQ, chunks, strict=True):
                 # The zeros that remain past the end are those with which the first convolution would pad.
                 normalised_FQ[: len(chunk_FQ)] = (chunk_FQ - mean) / deviation
-            return self._network.run(input_BFQ)
+            return np.asarray(self.networks["speech"].compute(input_BFQ))
 
-        return in_chunks(run, -(-frames // 2), self.feature_dim, self.chunking, beat)[::2].copy()
+        return in_chunks(run, -(-frames // 2), self.feature_dim, self.chunking, beat, self.calls)[::2].copy()
 
     @cached_property
     def _network(self) -> DeepSpeech2Model:

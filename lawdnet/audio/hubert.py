@@ -1,6 +1,6 @@
 """HuBERT, wav2vec 2.0 and WavLM: features learned from speech without text, not tied to one language.
 
-Shape letters: T rows at 25 Hz, C feature dimension, B chunks, S samples.
+Shape letters: T rows at 25 Hz, C feature dimension, B chunks, S samples, P samples of a patch, N patches, Q = 1 + P.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lawdnet.audio.base import Chunking, check_mono, in_chunks
+from lawdnet.audio.mfcc import Float64
 from lawdnet.models.device import pick_device
+from lawdnet.networks import Network
 from lawdnet.storage import Location, files_sha256
 from lawdnet.types import FPS, SAMPLES_PER_FRAME, Beat, Float32, no_beat
 from lawdnet.weights import need_package, weights_folders
@@ -26,8 +29,12 @@ if TYPE_CHECKING:
 
 MODEL = "facebook/hubert-base-ls960"
 TYPES = ("hubert", "wav2vec2", "wavlm")
+GPU_BATCH = 8
+"""Chunks that a GPU processes at once."""
 BLOCK = 480_000
 """Samples (30 s) processed at a time, to bound memory."""
+PATCHES = 100_000
+"""Patches of the first convolution processed at a time, to bound memory."""
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 PUBLISHED = "it is published at https://huggingface.co/{}: copy its files to a folder and give that folder"
 
@@ -77,8 +84,12 @@ class Hubert:
         self.model_sha256: str | None = _weights_sha256(self.folder)
         self.layer, self.device, self.batch = layer, device, batch
         self.chunking = Chunking(rows=400, context=50)
+        self.calls = 1
+        self.networks = {"speech": Network(lambda *batch: self._network.run(*batch), batch or GPU_BATCH)}
         self._hop = math.prod(config["conv_stride"])
         self._receptive = _receptive_field(config["conv_kernel"], config["conv_stride"])
+        has_group_norm = config.get("feat_extract_norm", "group") == "group"
+        self._patch = (config["conv_kernel"][0], config["conv_stride"][0]) if has_group_norm else None
         self._normalise = bool(_read_json(self.folder / "preprocessor_config.json").get("do_normalize", True))
 
     def extract(self, audio: Float32, beat: Beat = no_beat) -> Float32:
@@ -106,11 +117,16 @@ class Hubert:
         def run(starts: list[int], length: int) -> Float32:
             begins = [start * SAMPLES_PER_FRAME for start in starts]
             chunks_BS = np.stack([samples(begin, length * SAMPLES_PER_FRAME + margin) for begin in begins])
-            return self._network.run(chunks_BS)[:, :: SAMPLES_PER_FRAME // self._hop]
+            rows_BRC = self.networks["speech"].compute(chunks_BS, np.stack([moments_QP] * len(starts)))
+            return np.asarray(rows_BRC)[:, :: SAMPLES_PER_FRAME // self._hop]
 
-        self._network.measure(samples, rows * SAMPLES_PER_FRAME + margin)
-        batch = self.batch or (8 if self._network.device.type == "cuda" else 1)
-        return in_chunks(run, rows, self.feature_dim, replace(self.chunking, batch=batch), beat)
+        moments_QP = self._moments(samples, rows * SAMPLES_PER_FRAME + margin)
+        batch = self.batch or (GPU_BATCH if pick_device(self.device).type == "cuda" else 1)
+        return in_chunks(run, rows, self.feature_dim, replace(self.chunking, batch=batch), beat, self.calls)
+
+    def _moments(self, samples: Callable[[int, int], Float32], total: int) -> Float64:
+        """Return what the group norm of the first layer needs to know of the whole audio; see `SpeechModel.run`."""
+        return patch_moments(samples, total, *self._patch) if self._patch else np.empty((0, 0))
 
     @cached_property
     def _network(self) -> SpeechModel:
@@ -125,6 +141,30 @@ def _statistics(audio: Float32) -> tuple[float, float]:
     blocks = (audio[start : start + BLOCK].astype(np.float64) for start in range(0, len(audio), BLOCK))
     variance = sum(float(((block - mean) ** 2).sum()) for block in blocks) / len(audio)
     return mean, math.sqrt(variance + 1e-7)
+
+
+def patch_moments(samples: Callable[[int, int], Float32], total: int, size: int, stride: int) -> Float64:
+    """Return the mean (first row) and the covariance of all patches that a convolution sees.
+
+    Args:
+        samples: (start, length) → that part of the padded, normalised audio.
+        total: number of samples of that audio.
+        size, stride: of the convolution.
+
+    Returns:
+        Q×P, with P the samples of a patch and Q = 1 + P.
+    """
+    count = (total - size) // stride + 1
+    sums_P = np.zeros(size)
+    products_PP = np.zeros((size, size))
+    for start in range(0, count, PATCHES):
+        patches = min(PATCHES, count - start)
+        block_S = samples(start * stride, (patches - 1) * stride + size).astype(np.float64)
+        patches_NP = np.lib.stride_tricks.sliding_window_view(block_S, size)[::stride]
+        sums_P += patches_NP.sum(0)
+        products_PP += patches_NP.T @ patches_NP
+    mean_P = sums_P / count
+    return np.vstack([mean_P, products_PP / count - np.outer(mean_P, mean_P)])
 
 
 def _receptive_field(kernels: list[int], strides: list[int]) -> int:

@@ -1,12 +1,12 @@
 """The network of `hubert`: load it safely, and process long audio in chunks with unchanged results.
 
-Shape letters: B chunks, S samples, R rows (50 Hz), C feature dimension, K channels, P samples of a patch, N patches.
+Shape letters: B chunks, S samples, R rows (50 Hz), C feature dimension, K channels, P samples of a patch, Q = 1 + P,
+N positions.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lawdnet.audio.mfcc import Float64
 from lawdnet.types import Float32
 
-BLOCK = 100_000
-"""Patches of the first convolution processed at a time, to bound memory."""
 OPTIONAL_WEIGHT = "masked_spec_embed"
 """Only training uses this weight; some published files lack it."""
 
@@ -54,31 +53,30 @@ class SpeechModel:
         self._hidden = output[0] if isinstance(output, tuple) else output
 
     @torch.inference_mode()
-    def run(self, audio_BS: Float32) -> Float32:
-        """Return B×R×C rows of padded, normalised chunks."""
+    def run(self, audio_BS: Float32, moments_BQP: Float64) -> Float32:
+        """Return B×R×C rows of padded, normalised chunks.
+
+        The group norm takes the statistics of the whole audio, so that a chunk is scaled as the whole would be. The
+        output of a convolution is linear in its input patch: if the patches have mean m and covariance Σ, a channel
+        with weights w and bias b has mean w·m + b and variance wᵀΣw.
+
+        Args:
+            audio_BS: the chunks, of any audios.
+            moments_BQP: `patch_moments` of the audio that each belongs to; not used without a group norm.
+        """
+        if self._norm is not None:
+            self._norm.fix(*self._statistics(moments_BQP))
         output: Tensor = self._model(torch.from_numpy(audio_BS).to(self.device)).last_hidden_state
         chosen = output if self._hidden is None else self._hidden
         return np.asarray(chosen.float().cpu().numpy())
 
-    @torch.inference_mode()
-    def measure(self, samples: Callable[[int, int], Float32], total: int) -> None:
-        """Set the group norm's statistics to those of the whole audio, so that chunks are scaled as the whole would be.
-
-        The output of a convolution is linear in its input patch: if the patches have mean m and covariance Σ, a channel
-        with weights w and bias b has mean w·m + b and variance wᵀΣw.
-
-        Args:
-            samples: (start, length) → that part of the padded, normalised audio.
-            total: number of samples of that audio.
-        """
-        if self._norm is None:
-            return
+    def _statistics(self, moments_BQP: Float64) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and variance, B×K each, of the first convolution's channels."""
         weight_KP = self._convolution.weight[:, 0].double().cpu().numpy()
-        mean_P, covariance_PP = _patches(samples, total, weight_KP.shape[1], self._convolution.stride[0])
         bias = 0.0 if self._convolution.bias is None else self._convolution.bias.double().cpu().numpy()
-        mean_K = weight_KP @ mean_P + bias
-        variance_K = np.einsum("kp,pq,kq->k", weight_KP, covariance_PP, weight_KP).clip(min=0)
-        self._norm.fix(mean_K, variance_K)
+        mean_BK = [weight_KP @ moments_QP[0] + bias for moments_QP in moments_BQP]
+        variance_BK = [np.einsum("kp,pq,kq->k", weight_KP, moments_QP[1:], weight_KP) for moments_QP in moments_BQP]
+        return np.stack(mean_BK), np.stack(variance_BK).clip(min=0)
 
 
 class _FixedNorm(nn.Module):
@@ -88,34 +86,18 @@ class _FixedNorm(nn.Module):
         super().__init__()
         assert norm.num_groups == norm.num_channels, "only one channel per group is supported"
         self.norm = norm
-        self.scale_K1 = self.shift_K1 = torch.empty(0)
+        self.scale_BK1 = self.shift_BK1 = torch.empty(0)
 
-    def fix(self, mean_K: np.ndarray, variance_K: np.ndarray) -> None:
-        """Set mean and variance of each channel."""
+    def fix(self, mean_BK: np.ndarray, variance_BK: np.ndarray) -> None:
+        """Set mean and variance of each channel, for each entry of the batch that comes next."""
         weight_K, bias_K = (parameter.double().cpu() for parameter in (self.norm.weight, self.norm.bias))
-        scale_K = weight_K / (torch.from_numpy(variance_K) + self.norm.eps).sqrt()
-        shift_K = bias_K - torch.from_numpy(mean_K) * scale_K
-        self.scale_K1, self.shift_K1 = (x.float().to(self.norm.weight.device)[:, None] for x in (scale_K, shift_K))
+        scale_BK = weight_K / (torch.from_numpy(variance_BK) + self.norm.eps).sqrt()
+        shift_BK = bias_K - torch.from_numpy(mean_BK) * scale_BK
+        device = self.norm.weight.device
+        self.scale_BK1, self.shift_BK1 = (x_BK.float().to(device)[..., None] for x_BK in (scale_BK, shift_BK))
 
     def forward(self, x_BKN: Tensor) -> Tensor:
-        return x_BKN * self.scale_K1 + self.shift_K1
-
-
-def _patches(
-    samples: Callable[[int, int], Float32], total: int, size: int, stride: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and covariance of all patches that a convolution of that size and stride sees."""
-    count = (total - size) // stride + 1
-    sums_P = np.zeros(size)
-    products_PP = np.zeros((size, size))
-    for start in range(0, count, BLOCK):
-        patches = min(BLOCK, count - start)
-        block_S = samples(start * stride, (patches - 1) * stride + size).astype(np.float64)
-        patches_NP = np.lib.stride_tricks.sliding_window_view(block_S, size)[::stride]
-        sums_P += patches_NP.sum(0)
-        products_PP += patches_NP.T @ patches_NP
-    mean_P = sums_P / count
-    return mean_P, products_PP / count - np.outer(mean_P, mean_P)
+        return x_BKN * self.scale_BK1 + self.shift_BK1
 
 
 def _load(folder: Path) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from lawdnet.audio.base import Chunking, check_mono, in_chunks
 from lawdnet.audio.mel import mel_filters
 from lawdnet.models.device import pick_device
+from lawdnet.networks import Network
 from lawdnet.storage import Location, files_sha256
 from lawdnet.types import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Beat, Float32, no_beat
 from lawdnet.weights import find_weights
@@ -29,6 +30,8 @@ STEPS = SAMPLES_PER_FRAME // HOP
 LEAST_POWER = 1e-10
 RANGE = 8.0
 """Powers of ten between the loudest value of the audio and the floor."""
+GPU_BATCH = 8
+"""Chunks that a GPU processes at once."""
 BLOCK = 6000
 """Spectrogram frames (60 s) processed at a time, to bound memory."""
 
@@ -70,6 +73,8 @@ class Whisper:
         self.feature_dim = feature_dim(self.path)
         self.layer, self.batch, self.device = layer, batch, device
         self.chunking = Chunking(rows=400, context=50)
+        self.calls = 1
+        self.networks = {"speech": Network(self._rows, batch or GPU_BATCH)}
 
     def extract(self, audio: Float32, beat: Beat = no_beat) -> Float32:
         """Return T×C rows at 25 Hz for 16 kHz mono audio in [-1, 1], with T = ceil(samples / 640).
@@ -77,24 +82,27 @@ class Whisper:
         Raises:
             ValueError: the audio is not mono, or the weights cannot be read.
         """
-        import torch
-
         check_mono(audio)
         rows = -(-len(audio) // SAMPLES_PER_FRAME)
         if rows == 0:
             return np.empty((0, self.feature_dim), np.float32)
-        device = pick_device(self.device)
         floor = _loudest(audio, rows * STEPS) - RANGE
 
         def run(starts: list[int], length: int) -> Float32:
             mel_BML = np.stack(
                 [_scaled(log_mel(audio, start * STEPS, self.chunking.rows * STEPS), floor) for start in starts]
             )
-            rows_BRC = self._network(torch.from_numpy(mel_BML).to(device))
-            return np.asarray(rows_BRC[:, : 2 * length : 2].cpu().numpy())
+            return np.asarray(self.networks["speech"].compute(mel_BML))[:, :length]
 
-        batch = self.batch or (8 if device.type == "cuda" else 1)
-        return in_chunks(run, rows, self.feature_dim, replace(self.chunking, batch=batch), beat)
+        batch = self.batch or (GPU_BATCH if pick_device(self.device).type == "cuda" else 1)
+        return in_chunks(run, rows, self.feature_dim, replace(self.chunking, batch=batch), beat, self.calls)
+
+    def _rows(self, mel_BML: Float32) -> Float32:
+        """Return B×L/4×C: every second row of the encoder."""
+        import torch
+
+        rows_BRC = self._network(torch.from_numpy(mel_BML).to(pick_device(self.device)))
+        return np.asarray(rows_BRC[:, ::2].cpu().numpy())
 
     @cached_property
     def _network(self) -> WhisperEncoder:

@@ -13,6 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
+from lawdnet.networks import in_order
 from lawdnet.storage import Location
 from lawdnet.types import Face, Rejected, RejectReason, UInt8, Video
 
@@ -48,7 +49,8 @@ class LandmarkSource(Protocol):
     def faces(self, video: Video, frames: Frames) -> Iterator[list[Face]]:
         """Yield the faces of every tick, in order; an empty list if there are none.
 
-        Frames are pulled as needed, at most one batch ahead, and always to the end. A source frame that is shown at
+        Frames are pulled as needed, at most one batch ahead (one per call, where several are made at once), and always
+        to the end. A source frame that is shown at
         several ticks is processed once.
 
         Args:
@@ -161,11 +163,33 @@ def prepare_landmarks(name: str, have_csv: Collection[bool], make: Callable[[str
     return True
 
 
-def in_batches(video: Video, frames: Frames, find: Callable[[list[UInt8]], list[list[Face]]]) -> Iterator[list[Face]]:
-    """Yield the faces of every tick from a function on lists of frames, which gets each source frame once."""
-    size = max(1, min(BATCH, MAX_BATCH_BYTES // max(1, 3 * video.height * video.width)))
+def in_batches(
+    video: Video, frames: Frames, find: Callable[[list[UInt8]], list[list[Face]]], calls: int = 1
+) -> Iterator[list[Face]]:
+    """Yield the faces of every tick from a function on lists of frames, which gets each source frame once.
+
+    Args:
+        video: as probed.
+        frames: as in `LandmarkSource.faces`.
+        find: returns the faces of each frame of a list.
+        calls: how many calls of `find` may be made at once, from threads.
+    """
+    size = _batch_size(3 * video.height * video.width, calls)
     shown = ((next(ticks)[1], 1 + sum(1 for _ in ticks)) for _, ticks in groupby(frames, key=itemgetter(0)))
-    while batch := list(islice(shown, size)):
-        found = find([frame_HW3 for frame_HW3, _ in batch])
-        for faces, (_, ticks) in zip(found, batch, strict=True):
+
+    def found(batch: list[tuple[UInt8, int]]) -> Iterator[tuple[list[Face], int]]:
+        faces = find([frame_HW3 for frame_HW3, _ in batch])
+        return zip(faces, [ticks for _, ticks in batch], strict=True)
+
+    for batch in in_order(found, iter(lambda: list(islice(shown, size)), []), calls):
+        for faces, ticks in batch:
             yield from (list(faces) for _ in range(ticks))
+
+
+def _batch_size(frame_bytes: int, calls: int) -> int:
+    """Return how many frames are processed together.
+
+    If there are several calls, it divides `BATCH`: a GPU fills its batches with whole calls.
+    """
+    fitting = max(1, min(BATCH, MAX_BATCH_BYTES // calls // max(1, frame_bytes)))
+    return fitting if calls == 1 else 1 << (fitting.bit_length() - 1)

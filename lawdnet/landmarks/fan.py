@@ -8,7 +8,7 @@ Shape letters: B images or crops, H W image, K faces of all images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from lawdnet.landmarks.base import Frames, in_batches
+from lawdnet.landmarks import s3fd
+from lawdnet.landmarks.base import BATCH, Frames, in_batches
 from lawdnet.models.device import images_to_tensor, pick_device
+from lawdnet.networks import Network
 from lawdnet.storage import Location, files_sha256
 from lawdnet.types import Face, Float32, UInt8, Video
 from lawdnet.weights import find_local, find_weights, need_package
@@ -32,6 +34,8 @@ DETECTORS = {"sfd": ["s3fd-619a316812.pth"], "blazeface": ["blazefaceback.pth", 
 BLAZEFACE_PX = 256
 """Side of the square that the back-camera network takes: a whole frame with small faces."""
 CROP_PX, HEATMAP_PX = 256, 64
+REFERENCE_SCALE = 195
+"""Size of a face, in px, that the package's detectors are calibrated for (`FaceDetector.reference_scale`)."""
 FACE_PX = 200
 """A crop of scale 1 spans this many px of the image (`face_alignment.utils.crop`)."""
 MIN_HEAT = 1e-6
@@ -79,6 +83,8 @@ class FaceAlignment:
         need_package("face_alignment", "landmarks")
         self.detector, self.detect_px, self.device = detector, detect_px, device
         self.min_score, self.min_px, self.flip, self.batch = min_score, min_px, flip, batch
+        self.calls = 1
+        self.networks = {"detect": Network(self._boxes, BATCH), "align": Network(self._peaks, batch)}
         self._fan_file = _weights(FAN_FILE, weights_dir)
         self._detector_files = [_weights(name, weights_dir) for name in DETECTORS[detector]]
 
@@ -89,45 +95,54 @@ class FaceAlignment:
 
     def faces(self, video: Video, frames: Frames) -> Iterator[list[Face]]:
         """Return the faces of every tick, the most confident first; see `LandmarkSource.faces`."""
-        return in_batches(video, frames, self.find)
+        return in_batches(video, frames, self.find, self.calls)
 
     def find(self, images: Sequence[UInt8]) -> list[list[Face]]:
         """Return the faces of each image, the most confident first; all images have the same size."""
         boxes_of = [self._good(boxes) for boxes in self._detect(images)]
-        reference = self._detector.reference_scale
-        squares = [[crop_square(box, reference) for box in boxes] for boxes in boxes_of]
+        squares = [[crop_square(box) for box in boxes] for boxes in boxes_of]
         crops = [cut(image, square) for image, found in zip(images, squares, strict=True) for square in found]
         points_K68x2 = self._align(crops, [square for found in squares for square in found])
         return [[Face(next(points_K68x2), float(box[4]), box[:4]) for box in boxes] for boxes in boxes_of]
 
-    def _good(self, boxes: Sequence[Float32]) -> list[Float32]:
+    def _good(self, boxes: Iterable[Float32]) -> list[Float32]:
         """Return the boxes that are confident and large enough, the most confident first."""
         good = [box for box in boxes if box[4] >= self.min_score and box[2] - box[0] >= max(self.min_px, 1)]
         return sorted((box for box in good if np.isfinite(box).all() and box[3] > box[1]), key=lambda box: -box[4])
 
-    def _detect(self, images: Sequence[UInt8]) -> list[list[Float32]]:
+    def _detect(self, images: Sequence[UInt8]) -> list[Float32]:
         """Return x0 y0 x1 y1 in px of the image, and the score, of every face in each image."""
-        import torch
-
         square = self.detector == "blazeface"
         small_BHW3, scale = shrink(images, BLAZEFACE_PX if square else self.detect_px, square)
-        batch_B3HW = torch.from_numpy(np.ascontiguousarray(small_BHW3.transpose(0, 3, 1, 2)))
-        found = self._detector.detect_from_batch(batch_B3HW)
         back = np.array([1 / scale] * 4 + [1], np.float32)
-        return [[np.asarray(box, np.float32) * back for box in boxes] for boxes in found]
+        return [boxes_K5 * back for boxes_K5 in self.networks["detect"].compute(small_BHW3)]
 
     def _align(self, crops: Sequence[UInt8], squares: Sequence[Square]) -> Iterator[Float32]:
         """Yield 68 points in px of the image for every crop."""
+        for start in range(0, len(crops), self.batch):
+            batch = slice(start, start + self.batch)
+            points_B68x2 = self.networks["align"].compute(np.stack(crops[batch]))
+            yield from map(to_image, points_B68x2, squares[batch])
+
+    def _boxes(self, small_BHW3: UInt8) -> list[Float32]:
+        """Return K boxes with their scores, K×5 in px, of each image."""
         import torch
 
-        for start in range(0, len(crops), self.batch):
-            crops_B3HW = images_to_tensor(np.stack(crops[start : start + self.batch]), self._device)
-            with torch.inference_mode():
-                heat_B68HW = self._fan(crops_B3HW)[-1]
-                if self.flip:
-                    heat_B68HW = heat_B68HW + self._mirrored(self._fan(crops_B3HW.flip(-1))[-1])
-            for heat_68HW, square in zip(heat_B68HW.cpu().numpy(), squares[start:], strict=False):
-                yield to_image(peaks(heat_68HW), square)
+        if self.detector == "sfd":
+            return s3fd.detect(self._detector.face_detector, small_BHW3, self._device, self.min_score)
+        found = self._detector.detect_from_batch(torch.from_numpy(small_BHW3.transpose(0, 3, 1, 2).copy()))
+        return [np.array(boxes, np.float32).reshape(-1, 5) for boxes in found]
+
+    def _peaks(self, crops_BHW3: UInt8) -> list[Float32]:
+        """Return 68 points in px of the heat map for every crop."""
+        import torch
+
+        crops_B3HW = images_to_tensor(crops_BHW3, self._device)
+        with torch.inference_mode():
+            heat_B68HW = self._fan(crops_B3HW)[-1]
+            if self.flip:
+                heat_B68HW = heat_B68HW + self._mirrored(self._fan(crops_B3HW.flip(-1))[-1])
+        return [peaks(heat_68HW) for heat_68HW in heat_B68HW.cpu().numpy()]
 
     @cached_property
     def _device(self) -> torch.device:
@@ -190,7 +205,7 @@ def shrink(images: Sequence[UInt8], longest: int, square: bool) -> tuple[UInt8, 
         scale = min(1.0, scale)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    small_BHW3 = np.stack([cv2.resize(image, size, interpolation=method) for image in images]).astype(np.uint8)
+    small_BHW3 = np.stack([cv2.resize(image, size, interpolation=method) for image in images], dtype=np.uint8)
     if square:
         small_BHW3 = np.pad(small_BHW3, [(0, 0), (0, longest - size[1]), (0, longest - size[0]), (0, 0)])
     return small_BHW3, scale
@@ -206,10 +221,10 @@ class Square:
     side: float
 
 
-def crop_square(box_4: Float32, reference_scale: float) -> Square:
+def crop_square(box_4: Float32) -> Square:
     """Return the square for a detected face, placed as by `face_alignment.FaceAlignment.get_landmarks_from_image`."""
     x0, y0, x1, y1 = (float(value) for value in box_4[:4])
-    side = FACE_PX * (x1 - x0 + y1 - y0) / reference_scale
+    side = FACE_PX * (x1 - x0 + y1 - y0) / REFERENCE_SCALE
     return Square((x0 + x1) / 2, (y0 + y1) / 2 - RAISED * (y1 - y0), side)
 
 
@@ -240,14 +255,15 @@ def peaks(heat_68HW: Float32) -> Float32:
 
     It is exact for a Gaussian, which is what FAN is trained to output.
     """
-    channels, _, width = heat_68HW.shape
-    flat_68 = heat_68HW.reshape(channels, -1).argmax(1)
-    y, x = np.divmod(flat_68, width)
-    channel = np.arange(channels)
-    log = np.log(np.maximum(np.pad(heat_68HW, [(0, 0), (1, 1), (1, 1)], mode="edge"), MIN_HEAT))
-    at = log[channel, y + 1, x + 1]
-    right = x + _shift(log[channel, y + 1, x], at, log[channel, y + 1, x + 2])
-    down = y + _shift(log[channel, y, x + 1], at, log[channel, y + 2, x + 1])
+    channels, height, width = heat_68HW.shape
+    y, x = np.divmod(heat_68HW.reshape(channels, -1).argmax(1), width)
+
+    def log(down: int, right: int) -> Float32:
+        rows, columns = np.clip(y + down, 0, height - 1), np.clip(x + right, 0, width - 1)
+        return np.log(np.maximum(heat_68HW[np.arange(channels), rows, columns], MIN_HEAT))
+
+    right = x + _shift(log(0, -1), log(0, 0), log(0, 1))
+    down = y + _shift(log(-1, 0), log(0, 0), log(1, 0))
     return np.stack([right, down], 1).astype(np.float32)
 
 

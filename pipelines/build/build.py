@@ -10,8 +10,10 @@ more features, other rules or another split the same folder is completed: no fra
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -34,11 +36,22 @@ from lawdnet.storage import Location, read_json, write_json
 from lawdnet.tasks import lock
 from lawdnet.tasks.inputs import InputFile, list_inputs
 from lawdnet.tasks.task import STALL_SECONDS, OnProgress
+from pipelines.build.networks import NetworkPool
 from pipelines.build.plan import Plan
 from pipelines.build.span import SpanItem, SpanTask, span_store
-from pipelines.build.task import BuildJob, VideoTask, extractors_of, feature_marks, source_of, weights_place
+from pipelines.build.task import (
+    BuildJob,
+    VideoTask,
+    extractors_of,
+    feature_marks,
+    networks_of,
+    source_of,
+    weights_place,
+)
 from pipelines.cluster import metrics
 from pipelines.executor import Execute, complete
+
+log = logging.getLogger(__name__)
 
 
 def build(
@@ -60,7 +73,7 @@ def build(
         root: folder of the dataset, local or in an object store.
         weights_dir: searched first for the weights of extractors and landmark sources.
         sync: run or file of a sync network that gives every segment an offset and a confidence.
-        gpu: share of a GPU that each worker takes; 0 runs on CPUs.
+        gpu: share of a GPU that each process for networks takes; 0 computes them in the workers, on CPUs.
         on_progress: called with the record of every input.
         stall_seconds: a video that makes no progress for this long is given up.
         execute: where the work is done; on Ray if None.
@@ -86,13 +99,24 @@ def build(
         marks = feature_marks(config, extractors)
         job, plan = _plan(inputs, root, job, marks)
         _claim(source, root, config)
-        work = partial(complete, job=job, gpu=gpu, on_progress=on_progress, execute=execute)
-        records = work(VideoTask, items=plan.items, store=video_records(root), stored=plan.stored, name="build")
-        spans, stored = plan.spans(records, root)
-        if spans:
-            work(SpanTask, items=spans, store=span_store(root), stored=stored, name="build spans")
-            _join(root, spans, config)
+        with _networks(job, gpu) as pool:
+            work = partial(complete, job=job, gpu=gpu if pool else 0, on_progress=on_progress, execute=execute or pool)
+            records = work(VideoTask, items=plan.items, store=video_records(root), stored=plan.stored, name="build")
+            spans, stored = plan.spans(records, root)
+            if spans:
+                work(SpanTask, items=spans, store=span_store(root), stored=stored, name="build spans")
+                _join(root, spans, config)
         return finalize(root, config, _described(extractors, config), str(source), marks, plan.listed)
+
+
+def _networks(job: BuildJob, gpu: float) -> AbstractContextManager[NetworkPool | None]:
+    """Processes of their own for the networks, if they get GPUs."""
+    if not gpu:
+        return nullcontext()
+    if networks_of(job):
+        return NetworkPool(networks_of, job, gpu)
+    log.warning("--gpu: nothing in this build computes on a GPU, so CPUs do the work")
+    return nullcontext()
 
 
 def _plan(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import cv2
 import pyarrow as pa
@@ -40,16 +40,23 @@ from lawdnet.data.tally import Tally
 from lawdnet.evaluation.face_embedding import FaceEmbedder
 from lawdnet.landmarks.base import LandmarkSource, choose_source, make_source, source_options
 from lawdnet.landmarks.openface import csv_of
+from lawdnet.networks import HasNetworks, Network
 from lawdnet.ranges import BLOCK_BYTES, BLOCKS
 from lawdnet.storage import Location, locate
 from lawdnet.tasks.inputs import CSV_SUFFIXES, InputFile, opened
 from lawdnet.tasks.task import Job, Task
 from lawdnet.types import Beat, Float32, Segment, Video
 from lawdnet.video import probe
+from pipelines.build.networks import RemoteNetworks
 from pipelines.cluster import metrics
 
 if TYPE_CHECKING:
     from lawdnet.evaluation.sync import SyncScorer
+
+T = TypeVar("T")
+
+SYNC = "sync"
+"""Name of the network that scores segments."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,8 @@ class BuildJob(Job):
     """File or run of the sync network that scores segments."""
     sync_mark: str | None = None
     """Hash of what its scores depend on."""
+    networks: RemoteNetworks | None = None
+    """Where the networks are; None computes them in the worker itself."""
 
 
 def extractors_of(config: BuildConfig, weights_dir: str | None) -> dict[str, AudioExtractor]:
@@ -110,6 +119,28 @@ def source_of(config: BuildConfig, name: str, weights_dir: str | None) -> Landma
         ValueError: weights, a package or an option is missing.
     """
     return make_source(name, **_options(config, name, source_options(name), weights_dir))
+
+
+def networks_of(job: BuildJob) -> dict[str, Network]:
+    """The networks of a build that a GPU is good for; they load when they are first needed.
+
+    Raises:
+        ValueError: weights, a package or an option is missing.
+    """
+    config, place = job.config, job.weights_dir
+    made: list[object] = [*extractors_of(config, place).values()]
+    if config.landmarks != "auto":  # which means CSVs, and a source that is made for CPUs
+        made.append(source_of(config, config.landmarks, place))
+    found = {
+        f"{one.name}/{name}": network
+        for one in made
+        if isinstance(one, HasNetworks)
+        for name, network in one.networks.items()
+    }
+    if job.sync:
+        scorer = cache(partial(_sync_scorer, job.sync))
+        found[SYNC] = Network(lambda *segment: scorer()(*segment))
+    return found
 
 
 def feature_marks(config: BuildConfig, extractors: Mapping[str, AudioExtractor]) -> dict[str, str]:
@@ -141,9 +172,11 @@ class VideoTask(Task[VideoItem, VideoRecord]):
         self.config = job.config
         self.root = locate(job.root)
         self.store = video_records(self.root)
-        self.extractors = extractors_of(job.config, job.weights_dir)
+        self.extractors = {
+            name: self._connected(made) for name, made in extractors_of(job.config, job.weights_dir).items()
+        }
         self.marks = feature_marks(job.config, self.extractors)
-        self.scorer = _sync_scorer(job.sync) if job.sync else None
+        self.scorer = self._scorer(job.sync) if job.sync else None
         place = weights_place(job.weights_dir)
         self.speech = Silero(place) if job.config.speech == SILERO else None
         self.embedder = FaceEmbedder.find(place) if face_distance(job.config.group_by) else None
@@ -162,6 +195,8 @@ class VideoTask(Task[VideoItem, VideoRecord]):
     def run(self, item: VideoItem, record: VideoRecord) -> None:
         """Build the video, or complete it if it is built."""
         began = time.perf_counter()
+        if self.job.networks:
+            self.job.networks.video = item.key
         tally = Tally(self.beat)
         work = self._complete if record.is_accepted else self._build
         try:
@@ -314,7 +349,15 @@ class VideoTask(Task[VideoItem, VideoRecord]):
 
     @cache  # noqa: B019 a worker lives as long as its process
     def _made_source(self, name: str) -> LandmarkSource:
-        return source_of(self.config, name, self.job.weights_dir)
+        return self._connected(source_of(self.config, name, self.job.weights_dir))
+
+    def _connected(self, made: T) -> T:
+        """A source or an extractor, whose networks are wherever the job says."""
+        return self.job.networks.connect(made, self.beat) if self.job.networks else made
+
+    def _scorer(self, path: str) -> Callable[..., Mapping[str, float]]:
+        networks = self.job.networks
+        return partial(networks.compute, self.beat, SYNC) if networks else _sync_scorer(path)
 
 
 def _sync_scorer(path: str) -> SyncScorer:

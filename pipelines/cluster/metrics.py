@@ -51,6 +51,7 @@ METRICS = {
     "lawdnet_build_seconds_total": Metric(
         Counter, "Worker seconds by build step: open, faces, sound, crop, score, write.", ("stage",)
     ),
+    "lawdnet_build_network_seconds_total": Metric(Counter, "Seconds that network workers of a build computed."),
     "lawdnet_train_steps_total": Metric(Counter, "Optimiser steps of each worker.", _RANK),
     "lawdnet_train_step_seconds_total": Metric(Counter, "Seconds that a worker spent on steps.", _RANK),
     "lawdnet_train_own_seconds_total": Metric(

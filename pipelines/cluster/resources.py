@@ -44,13 +44,14 @@ FEW_CPUS = 4
 
 
 @contextmanager
-def cluster(num_cpus: int = 2) -> Iterator[None]:
+def cluster(num_cpus: int = 2, store_bytes: int = LOCAL_OBJECT_STORE_BYTES) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS or the enclosing job names, else start one here and stop it at the end.
 
     Inside another `cluster()` block nothing happens: the outer one owns the connection.
 
     Args:
         num_cpus: CPUs of a cluster started here, at least; if the machine has fewer, they share its cores.
+        store_bytes: memory of its object store.
 
     Raises:
         ValueError: RAY_ADDRESS cannot be joined.
@@ -69,7 +70,7 @@ def cluster(num_cpus: int = 2) -> Iterator[None]:
         )
     local: dict[str, Any] = {} if address else {
         "num_cpus": max(num_cpus, os.cpu_count() or 1),
-        "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
+        "object_store_memory": store_bytes,
         "include_dashboard": False,
     }  # fmt: skip
     # "local": another Ray that runs on this machine is not ours to join
@@ -103,18 +104,18 @@ def away_from(role: str) -> dict[str, str]:
 
 
 @contextmanager
-def beside_training(gpu: float) -> Iterator[None]:
+def beside_training(uses_gpus: bool) -> Iterator[None]:
     """Within this block Ray Data's work takes nothing from trainers: neither their nodes nor the last CPUs.
 
     Args:
-        gpu: share of a GPU that each worker takes; above 0 the nodes for training are allowed, as they have the GPUs.
+        uses_gpus: whether the nodes for training are allowed, as they have the GPUs.
     """
     import ray
     from ray.data import ExecutionResources
 
     options = ray.data.DataContext.get_current().execution_options
     before = options.label_selector, options.exclude_resources
-    options.label_selector = None if gpu else away_from(TRAIN)
+    options.label_selector = None if uses_gpus else away_from(TRAIN)
     is_open = can_grow() and any(ROLE not in node["Labels"] for node in _nodes())
     _exclude(options, ExecutionResources(cpu=SPARED_CPUS if is_open else 0))
     try:
@@ -165,14 +166,29 @@ def workers(gpu: float) -> int:
     Raises:
         ValueError: workers need GPUs, but the work is to be done on this machine alone, which has none.
     """
+    return max(1, min(cpus(), int(_gpus() / gpu) if gpu else cpus()))
+
+
+def network_workers(gpu: float) -> int:
+    """Number of processes with this share of a GPU that the cluster has room for now.
+
+    Raises:
+        ValueError: as `workers`.
+    """
+    if not gpu:
+        return 1
+    return max(1, int(_gpus()) * int(1 / gpu + 1e-9) if gpu <= 1 else int(_gpus() / gpu))
+
+
+def _gpus() -> float:
     import ray
 
-    gpus = ray.cluster_resources().get("GPU", 0)
-    if gpu and not gpus and not can_grow():  # Ray would wait for one forever
+    gpus: float = ray.cluster_resources().get("GPU", 0)
+    if not gpus and not can_grow():  # Ray would wait for one forever
         raise ValueError(
             "--gpu: no GPU on this machine; leave --gpu out, or name a cluster: lawdnet --address http://HEAD:8265 …"
         )
-    return max(1, min(cpus(), int(gpus / gpu) if gpu else cpus()))
+    return gpus
 
 
 def can_grow() -> bool:

@@ -110,7 +110,7 @@ def test_chunks_have_equal_length_and_are_few_at_a_time(
     method = {"deepspeech": "__call__", "whisper": "forward"}.get(extractor.name, "run")
     original = getattr(where, method)
     shapes = []
-    monkeypatch.setattr(where, method, lambda self, x: (shapes.append(x.shape), original(self, x))[1])
+    monkeypatch.setattr(where, method, lambda self, x, *rest: (shapes.append(x.shape), original(self, x, *rest))[1])
     extractor.extract(noise(300))
     assert len({shape[1] for shape in shapes}) == 1
     assert max(shape[0] for shape in shapes) == CHUNKINGS[extractor.name].batch

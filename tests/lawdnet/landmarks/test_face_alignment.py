@@ -178,7 +178,7 @@ def test_crops_and_points_are_those_of_the_package_but_for_its_rounding() -> Non
     crop_differences, point_differences = [], []
     for _ in range(60):
         x, y, side = *rng.uniform(180, 220, 2), rng.uniform(120, 140)
-        crop = crop_square(np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2], np.float32), 195)
+        crop = crop_square(np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2], np.float32))
         centre, scale = (crop.x, crop.y), crop.side / 200
         crop_differences.append(middle(cut(image, crop)) - middle(utils.crop(image, centre, scale)))
         at = rng.uniform(10, 50, 2)
@@ -195,6 +195,19 @@ def test_a_large_image_is_shrunk_for_the_detector_only(source: FaceAlignment, mo
     (face,) = source.find([portrait(480, 400, size=(800, 1280), scale=6)])[0]
     assert face.box[2] - face.box[0] == pytest.approx(4 * BOX, rel=0.01)
     np.testing.assert_allclose(face.points_68x2[0], (480, 400), atol=4)
+
+
+@needs_package
+def test_boxes_are_those_of_the_package(source: FaceAlignment) -> None:
+    """And those of an image are the same in any batch."""
+    two = np.maximum(portrait(60, 70, size=(144, 288)), portrait(220, 80, size=(144, 288)))
+    images = np.stack([portrait(90.3, 71, size=(144, 288)), two, np.zeros_like(two)])
+    theirs = source._detector.detect_from_batch(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    ours = source._boxes(images)
+    assert [len(boxes) for boxes in ours] == [1, 2, 0]
+    for boxes, expected, image in zip(ours, theirs, images, strict=True):
+        np.testing.assert_array_equal(boxes, np.array(expected, np.float32).reshape(-1, 5))
+        np.testing.assert_array_equal(boxes, source._boxes(image[None])[0])
 
 
 @needs_package
@@ -287,7 +300,7 @@ def test_the_crop_shows_what_to_image_points_at() -> None:
     """A dot in the image goes into the crop, and from the crop's px through the heat map's back to the dot."""
     image = np.zeros((300, 400, 3), np.uint8)
     blob(image, 210.3, 130.6, 0, 4, 255)
-    crop = crop_square(np.array([130, 60, 270, 200, 1], np.float32), 195)
+    crop = crop_square(np.array([130, 60, 270, 200, 1], np.float32))
     centre = middle(cut(image, crop))
     back = to_image(((centre + 0.5) / 4 - 0.5)[None].astype(np.float32), crop)[0]
     np.testing.assert_allclose(back, (210.3, 130.6), atol=1)

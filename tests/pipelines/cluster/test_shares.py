@@ -32,24 +32,24 @@ def options() -> ray.data.ExecutionOptions:
 
 def test_a_build_stays_away_from_trainers(ray_session: None) -> None:
     before = options().label_selector
-    with resources.beside_training(gpu=0):
+    with resources.beside_training(uses_gpus=False):
         assert options().label_selector == {"lawdnet-role": "!train"}
         assert options().exclude_resources == ExecutionResources(cpu=0)  # this machine's own Ray is all for the build
     assert options().label_selector == before
-    with resources.beside_training(gpu=0.5):
+    with resources.beside_training(uses_gpus=True):
         assert options().label_selector is None
 
 
 def test_a_build_spares_cpus_where_others_work_too(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
-    with resources.beside_training(gpu=0):
+    with resources.beside_training(uses_gpus=False):
         assert options().exclude_resources == ExecutionResources(cpu=resources.SPARED_CPUS)
     assert options().exclude_resources == ExecutionResources.zero()
     nodes = [
         {"Alive": True, "Resources": {"CPU": 16}, "Labels": {"lawdnet-role": role}} for role in ("train", "preprocess")
     ]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    with resources.beside_training(gpu=0):
+    with resources.beside_training(uses_gpus=False):
         assert options().exclude_resources == ExecutionResources(cpu=0)
 
 
@@ -84,6 +84,23 @@ def test_cpus_of_nodes_that_are_alive_count(monkeypatch: pytest.MonkeyPatch) -> 
     head = {"Alive": True, "Resources": {}, "Labels": {}}
     monkeypatch.setattr(ray, "nodes", lambda: [*nodes, dead, head])
     assert resources.cpus() == 21
+
+
+@pytest.mark.parametrize(
+    ("gpus", "share", "wanted"),
+    [(1, 1.0, 1), (1, 0.25, 4), (2, 0.4, 4), (3, 0.1, 30), (2, 0.7, 2), (5, 2.0, 2), (0, 0.5, 1), (0, 0.0, 1)],
+)
+def test_network_workers_follow_from_the_gpus(
+    gpus: float, share: float, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its share of one GPU, or whole ones; a cluster without a GPU is asked for one."""
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": gpus})
+    assert resources.network_workers(share) == wanted
+    monkeypatch.delenv("RAY_ADDRESS")
+    if share and not gpus:
+        with pytest.raises(ValueError, match="--gpu: no GPU on this machine"):
+            resources.network_workers(share)
 
 
 GPU_DRIVER = """
