@@ -24,7 +24,7 @@ import numpy as np
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.near_duplicates import near_duplicates
-from lawdnet.data.records import read_records
+from lawdnet.data.records import video_records
 from lawdnet.landmarks.openface import read_csv, write_csv
 from lawdnet.synthetic import write_talking_head
 from lawdnet.types import FPS
@@ -133,7 +133,7 @@ def main() -> None:
         source.mkdir()
         corpus(source, options)
         build(source, root, BuildConfig(near_duplicates="keep"), weights_dir=options.weights_dir)
-        records = read_records(root).values()
+        records = [record for piece in video_records(root).pieces() for record in piece.values()]
         print(
             json.dumps(
                 report({record.path: record.perceptual_hash for record in records if record.is_accepted}), indent=1

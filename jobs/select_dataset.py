@@ -70,8 +70,8 @@ def select(
     if out is None:
         lines.append("nothing was written; add --out DATASET2 to write the new dataset")
     else:
-        with console.Meter("select", "videos") as meter:
-            made = write_selection(selection, locate(out), copy=copy, on_video=meter.update)
+        with console.Meter("select", "files") as meter:
+            made = write_selection(selection, locate(out), copy=copy, on_file=meter.update)
         content |= {"out": out, "hash": made.hash, "copy": copy}
         lines += [f"wrote {out}, {'a copy' if copy else f'which points into {dataset}: keep both'}"]
         lines.append(f"next: lawdnet train {shlex.quote(out)} --out RUN")

@@ -14,10 +14,12 @@ import logging
 import os
 import re
 import tempfile
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
@@ -38,8 +40,8 @@ Location: TypeAlias = "Path | UPath"
 
 REQUESTS = 32
 """Number of small files requested concurrently: each costs little but the wait for a response."""
-FOOTERS = 512
-"""Parquet files whose footers a process keeps, some 65 kB each."""
+FOOTER_BYTES = 12 << 20
+"""Of the footers of Parquet files that a process keeps, as they are stored; in memory they take eight times as much."""
 CHUNK = 1 << 20
 """Bytes read at a time for a checksum."""
 EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "memory": "s3"}
@@ -192,26 +194,47 @@ def parquet_file(path: Location) -> pq.ParquetFile:
     """
     try:
         if isinstance(path, Path):
-            known = _footer(f"{path}", _local_fingerprint(path.stat()))
-            file = pq.ParquetFile(path, metadata=known[0] if known else None)
+            name = f"{path} {_local_fingerprint(path.stat())}"
+            file = pq.ParquetFile(path, metadata=FOOTERS.get(name))
         else:  # a cache would read 50 MB around each column
             remote = path.fs.open(path.path, "rb", cache_type="none")
             details = getattr(remote, "details", {})  # without a tag, as in memory, nothing tells of a change
             tagged = details.get("ETag") or details.get("etag")
-            known = _footer(f"{path}", _remote_fingerprint(details)) if tagged else []
+            name = f"{path} {_remote_fingerprint(details)}" if tagged else ""
             # fetches neighbouring columns in one request
-            file = pq.ParquetFile(remote, metadata=known[0] if known else None, pre_buffer=True)
+            file = pq.ParquetFile(remote, metadata=FOOTERS.get(name), pre_buffer=True)
     except ArrowInvalid as error:
         raise ValueError(f"{path}: damaged ({error}); make the dataset again") from None
-    if not known:
-        known.append(file.metadata)
+    if name:
+        FOOTERS.keep(name, file.metadata)
     return file
 
 
-@lru_cache(maxsize=FOOTERS)
-def _footer(_path: str, _fingerprint: str) -> list[pq.FileMetaData]:
-    """Where the footer of a file is kept, once it is read."""
-    return []
+class Footers:
+    """The footers that were used last, up to a number of bytes; safe for threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._known: OrderedDict[str, pq.FileMetaData] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, name: str) -> pq.FileMetaData | None:
+        """Return the footer that was kept under a name."""
+        return self._known.get(name)
+
+    def keep(self, name: str, footer: pq.FileMetaData) -> None:
+        """Keep a footer that is used now; those that were not used for longest go."""
+        with self._lock:
+            self._bytes += footer.serialized_size
+            if (same := self._known.pop(name, None)) is not None:
+                self._bytes -= same.serialized_size
+            self._known[name] = footer
+            while self._bytes > self._limit and len(self._known) > 1:
+                self._bytes -= self._known.popitem(last=False)[1].serialized_size
+
+
+FOOTERS = Footers(FOOTER_BYTES)
 
 
 def sha256(path: Location, *, beat: Beat = no_beat) -> str:
@@ -257,6 +280,11 @@ def fingerprint(path: Location) -> str:
     return _remote_fingerprint(info) if info["type"] == "file" else ""
 
 
+def bytes_of(fingerprint: str) -> int:
+    """Return the size of the file that a fingerprint was taken of; 0 if there was none."""
+    return int(fingerprint.partition(" ")[0] or 0)
+
+
 def fingerprints(path: Location, companions: Sequence[str]) -> list[str]:
     """Return the fingerprints of a file and of those that differ from it only in their suffix.
 
@@ -281,7 +309,7 @@ def fingerprints(path: Location, companions: Sequence[str]) -> list[str]:
     return [known.get(path.path, ""), *(known.get(path.with_suffix(suffix).path, "") for suffix in companions)]
 
 
-def scan(folder: Location, suffixes: Collection[str]) -> dict[str, str]:
+def scan(folder: Location, suffixes: Collection[str]) -> Iterator[tuple[str, str]]:
     """Find all files with certain suffixes in a folder and its subfolders; names that begin with a dot are skipped.
 
     Links to folders are followed, each folder once, except links to a parent of the searched folder. A remote folder
@@ -291,25 +319,39 @@ def scan(folder: Location, suffixes: Collection[str]) -> dict[str, str]:
         folder: where to search.
         suffixes: in lower case, with their dots; those of the files are compared in lower case.
 
-    Returns:
-        Path relative to `folder`, with slashes → fingerprint ("" for a broken link), in no particular order.
+    Yields:
+        Path relative to `folder`, with slashes, and fingerprint ("" for a broken link). Those of one folder come one
+        after the other; otherwise they are in no particular order.
 
     Raises:
         ValueError: a remote folder cannot be listed.
     """
     if isinstance(folder, Path):
-        return dict(_scan_local(folder, suffixes))
+        yield from _scan_local(folder, suffixes)
+        return
     try:
         listing = folder.fs.find(folder.path.rstrip("/"), detail=True)
     except Exception as error:  # each protocol's client raises its own errors
         raise ValueError(f"{folder}: cannot be listed ({error}); check the URI and your credentials") from error
     start = len(folder.path.rstrip("/")) + 1
-    names = ((path[start:], info) for path, info in listing.items())
-    return {
-        name: _remote_fingerprint(info)
-        for name, info in names
-        if _has_suffix(name, suffixes) and "/." not in f"/{name}"
-    }
+    for path in sorted(listing, key=os.path.dirname):
+        name = path[start:]
+        if _has_suffix(name, suffixes) and "/." not in f"/{name}":
+            yield name, _remote_fingerprint(listing[path])
+
+
+def file_sizes(folder: Location, suffix: str) -> dict[str, int]:
+    """Return name → bytes of the files of a folder, without its subfolders; a remote one costs a request per 1000."""
+    if isinstance(folder, Path):
+        with os.scandir(folder) if folder.exists() else nullcontext(()) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if _is_named(entry.name, suffix)}
+    found = folder.fs.find(folder.path.rstrip("/"), maxdepth=1, detail=True)
+    sizes = {path.rpartition("/")[2]: int(info["size"]) for path, info in found.items()}
+    return {name: size for name, size in sizes.items() if _is_named(name, suffix)}
+
+
+def _is_named(name: str, suffix: str) -> bool:
+    return name.endswith(suffix) and not name.startswith(".")
 
 
 def _scan_local(root: Path, suffixes: Collection[str]) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -20,6 +22,9 @@ from lawdnet.tasks.records import RecordStore, Refusal, TaskRecord
 from lawdnet.tasks.task import Item, Job, OnProgress, Progress, Task, TaskRunner
 from lawdnet.types import RejectReason
 from pipelines.cluster import resources
+
+TELL_SECONDS = 1.0
+"""Records that a worker finishes within this time are told together: each answer is a block that Ray Data manages."""
 
 I = TypeVar("I", bound=Item[Any])
 R = TypeVar("R", bound=TaskRecord)
@@ -43,11 +48,12 @@ def complete(
     stored: Mapping[str, R],
     *,
     name: str,
+    before: int = 0,
     gpu: float = 0.0,
     on_progress: OnProgress[R] | None = None,
     execute: Execute | None = None,
-) -> dict[str, R]:
-    """Return a record for every item: one that an earlier run stored, or what a worker makes of the item now.
+) -> Iterator[tuple[str, R]]:
+    """Yield a record for every item: one that an earlier run stored, or what a worker makes of the item now.
 
     An item whose record was lost with its worker has failed, and is tried again by the next run.
 
@@ -56,6 +62,7 @@ def complete(
         store: where the records are kept.
         stored: records of earlier runs that are still valid, by key.
         name: name of the work on Ray's dashboard.
+        before: number of items that were done before these.
         gpu: share of a GPU that each worker takes beside its CPU.
         on_progress: called once for every item.
         execute: `map_items` if None.
@@ -63,25 +70,25 @@ def complete(
     Raises:
         DiskFull: a worker has found the disk full.
     """
-    done: dict[str, R] = {}
+    done: set[str] = set()
 
-    def finish(key: str, record: R, *, is_stored: bool = False) -> None:
-        done[key] = record
+    def finish(key: str, record: R, *, is_stored: bool = False) -> tuple[str, R]:
+        done.add(key)
         if on_progress:
-            on_progress(Progress(record, is_stored, len(done), len(items)))
+            on_progress(Progress(record, is_stored, before + len(done), before + len(items)))
+        return key, record
 
-    for item in items:
-        if item.key in stored:
-            finish(item.key, stored[item.key], is_stored=True)
-    if todo := [item for item in items if item.key not in stored]:
+    for key in [item.key for item in items if item.key in stored] if stored else ():
+        yield finish(key, stored[key], is_stored=True)
+    todo = [item for item in items if item.key not in stored] if stored else items
+    if todo:
         with closing((execute or map_items)(task, job, todo, name=name, gpu=gpu)) as records:
             for key, record in records:
                 if key not in done:  # work that is tried again may be told twice
-                    finish(key, record)
+                    yield finish(key, record)
     for item in todo:
         if item.key not in done:
-            finish(item.key, _lost(task, job, item, store))
-    return done
+            yield finish(item.key, _lost(task, job, item, store))
 
 
 def _lost(task: type[Task[I, R]], job: Job, item: I, store: RecordStore[R]) -> R:
@@ -119,13 +126,13 @@ def map_items(
     """
     with resources.cluster(), _errors_allowed(), resources.beside_training(gpu > 0 or beside_gpus):
         workers = per_cpu * resources.workers(gpu)
-        batches = list(task.batches(items, workers))
+        batches = task.batches(items, workers)
+        rows = [{"items": pickle.dumps([asdict(item) for item in batch])} for batch in batches]  # type: ignore[call-overload]
         # on a cluster that others use, no more workers at once than there is work
-        room = len(batches) if resources.can_grow() else min(workers, len(batches))
-        rows = [{"items": [asdict(item) for item in batch]} for batch in batches]  # type: ignore[call-overload]
+        room = len(rows) if resources.can_grow() else min(workers, len(rows))
         given = ray.data.from_items(rows, override_num_blocks=len(rows))
-        # a record is told when it is there, and not with the last of its batch; no batch waits behind another one that
-        # is at work, and the pool grows all the same
+        # records are told when they are there, and not with the last of their batch; no batch waits behind another one
+        # that is at work, and the pool grows all the same
         given.context.target_max_block_size = 1
         given.context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
         graph = given.flat_map(
@@ -142,9 +149,10 @@ def map_items(
         graph.set_name(name)
         for answers in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for answer in cast("pa.Table", answers).to_pylist():
+                for key, record in json.loads(answer["records"]):
+                    yield key, cast("R", task.record_type.decode(record))
                 if answer["stop"]:
                     raise DiskFull(answer["stop"])
-                yield answer["key"], cast("R", task.record_type.decode(json.loads(answer["record"])))
 
 
 class _Worker:
@@ -156,12 +164,18 @@ class _Worker:
         self.runner: TaskRunner[Any, Any] = TaskRunner(task, job, node, _is_gone)
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, str]]:
-        batch = [self.item_type(**item) for item in row["items"]]
+        batch = [self.item_type(**item) for item in pickle.loads(row["items"])]
+        records, stop, told = [], "", time.monotonic()
         try:
             for item, record in self.runner(batch):
-                yield {"key": item.key, "record": json.dumps(record.brief().encode()), "stop": ""}
+                records.append((item.key, record.brief().encode()))
+                if time.monotonic() - told >= TELL_SECONDS:
+                    yield {"records": json.dumps(records), "stop": ""}
+                    records, told = [], time.monotonic()
         except DiskFull as error:
-            yield {"key": "", "record": "", "stop": str(error)}
+            stop = str(error)
+        if records or stop:
+            yield {"records": json.dumps(records), "stop": stop}
 
 
 def _is_gone(node: str) -> bool:

@@ -97,7 +97,7 @@ def test_allowed_imports_keep_all_contracts(skeleton: Path) -> None:
         "lawdnet/models/generator.py": "from .layers import Block\nfrom ..types import FPS\nfrom .. import storage",
         "lawdnet/types.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import ray",
         "lawdnet/report/run.py": "from lawdnet.data.manifest import Dataset\nfrom lawdnet.training import gates",
-        "lawdnet/data/finalize.py": "from lawdnet.tasks import inputs\nfrom lawdnet.audio.base import windows",
+        "lawdnet/data/settle.py": "from lawdnet.tasks import inputs\nfrom lawdnet.audio.base import windows",
         "lawdnet/evaluation/videos.py": "from lawdnet.inference import engine",
         "lawdnet/audio/hubert.py": "from lawdnet.models.device import pick_device\nfrom lawdnet import storage",
         "lawdnet/models/device.py": "from lawdnet.types import FPS",

@@ -74,6 +74,9 @@ class BuildConfig:
     speech: str = "auto"
     """What measures the score speech_ratio: `silero` (a network), `voicing` (loud and periodic audio), or `auto`:
     silero where its weights are on the machine that starts the build. A dataset keeps what its first build chose."""
+    pack_files: int = 1000
+    """Number of small segment files beyond which a build packs them into shards of many videos; 0 packs none. In no
+    hash: what is stored where does not change what is stored."""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options of extractors and landmark sources: name → option → value."""
 
@@ -96,7 +99,7 @@ class BuildConfig:
             raise ValueError(f"val_fraction: {self.val_fraction} must be in [0, 1)")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality: {self.jpeg_quality} must be in 1 … 100")
-        for name in ("shot_threshold", "smoothing", "max_gap", "landmark_tolerance", "span_seconds"):
+        for name in ("shot_threshold", "smoothing", "max_gap", "landmark_tolerance", "span_seconds", "pack_files"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
         if self.span_seconds and self.span_seconds * FPS < 2 * self.min_frames:
@@ -130,10 +133,10 @@ class BuildConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values for JSON.
 
-        A setting of `ADDED_LATER` is left out where it has its default, and `speech` where it is what all had, so that
-        the hashes of older datasets hold.
+        Left out are `pack_files`, which changes no row, a setting of `ADDED_LATER` where it has its default, and
+        `speech` where it is what all had, so that the hashes of older datasets hold.
         """
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "pack_files"}
         for name in ADDED_LATER:
             if values[name] == getattr(type(self), name):
                 del values[name]

@@ -31,9 +31,11 @@ class DisjointSets:
             self._parents = parents
         return self._parents.copy()
 
-    def sets(self) -> list[list[int]]:
-        """Return the sets in the order of their smallest numbers, each in ascending order."""
+    def sets(self, least: int = 1) -> list[list[int]]:
+        """Return the sets of at least so many numbers, in the order of their smallest, each in ascending order."""
+        firsts = self.firsts()
+        is_wanted = np.bincount(firsts, minlength=len(firsts))[firsts] >= least
         members: defaultdict[int, list[int]] = defaultdict(list)
-        for number, first in enumerate(self.firsts().tolist()):
-            members[first].append(number)
+        for number in np.flatnonzero(is_wanted).tolist():
+            members[int(firsts[number])].append(number)
         return list(members.values())

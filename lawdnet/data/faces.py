@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -24,6 +25,8 @@ FRAMES = 8
 BLOCK = 4096
 """Embeddings that are compared at a time, to bound memory."""
 
+K = TypeVar("K")
+"""Key of a video."""
 
 Sample = tuple[UInt8, Float32]
 """Crops T×H×W×3 of a face, and its landmarks T×68×2 in their px."""
@@ -71,7 +74,7 @@ def decode(text: str) -> Float32:
     return np.array([np.frombuffer(base64.b64decode(word), "<f2") for word in text.split()], np.float32)
 
 
-def same_people(faces: Mapping[str, str], distance: float) -> list[tuple[str, str]]:
+def same_people(faces: Mapping[K, str], distance: float) -> list[tuple[K, K]]:
     """Find the videos that show the same person.
 
     Args:

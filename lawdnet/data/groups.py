@@ -2,70 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+
+import pyarrow as pa
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.disjoint import DisjointSets
 from lawdnet.data.faces import same_people
 from lawdnet.data.group_by import face_distance, group_names
-from lawdnet.data.near_duplicates import near_duplicates
-from lawdnet.data.records import VideoRecord
-from lawdnet.tasks.records import Refusal
-from lawdnet.types import RejectReason
+from lawdnet.data.near_duplicates import first_takes
 
 
-def assign_groups(records: dict[str, VideoRecord], config: BuildConfig) -> None:
-    """Set the group of every accepted video; reject near-duplicates if the configuration says so.
+def re_encodings(videos: pa.Table) -> dict[int, int]:
+    """Near-duplicates among videos, by number: each with the first one that it is a re-encoding of.
+
+    Args:
+        videos: in the columns of `lawdnet.data.ledger`, in the order of paths.
+    """
+    return first_takes((text.as_py() for text in videos["perceptual_hash"]), len(videos))
+
+
+def groups_of(videos: pa.Table, config: BuildConfig, copies: dict[int, int]) -> list[str]:
+    """Return the name of the group of every video; empty for one that stands alone.
 
     Groups of `group_by` that share a video or its re-encoding are one group, under the name of the first. Videos of one
     face, and re-encodings that are in no such group, are named after the first one's SHA-256, so that its side stays
     what it was alone.
 
     Args:
-        records: in the order of paths. A near-duplicate that is rejected is replaced here and stays as it was in the
-            store, with its segments: a build with another `near_duplicates` has it back without decoding.
-        config: `group_by` and `near_duplicates` count.
+        videos: in the columns of `lawdnet.data.ledger`, in the order of paths.
+        copies: see `re_encodings`.
     """
-    accepted = {key: record for key, record in records.items() if record.is_accepted}
-    copies: dict[str, str] = {}
-    if config.near_duplicates != "keep":
-        copies = near_duplicates({key: record.perceptual_hash for key, record in accepted.items()})
-    if config.near_duplicates == "reject":
-        for key, first in copies.items():
-            records[key] = _rejected(accepted.pop(key), accepted[first])
-        copies = {}
-    for record in records.values():
-        record.group = ""
-    videos = list(accepted.values())
-    names = group_names([video.path for video in videos], config.group_by, [video.listed for video in videos])
+    texts = ["path", "listed"] if config.group_by else []
+    paths, listed = (videos[name].to_pylist() for name in texts) if texts else ([""] * len(videos),) * 2
+    names = group_names(paths, config.group_by, listed)
+    sets = DisjointSets(len(videos))
+    _join_names(sets, names)
     pairs = list(copies.items())
     if distance := face_distance(config.group_by):
-        pairs += same_people({key: record.faces for key, record in accepted.items()}, distance)
-    for numbers in _connected(list(accepted), names, pairs):
+        pairs += same_people({n: text for n, text in enumerate(videos["faces"].to_pylist()) if text}, distance)
+    for one, other in pairs:
+        sets.join(one, other)
+    for numbers in sets.sets(least=2):
         name = next((names[number] for number in numbers if names[number]), "")
-        if not name and len(numbers) > 1:
-            name = videos[numbers[0]].sha256
+        name = name or videos["sha256"][numbers[0]].as_py()
         for number in numbers:
-            videos[number].group = name
+            names[number] = name
+    return names
 
 
-def _connected(keys: Sequence[str], names: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[list[int]]:
-    """Return the positions of the videos that belong together, by name or because a pair connects them."""
-    sets = DisjointSets(len(keys))
+def _join_names(sets: DisjointSets, names: Sequence[str]) -> None:
     first_of: dict[str, int] = {}
     for number, name in enumerate(names):
         if name:
             sets.join(number, first_of.setdefault(name, number))
-    position = {key: number for number, key in enumerate(keys)}
-    for one, other in pairs:
-        sets.join(position[one], position[other])
-    return sets.sets()
-
-
-def _rejected(record: VideoRecord, first: VideoRecord) -> VideoRecord:
-    """Return a near-duplicate's record as it counts; the record itself is not changed."""
-    detail = f"a re-encoding of {first.path}: the face moves alike; set near_duplicates to group or keep to use it"
-    rejected = replace(record)
-    rejected.reject(Refusal("rejected", RejectReason.DUPLICATE, detail))
-    return rejected

@@ -22,6 +22,7 @@ from lawdnet.data.levels import lacking, small_levels
 from lawdnet.data.manifest import (
     MANIFEST,
     SEGMENTS,
+    Counts,
     Dataset,
     index_schema,
     manifest,
@@ -204,7 +205,7 @@ def _finish(
     info = manifest(
         config,
         extractors,
-        columns,
+        Counts.of(columns),
         source=str(training_json.resolve().parent),
         funnel=[{"rule": "", "dropped": 0, "left": len(index)}],
         dataset_hash=content.hexdigest()[:16],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ VIDEOS = "videos.parquet"
 INDEX = "index.parquet"
 SEGMENTS = "segments"
 BUILD = ".build"
-"""Folder with one small JSON file per finished input, which a build that is started again skips."""
+"""Folder with the records of finished inputs, which a build that is started again skips."""
+ROW_GROUP = 65536
+"""Rows of index.parquet and videos.parquet that are read at a time."""
 
 
 class Dataset:
@@ -85,13 +88,22 @@ class Dataset:
             ValueError: it is not stored, or could not be added to some of the videos; the message says what to do.
         """
         self.feature_dim(name)
-        lacking = [row.path for row in self.video_rows() if row.is_accepted and name in row.lacks.split(",")]
-        if lacking:
+        if lacking := [path for path, lacks in self._lacking() if name in lacks.split(",")]:
             raise ValueError(
                 f"{self.root}: {len(lacking)} videos, {lacking[0]} the first, lack the feature {name} (`lawdnet "
                 "inspect` says why); run the same `lawdnet build` again to add it, or leave them out: "
                 f"lawdnet select {self.root} --has {name} --out DATASET2"
             )
+
+    def _lacking(self) -> Iterator[tuple[str, str]]:
+        """Path of each video that lacks features, and their names."""
+        with self._parquet(VIDEOS) as file:
+            if "lacks" not in file.schema_arrow.names:  # of an earlier version
+                return
+            videos = file.read(columns=["path", "status", "lacks"])
+        is_short = pc.and_(pc.equal(videos["status"], "accepted"), pc.not_equal(videos["lacks"], ""))
+        for row in videos.filter(is_short).to_pylist():
+            yield row["path"], row["lacks"]
 
     def videos(self) -> pa.Table:
         """Return a row per input, in the columns of VIDEO_SCHEMA.
@@ -178,14 +190,29 @@ def index_schema(scores: Sequence[str]) -> pa.Schema:
 
 def write_index(root: Location, table: pa.Table) -> None:
     """Write index.parquet, in row groups that a reader can skip."""
-    with atomic(root / INDEX) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=65536)
+    write_pieces(root / INDEX, [table])
+
+
+def write_pieces(path: Location, tables: Iterable[pa.Table]) -> None:
+    """Write a table that comes in pieces, at least one, in row groups of the same size whatever the pieces are."""
+    with atomic(path) as temporary, ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        waiting: list[pa.Table] = []
+        for table in tables:
+            writer = writer or stack.enter_context(pq.ParquetWriter(temporary, table.schema, compression="zstd"))
+            waiting.append(table)
+            while sum(map(len, waiting)) >= ROW_GROUP:
+                whole = pa.concat_tables(waiting)
+                writer.write_table(whole.slice(0, ROW_GROUP))
+                waiting = [whole.slice(ROW_GROUP)]
+        assert writer
+        writer.write_table(pa.concat_tables(waiting))
 
 
 def manifest(
     config: BuildConfig,
     extractors: Mapping[str, Mapping[str, Any]],
-    rows: Sequence[Mapping[str, Any]],
+    counts: Counts,
     *,
     source: str,
     funnel: Sequence[Mapping[str, Any]],
@@ -195,7 +222,7 @@ def manifest(
 
     Args:
         extractors: name → `dim`, `model_sha256`.
-        rows: the rows of videos.parquet.
+        counts: of the rows of videos.parquet.
         source: the folder or list that the videos came from.
         funnel: the funnel steps as plain values; the first, with an empty rule, counts everything that was measured.
     """
@@ -211,7 +238,7 @@ def manifest(
         "speech_measure": SILERO if config.speech == SILERO else VOICING,
         "rules": list(config.where),
         "funnel": list(funnel),
-        "counts": asdict(Counts.of(rows)),
+        "counts": asdict(counts),
         "config": config.to_dict(),
         "config_hash": config.hash(),
         "hash": dataset_hash,
@@ -247,6 +274,11 @@ class Counts:
             reasons=dict(sorted(reasons.items())),
         )
 
+    def __add__(self, other: Counts) -> Counts:
+        numbers = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "reasons"}
+        reasons = Counter(self.reasons) + Counter(other.reasons)
+        return Counts(**numbers, reasons=dict(sorted(reasons.items())))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
@@ -276,5 +308,4 @@ class Groups:
 
 def write_videos(root: Location, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write videos.parquet, one row per input."""
-    with atomic(root / VIDEOS) as temporary:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=VIDEO_SCHEMA), temporary, compression="zstd")
+    write_pieces(root / VIDEOS, [pa.Table.from_pylist(list(rows), schema=VIDEO_SCHEMA)])

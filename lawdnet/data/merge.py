@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from lawdnet.data.config import VOICING, BuildConfig
 from lawdnet.data.disjoint import DisjointSets
-from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset, index_schema, manifest, write_index, write_videos
+from lawdnet.data.manifest import MANIFEST, SEGMENTS, Counts, Dataset, index_schema, manifest, write_index, write_videos
 from lawdnet.data.schema import SCORE, VideoRow, rewrite_segments, with_columns
 from lawdnet.data.transfer import claim, refuse_inside, source_folder
 from lawdnet.storage import Location, atomic, local_copy, locate, write_json
@@ -71,6 +71,8 @@ class _Part:
         """Id in the dataset → id in the result, of the videos that are taken."""
         self.new_splits: dict[str, str] = {}
         """Id in the result → split, of the videos that change sides with their group."""
+        self.names: dict[str, str] = {}
+        """Segment file, as in the index → its name in the result without suffix, if a video in it is taken."""
 
 
 def merge(roots: Sequence[Location], out: Path, on_file: Callable[[int, int], None] | None = None) -> Merged:
@@ -99,9 +101,9 @@ def merge(roots: Sequence[Location], out: Path, on_file: Callable[[int, int], No
     claim(out, "merge", {"sources": [str(dataset.root) for dataset in datasets]})
     merged, parts = Merged(), [_Part(dataset) for dataset in datasets]
     rows = sorted(_choose(parts, merged), key=lambda row: row.path)
-    work = [(part, *file) for part in parts for file in _files(part)]
-    for done, (part, path, name, new) in enumerate(work, 1):
-        _link(path, out / SEGMENTS / f"{name}.parquet", new, part)
+    work = _files(parts)
+    for done, (part, path, is_changed) in enumerate(work, 1):
+        _link(part, path, out / SEGMENTS / f"{part.names[path]}.parquet", is_changed)
         if on_file:
             on_file(done, len(work))
     index = _union(parts)
@@ -111,7 +113,7 @@ def merge(roots: Sequence[Location], out: Path, on_file: Callable[[int, int], No
     columns = [row.columns() for row in rows]
     write_videos(out, columns)
     write_json(out / MANIFEST, _manifest(datasets, columns, index))
-    named = {name for _, _, name, _ in work}
+    named = {name for part in parts for name in part.names.values()}
     for file in (out / SEGMENTS).glob("*.parquet"):
         if file.stem not in named:
             file.unlink()
@@ -222,8 +224,7 @@ def _duplicate(part: _Part, row: VideoRow, owner: VideoRow, merged: Merged) -> V
 
 def _claim_id(part: _Part, video_id: str, taken: set[str], merged: Merged) -> str:
     """Return the video's id, or, if another video has it, the first free one of ID-2, ID-3, …"""
-    numbers = (f"{video_id}-{number}" for number in itertools.count(2))
-    new = next(name for name in itertools.chain([video_id], numbers) if name not in taken)
+    new = _first_free(video_id, taken)
     taken.add(new)
     part.new_ids[video_id] = new
     if new != video_id:
@@ -231,46 +232,62 @@ def _claim_id(part: _Part, video_id: str, taken: set[str], merged: Merged) -> st
     return new
 
 
-def _files(part: _Part) -> Iterator[tuple[str, str, str]]:
-    """Yield segment file, its name and the video's id in the result, of every video that is taken."""
-    pairs = part.index.select(["video_id", "path"]).group_by(["video_id", "path"]).aggregate([]).to_pylist()
-    files: dict[str, str] = {}
-    for pair in pairs:
-        if (old := pair["video_id"]) in part.new_ids:
-            new = part.new_ids[old]
-            name = _new_name(pair["path"], old, new)
-            if files.setdefault(name, pair["path"]) != pair["path"]:
-                raise ValueError(f"{part.dataset.root}: the segments of {old} are in several files of one name")
-            yield part.dataset.resolve(pair["path"]), name, new
+def _files(parts: Sequence[_Part]) -> list[tuple[_Part, str, bool]]:
+    """Name every segment file with a video that is taken; return it, and whether ids or splits in it change."""
+    work: list[tuple[_Part, str, bool]] = []
+    taken: set[str] = set()
+    for part in parts:
+        pairs = part.index.select(["video_id", "path"]).group_by(["video_id", "path"]).aggregate([]).to_pylist()
+        changed: dict[str, bool] = {}
+        for pair in pairs:
+            path, old = pair["path"], pair["video_id"]
+            if (new := part.new_ids.get(old)) is None:
+                continue
+            changed[path] = changed.get(path, False) or old != new or new in part.new_splits
+            if path not in part.names:
+                part.names[path] = _free_name(path, old, new, taken)
+                taken.add(part.names[path])
+        work += [(part, path, is_changed) for path, is_changed in changed.items()]
+    return work
 
 
-def _new_name(path: str, old: str, new: str) -> str:
-    """Return the name in the result, without suffix, of a segment file: the video's id, and for a span its number."""
-    rest = PurePosixPath(path).stem.removeprefix(old)
-    return new + rest if rest.startswith(".") else new
+def _free_name(path: str, old: str, new: str, taken: Collection[str]) -> str:
+    """Return the name in the result, without suffix, of a segment file.
+
+    Of a video's own file it is the video's id, and for a span its number; a shard keeps its name, if it is free.
+    """
+    stem = PurePosixPath(path).stem
+    rest = stem.removeprefix(old)
+    name = new + rest if stem.startswith(old) and rest[:1] in ("", ".") else stem
+    return _first_free(name, taken)
 
 
-def _link(source: str, target: Path, video_id: str, part: _Part) -> None:
-    """Put a segment file under its name in the result: a link or copy, unless its ids or its split change."""
-    with local_copy(locate(source)) as path:
-        if target.exists() and target.samefile(path):
+def _first_free(name: str, taken: Collection[str]) -> str:
+    """Return the first of NAME, NAME-2, NAME-3, … that is free."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(one for one in names if one not in taken)
+
+
+def _link(part: _Part, path: str, target: Path, is_changed: bool) -> None:
+    """Put a segment file under its name in the result: a link or copy, unless ids or splits in it change."""
+    with local_copy(locate(part.dataset.resolve(path))) as source:
+        if target.exists() and target.samefile(source):
             return
         with atomic(target) as temporary:
-            is_renamed = any(old != new == video_id for old, new in part.new_ids.items())
-            if is_renamed or video_id in part.new_splits:
-                rewrite_segments(path, temporary, lambda table: _changed(table, part))
+            if is_changed:
+                rewrite_segments(source, temporary, lambda table: _changed(table, part))
                 return
             try:
-                os.link(path.resolve(), temporary)
+                os.link(source.resolve(), temporary)
             except OSError:  # another file system, or one without hard links
-                shutil.copyfile(path, temporary)
+                shutil.copyfile(source, temporary)
 
 
 def _changed(table: pa.Table, part: _Part) -> pa.Table:
     """Return rows of an index or of a segment file with their ids and splits in the result."""
     olds = table["video_id"].to_pylist()
     segments = table["segment_id"].to_pylist()
-    ids = [part.new_ids[old] for old in olds]
+    ids = [part.new_ids.get(old, old) for old in olds]  # a shard may hold videos that are not taken
     splits = [part.new_splits.get(new, old) for new, old in zip(ids, table["split"].to_pylist(), strict=True)]
     names = [new + name.removeprefix(old) for old, new, name in zip(olds, ids, segments, strict=True)]
     changed = {"video_id": ids, "segment_id": names, "split": splits}
@@ -283,8 +300,7 @@ def _union(parts: Sequence[_Part]) -> pa.Table:
     for part in parts:
         mine = pc.is_in(part.index["video_id"], value_set=pa.array(list(part.new_ids), pa.string()))
         rows = part.index.filter(mine)
-        olds, paths = rows["video_id"].to_pylist(), rows["path"].to_pylist()
-        names = [_new_name(path, old, part.new_ids[old]) for path, old in zip(paths, olds, strict=True)]
+        names = [part.names[path] for path in rows["path"].to_pylist()]
         paths_of = pa.array([f"{SEGMENTS}/{name}.parquet" for name in names], pa.string())
         tables.append(with_columns(_changed(rows, part), {"path": paths_of}))
     index = pa.concat_tables(tables, promote_options="default")
@@ -304,7 +320,7 @@ def _manifest(datasets: Sequence[Dataset], rows: Sequence[Mapping[str, Any]], in
     return manifest(
         _config(datasets),
         first.info["extractors"],
-        rows,
+        Counts.of(rows),
         source="",
         funnel=_funnel(index),
         dataset_hash=content.hexdigest()[:16],

@@ -9,7 +9,7 @@ Shape letters: K videos, W windows, S samples of a window, 64 pixels of a thumbn
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from lawdnet.data.disjoint import DisjointSets
 from lawdnet.types import Bool, Float32, UInt8
+
+K = TypeVar("K")
+"""Key of a video."""
 
 SIDE = 8
 """Width and height of a thumbnail, px."""
@@ -38,6 +41,8 @@ LEAST_WINDOWS = 2
 """Number of windows that two videos must both have to be compared."""
 BAND_BITS = 16
 """Bits of a hash that must be equal for two videos to be compared."""
+PAIRS = 65536
+"""Pairs that are compared at a time, to bound memory."""
 MOST_NEIGHBOURS = 32
 """Number of videos with the same band that a video is compared with."""
 
@@ -97,7 +102,7 @@ def join_hashes(texts: Iterable[str]) -> str:
     return " ".join(f"{start}:{found[start]}" for start in sorted(found))
 
 
-def near_duplicates(hashes: Mapping[str, str]) -> dict[str, str]:
+def near_duplicates(hashes: Mapping[K, str]) -> dict[K, K]:
     """Find videos that are re-encodings of others; one that begins later or earlier is not found.
 
     All pairs would be too many for 100,000 videos. Only videos that share 16 of the 64 bits exactly, at the same time,
@@ -109,16 +114,23 @@ def near_duplicates(hashes: Mapping[str, str]) -> dict[str, str]:
     Returns:
         Key of a video → key of the first video that it is a near-duplicate of, directly or through others.
     """
-    keys = [key for key, text in hashes.items() if text]
-    hash_KW, has_KW = _table([hashes[key] for key in keys])
-    sets = DisjointSets(len(keys))
-    for window in range(len(STARTS)):
+    keys = list(hashes)
+    return {keys[number]: keys[first] for number, first in first_takes(hashes.values(), len(keys)).items()}
+
+
+def first_takes(hashes: Iterable[str], count: int) -> dict[int, int]:
+    """Find re-encodings among so many videos, which are known by their numbers; see `near_duplicates`."""
+    hash_KW, has_KW = _table(hashes, count)
+    sets = DisjointSets(count)
+    for window in range(hash_KW.shape[1]):
         rows = np.flatnonzero(has_KW[:, window])
         for shift in range(0, 64, BAND_BITS):
             band = (hash_KW[rows, window] >> np.uint64(shift)).astype(np.uint16)
             order = np.argsort(band, kind="stable")
             _join_neighbours(rows[order], band[order], hash_KW, has_KW, sets)
-    return {keys[k]: keys[first] for k, first in enumerate(sets.firsts().tolist()) if first != k}
+    firsts = sets.firsts()
+    copies = np.flatnonzero(firsts != np.arange(count))
+    return dict(zip(copies.tolist(), firsts[copies].tolist(), strict=True))
 
 
 def _join_neighbours(
@@ -138,23 +150,35 @@ def _join_neighbours(
         firsts = sets.firsts()
         apart = firsts[one] != firsts[other]
         one, other = one[apart], other[apart]
-        both_PW = has_KW[one] & has_KW[other]
-        bits_P = (np.bitwise_count(hash_KW[one] ^ hash_KW[other]) * both_PW).sum(1)
-        windows_P = both_PW.sum(1)
-        near_P = (windows_P >= LEAST_WINDOWS) & (bits_P <= MOST_BITS * windows_P)
-        for pair in zip(one[near_P].tolist(), other[near_P].tolist(), strict=True):
-            sets.join(*pair)
+        for start in range(0, len(one), PAIRS):
+            _join_near(one[start : start + PAIRS], other[start : start + PAIRS], hash_KW, has_KW, sets)
 
 
-def _table(texts: list[str]) -> tuple[NDArray[np.uint64], Bool]:
-    """Return K×W hashes, and whether there is one."""
-    column = {str(start): number for number, start in enumerate(STARTS)}
-    hash_KW = np.zeros((len(texts), len(STARTS)), np.uint64)
-    has_KW = np.zeros(hash_KW.shape, np.bool_)
+def _join_near(
+    one: NDArray[Any], other: NDArray[Any], hash_KW: NDArray[np.uint64], has_KW: Bool, sets: DisjointSets
+) -> None:
+    """Compare pairs of videos, and join the near-duplicates."""
+    both_PW = has_KW[one] & has_KW[other]
+    bits_P = (np.bitwise_count(hash_KW[one] ^ hash_KW[other]) * both_PW).sum(1)
+    windows_P = both_PW.sum(1)
+    near_P = (windows_P >= LEAST_WINDOWS) & (bits_P <= MOST_BITS * windows_P)
+    for pair in zip(one[near_P].tolist(), other[near_P].tolist(), strict=True):
+        sets.join(*pair)
+
+
+def _table(texts: Iterable[str], count: int) -> tuple[NDArray[np.uint64], Bool]:
+    """Return K×W hashes, and whether there is one; of the windows that a video has."""
+    known = set(map(str, STARTS))
+    columns: dict[str, tuple[NDArray[np.uint64], Bool]] = {}
     for row, text in enumerate(texts):
         for part in text.split():
             start, _, digits = part.partition(":")
-            if start in column:
-                hash_KW[row, column[start]] = int(digits, 16)
-                has_KW[row, column[start]] = True
-    return hash_KW, has_KW
+            if start in known:
+                if start not in columns:
+                    columns[start] = np.zeros(count, np.uint64), np.zeros(count, np.bool_)
+                hash_K, has_K = columns[start]
+                hash_K[row], has_K[row] = int(digits, 16), True
+    if not columns:
+        return np.zeros((count, 0), np.uint64), np.zeros((count, 0), np.bool_)
+    found = [columns[start] for start in sorted(columns, key=int)]
+    return np.stack([hash_K for hash_K, _ in found], 1), np.stack([has_K for _, has_K in found], 1)

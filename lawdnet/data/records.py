@@ -28,7 +28,7 @@ class SegmentRow:
     row_group: int
     scores: dict[str, float]
     part: str = ""
-    """Name of its segment file without the suffix; empty where the file has the video's id."""
+    """Name of its segment file without the suffix, if it is a shard or a span's; empty if it has the video's id."""
 
 
 @dataclass(kw_only=True)
@@ -70,7 +70,8 @@ class VideoRecord(TaskRecord):
     borders: list[int] = field(default_factory=list)
     """First tick of every span, and the number of ticks; empty if the video was built as a whole."""
     parts: list[str] = field(default_factory=list)
-    """Names of the segment files of its spans, without the suffix."""
+    """Names without the suffix of the segment files of its spans, or of the shard that it shares with other videos;
+    empty if it has a file of its own."""
     division_seconds: dict[str, float] = field(default_factory=dict)
     """Seconds by build step of what was done before it was divided."""
 
@@ -78,6 +79,21 @@ class VideoRecord(TaskRecord):
     def files(self) -> set[str]:
         """Names of its segment files."""
         return {f"{stem}.parquet" for stem in self.parts or [self.video_id]} if self.is_accepted else set()
+
+    @property
+    def own_file(self) -> str:
+        """Name of the segment file that it has for itself, unless it was divided or lies in a shard."""
+        return f"{self.video_id}.parquet"
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its segments lie in a shard, which is never changed; see `lawdnet.data.shards`."""
+        return bool(self.parts) and not self.borders
+
+    def place(self, shard: str = "", first: int = 0) -> None:
+        """Say that its segments lie in a shard from one row group on, or else in a file of its own."""
+        self.parts = [shard] if shard else []
+        self.rows = [replace(row, part=shard, row_group=first + n) for n, row in enumerate(self.rows)]
 
     @property
     def is_tried_again(self) -> bool:
@@ -140,15 +156,4 @@ class VideoRecord(TaskRecord):
 
 def video_records(root: Location) -> RecordStore[VideoRecord]:
     """The records of the dataset in `root`."""
-    return RecordStore(root / BUILD, VideoRecord)
-
-
-def read_records(root: Location) -> dict[str, VideoRecord]:
-    """All records of a dataset by key, in the order of their paths, without the rows of their segments.
-
-    Raises:
-        ValueError: one of them cannot be read.
-    """
-    store = video_records(root)
-    found = store.read_many(store.keys(skip=[STATE]))
-    return dict(sorted(found.items(), key=lambda entry: entry[1].path))
+    return RecordStore(root / BUILD, VideoRecord, (STATE,))

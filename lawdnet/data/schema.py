@@ -188,18 +188,29 @@ def table_to_segment(table: pa.Table, row: int = 0) -> Segment:
     )
 
 
-def write_segments(path: Path, segments: Iterator[Segment]) -> int:
+def write_segments(path: Path, segments: Iterable[Segment]) -> int:
+    """Write segments as a file; see `write_tables`."""
+    return write_tables(path, map(segment_to_table, segments))
+
+
+def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:
     """Write one row group per segment, so that a reader can load one segment alone; return the number of segments.
 
     If there are no segments, no file is written. The caller passes a temporary path and renames it.
+
+    Args:
+        tables: the rows of single segments, all with the same columns.
     """
     count = 0
     writer: pq.ParquetWriter | None = None
     try:
-        for segment in segments:
-            table = segment_to_table(segment)
-            # JPEG does not shrink further; the rest is small and does
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        for table in tables:
+            if writer is None:
+                # in lists hardly a value comes twice, and their extremes would fill the footer with whole JPEGs
+                flat = [field.name for field in table.schema if not pa.types.is_list(field.type)]
+                options = {"use_dictionary": flat, "write_statistics": flat}
+                # JPEG does not shrink further; the rest is small and does
+                writer = pq.ParquetWriter(path, table.schema, compression="zstd", **options)
             writer.write_table(table)
             count += 1
     finally:
@@ -214,21 +225,22 @@ def read_segment(path: Location, row_group: int, columns: Sequence[str] | None =
         return file.read_row_group(row_group, columns=columns)
 
 
-def rewrite_segments(path: Path, to: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Copy a segment file with `change` applied to every row, one segment in memory at a time.
+def read_segments(file: pq.ParquetFile, row_groups: Iterable[int]) -> Iterator[pa.Table]:
+    """Yield the rows of segments as `write_tables` takes them, one in memory at a time."""
+    for group in row_groups:
+        yield _in_order(file.read_row_group(group))
+
+
+def rewrite_segments(
+    path: Location, to: Path, change: Callable[[pa.Table], pa.Table], row_groups: Sequence[int] | None = None
+) -> None:
+    """Copy a segment file, or some row groups of it, with `change` applied to every row, one in memory at a time.
 
     `change` must return the same columns for every row.
     """
-    writer: pq.ParquetWriter | None = None
-    try:
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                table = _in_order(change(file.read_row_group(group)))
-                writer = writer or pq.ParquetWriter(to, table.schema, compression="zstd")
-                writer.write_table(table)
-    finally:
-        if writer:
-            writer.close()
+    with parquet_file(path) as file:
+        groups = range(file.num_row_groups) if row_groups is None else row_groups
+        write_tables(to, (_in_order(change(table)) for table in read_segments(file, groups)))
 
 
 def _in_order(table: pa.Table) -> pa.Table:

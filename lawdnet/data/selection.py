@@ -8,30 +8,27 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lawdnet import __version__
 from lawdnet.conditions import Condition
 from lawdnet.data.manifest import MANIFEST, SEGMENTS, Counts, Dataset, write_index, write_videos
 from lawdnet.data.rules import FunnelStep, Rule, apply_rules, column_of, mark
-from lawdnet.data.schema import VideoRow
+from lawdnet.data.schema import VideoRow, rewrite_segments
 from lawdnet.data.transfer import claim, refuse_inside
-from lawdnet.storage import Location, atomic, is_remote, locate, parquet_file, write_json
+from lawdnet.storage import Location, atomic, is_remote, locate, write_json
 from lawdnet.types import RejectReason
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 
 Progress = Callable[[int, int], None]
-"""Called with the number of videos copied and the total."""
+"""Called with the number of segment files copied and the total."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +160,7 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def write_selection(
-    selection: Selection, out: Location, *, copy: bool = False, on_video: Progress | None = None
+    selection: Selection, out: Location, *, copy: bool = False, on_file: Progress | None = None
 ) -> Dataset:
     """Write a selection as a dataset; the source is not changed.
 
@@ -183,7 +180,7 @@ def write_selection(
         raise ValueError(f"{out}: a view in an object store cannot point to local files; add --copy")
     refuse_inside(out, [selection.source.root])
     claim(out, "select", {"hash": selection.hash, "copy": copy})
-    index = _copied(selection, out, on_video) if copy else _pointed(selection, out)
+    index = _copied(selection, out, on_file) if copy else _pointed(selection, out)
     rows = [row.columns() for row in _video_rows(selection)]
     write_index(out, index)
     write_videos(out, rows)
@@ -220,35 +217,29 @@ def pointer(path: str, out: Location) -> str:
     return relative if is_near else file
 
 
-def _copied(selection: Selection, out: Location, on_video: Progress | None) -> pa.Table:
-    """Write segment files with the selected segments; return their index."""
+def _copied(selection: Selection, out: Location, on_file: Progress | None) -> pa.Table:
+    """Write segment files with the selected segments, of the same names as those they are from; return their index."""
     kept = selection.kept.sort_by([("video_id", "ascending"), ("index", "ascending")])
-    groups_of: dict[str, list[tuple[str, int]]] = {}
-    for row in kept.select(["video_id", "path", "row_group"]).to_pylist():
-        groups_of.setdefault(row["video_id"], []).append((selection.source.resolve(row["path"]), row["row_group"]))
-    for done, (video_id, groups) in enumerate(groups_of.items(), 1):
-        target = out / SEGMENTS / f"{video_id}.parquet"
+    groups_of: dict[str, list[int]] = {}
+    places = []
+    for row in kept.select(["path", "row_group"]).to_pylist():
+        groups = groups_of.setdefault(row["path"], [])
+        places.append((f"{SEGMENTS}/{_file_name(row['path'])}", len(groups)))
+        groups.append(row["row_group"])
+    assert len({_file_name(path) for path in groups_of}) == len(groups_of), "they are the files of one dataset"
+    for done, (path, groups) in enumerate(groups_of.items(), 1):
+        target = out / SEGMENTS / _file_name(path)
         if not target.exists():  # else it is complete, from a selection that was stopped
             with atomic(target) as temporary:
-                _copy_groups(groups, temporary)
-        if on_video:
-            on_video(done, len(groups_of))
-    paths = [f"{SEGMENTS}/{video_id}.parquet" for video_id, groups in groups_of.items() for _ in groups]
-    numbers = [number for groups in groups_of.values() for number in range(len(groups))]
+                rewrite_segments(locate(selection.source.resolve(path)), temporary, lambda table: table, groups)
+        if on_file:
+            on_file(done, len(groups_of))
+    paths, numbers = zip(*places, strict=True)
     return _with(_with(kept, "path", pa.array(paths, pa.string())), "row_group", pa.array(numbers, pa.int32()))
 
 
-def _copy_groups(groups: Sequence[tuple[str, int]], to: Path) -> None:
-    """Write a file of row groups that may come from several files, one segment in memory at a time."""
-    with ExitStack() as stack:
-        files: dict[str, pq.ParquetFile] = {}
-        writer: pq.ParquetWriter | None = None
-        for path, number in groups:
-            if path not in files:
-                files[path] = stack.enter_context(parquet_file(locate(path)))
-            table = files[path].read_row_group(number)
-            writer = writer or stack.enter_context(pq.ParquetWriter(to, table.schema, compression="zstd"))
-            writer.write_table(table)
+def _file_name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _with(table: pa.Table, name: str, column: pa.Array) -> pa.Table:

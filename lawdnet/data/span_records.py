@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Literal
 
 from lawdnet.data.manifest import BUILD
 from lawdnet.data.near_duplicates import join_hashes
-from lawdnet.data.records import VideoRecord
+from lawdnet.data.records import VideoRecord, video_records
 from lawdnet.data.tally import Tally
 from lawdnet.storage import Location
 from lawdnet.tasks.records import RecordStore, Refusal
@@ -34,7 +34,16 @@ class SpanRecord(VideoRecord):
     @property
     def files(self) -> set[str]:
         """Names of its segment files: one, or none."""
-        return {f"{self.part}.parquet"} if self.is_accepted and self.segments else set()
+        return {self.own_file} if self.is_accepted and self.segments else set()
+
+    @property
+    def own_file(self) -> str:
+        """Name of its segment file, if it has segments."""
+        return f"{self.part}.parquet"
+
+    def place(self, shard: str = "", first: int = 0) -> None:
+        """Nothing: spans are not packed."""
+        assert not shard
 
 
 def span_key(key: str, number: int) -> str:
@@ -114,17 +123,16 @@ def _refusal(spans: Sequence[SpanRecord], tally: Tally, min_frames: int) -> Refu
     return None
 
 
-def forget_spans(root: Location, records: Mapping[str, VideoRecord]) -> set[str]:
+def forget_spans(root: Location) -> set[str]:
     """Remove what is stored of spans that nothing will ask for, and return the segment files of the others.
 
     Those of a video that was rejected are kept only if the next build tries it again.
-
-    Args:
-        records: of all videos, by key.
     """
     store = span_records(root)
+    paths: list[Location] = list(store.folder.glob("*"))
+    records = video_records(root).read_many({path.stem.partition("-")[0] for path in paths})
     kept: list[str] = []
-    for path in store.folder.glob("*"):
+    for path in paths:
         key, _, number = path.stem.partition("-")
         record = records.get(key)
         is_one = record and (not record.borders or not number or int(number) < len(record.borders) - 1)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from lawdnet.types import Bool
 
 
 def split_draw(name: str) -> float:
@@ -25,11 +29,16 @@ def split_videos(names: Mapping[str, str], val_fraction: float) -> dict[str, str
         names: key of a video → what its side is drawn from; see `split_draw`.
         val_fraction: share of the names to hold out; 0 holds out none.
     """
-    draws = {name: split_draw(name) for name in names.values()}
-    if len(draws) == 1:
-        return dict.fromkeys(names, "train")
-    sides = {name: "val" if draw < val_fraction else "train" for name, draw in draws.items()}
-    if val_fraction and len(set(sides.values())) == 1:
-        smallest = min(draws, key=lambda name: draws[name])
-        sides[smallest] = "train" if sides[smallest] == "val" else "val"
-    return {key: sides[name] for key, name in names.items()}
+    is_val = held_out(names.values(), len(names), val_fraction)
+    return {key: "val" if val else "train" for key, val in zip(names, is_val.tolist(), strict=True)}
+
+
+def held_out(names: Iterable[str], count: int, val_fraction: float) -> Bool:
+    """Return for each of so many names whether it is held out; see `split_videos`."""
+    draws = np.fromiter(map(split_draw, names), np.float64, count)
+    if not len(draws) or draws.min() == draws.max():
+        return np.zeros(len(draws), np.bool_)
+    is_val: Bool = draws < val_fraction
+    if val_fraction and is_val.min() == is_val.max():
+        is_val[draws == draws.min()] ^= True
+    return is_val

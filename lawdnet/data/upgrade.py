@@ -18,7 +18,9 @@ from lawdnet.data.manifest import BUILD, INDEX, MANIFEST, SEGMENTS, VIDEOS, Data
 from lawdnet.data.records import STATE
 from lawdnet.data.schema import rewrite_segments, with_columns
 from lawdnet.data.selection import pointer
+from lawdnet.data.shards import SHARDS
 from lawdnet.storage import Location, atomic, local_copy, locate, read_json, write_json
+from lawdnet.tasks.records import PACKED
 from lawdnet.types import Beat
 
 
@@ -107,8 +109,9 @@ def finish(root: Location, out: Location) -> None:
     `dataset.json` comes last: without it, or with the old version in it, the upgrade has to be run again.
     """
     if out != root:
-        records = (f"{BUILD}/{path.name}" for path in (root / BUILD).glob("*.json") if path.name != STATE)
-        for name in (*records, VIDEOS, INDEX):
+        folders = (BUILD, f"{BUILD}/{PACKED}", f"{BUILD}/{SHARDS}")
+        records = (f"{folder}/{path.name}" for folder in folders for path in (root / folder).glob("*.json"))
+        for name in (*(name for name in records if name != f"{BUILD}/{STATE}"), VIDEOS, INDEX):
             if (root / name).exists():
                 with local_copy(root / name) as file, atomic(out / name) as temporary:
                     shutil.copyfile(file, temporary)

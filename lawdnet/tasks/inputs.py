@@ -5,16 +5,22 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby, islice
 from pathlib import Path
+from typing import Any, overload
 
+import numpy as np
 import pyarrow as pa
 
 from lawdnet.storage import REQUESTS, Location, fingerprints, is_remote, local_copy, locate, parquet_file, scan
+from lawdnet.tables import sort_pieces
 from lawdnet.types import Beat, Rejected, RejectReason
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp"}
@@ -25,6 +31,9 @@ PATH_COLUMN = "path"
 """The column of a table that names the files."""
 CSV_SUFFIXES = (".csv", ".CSV")
 """Suffixes of the landmarks beside a video; the first file that exists is used."""
+
+KEY_DIGITS = 16
+"""Of the hash that is an input's key."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,80 @@ class InputFile:
         return locate(os.fsdecode(self.source))
 
 
-def list_inputs(source: Location, suffixes: Collection[str] = VIDEO_SUFFIXES, what: str = "video") -> list[InputFile]:
+SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "path": pa.string(),
+        "source": pa.binary(),
+        "fingerprint": pa.string(),
+        "csv_fingerprint": pa.string(),
+        "columns": pa.string(),  # as JSON
+    }
+)
+AT_ONCE = 4096
+"""Inputs that are made objects at a time."""
+
+
+class InputList(Sequence[InputFile]):
+    """Inputs, by number, in the order of their paths: as columns, of which a row becomes an object when it is needed.
+
+    A million take 200 MB.
+    """
+
+    def __init__(self, files: Iterable[InputFile]) -> None:
+        tables, rest = [SCHEMA.empty_table()], iter(files)
+        while rows := [_to_row(file) for file in islice(rest, AT_ONCE)]:
+            tables.append(pa.Table.from_pylist(rows, SCHEMA))
+        self._table = sort_pieces(tables, ["path", "source"])  # two paths may be shown alike
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @overload
+    def __getitem__(self, place: int) -> InputFile: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[InputFile]: ...
+
+    def __getitem__(self, place: int | slice) -> InputFile | Sequence[InputFile]:
+        if isinstance(place, slice):
+            return self.at(range(len(self))[place])
+        return self.at([range(len(self))[place]])[0]  # an IndexError ends a loop over the list
+
+    def __iter__(self) -> Iterator[InputFile]:
+        for batch in self._table.to_batches(max_chunksize=AT_ONCE):
+            yield from map(_from_row, batch.to_pylist())
+
+    def at(self, numbers: Sequence[int]) -> list[InputFile]:
+        """The inputs with these numbers."""
+        return [_from_row(row) for row in self._table.take(pa.array(numbers, pa.int64())).to_pylist()]
+
+    def numbers(self, keys: Sequence[str]) -> list[int | None]:
+        """The numbers of the inputs with these keys; None where there is none."""
+        order, known = self._by_key
+        wanted = np.array([key.encode() for key in keys], known.dtype)
+        places = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+        found = zip(order[places].tolist(), (known[places] == wanted).tolist(), strict=True)
+        return [number if is_there else None for number, is_there in found]
+
+    @cached_property
+    def _by_key(self) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of the inputs in the order of their keys, and the keys."""
+        known = np.array(self._table["key"].to_pylist(), f"S{KEY_DIGITS}")
+        order = np.argsort(known)
+        return order, known[order]
+
+
+def _to_row(file: InputFile) -> dict[str, Any]:
+    row = {name: getattr(file, name) for name in SCHEMA.names}
+    return row | {"columns": json.dumps(dict(file.columns)) if file.columns else ""}
+
+
+def _from_row(row: Mapping[str, Any]) -> InputFile:
+    return InputFile(**{**row, "columns": json.loads(row["columns"]) if row["columns"] else {}})
+
+
+def list_inputs(source: Location, suffixes: Collection[str] = VIDEO_SUFFIXES, what: str = "video") -> InputList:
     """List the files that `source` names, sorted by path.
 
     A video is worked on again when it, or the CSV beside it, has changed, appeared or gone.
@@ -72,24 +154,26 @@ def list_inputs(source: Location, suffixes: Collection[str] = VIDEO_SUFFIXES, wh
     is_folder = isinstance(source, Path) and source.is_dir()
     suffix = source.suffix.lower()
     if not is_folder and suffix in LIST_SUFFIXES:
-        found = list(input_files(_listed(source), source.parent))
+        found = InputList(input_files(_listed(source), source.parent))
     elif not is_folder and suffix in TABLE_SUFFIXES:
-        found = _in_table(source, _csv_rows(source) if suffix == ".csv" else _parquet_rows(source))
+        found = InputList(_in_table(source, _csv_rows(source) if suffix == ".csv" else _parquet_rows(source)))
     else:
-        found = list(_inside(source, suffixes)) if is_folder or is_remote(source) else []
-        found = found or list(_single(source, suffixes))
+        found = InputList(_inside(source, suffixes) if is_folder or is_remote(source) else ())
+        found = found or InputList(_single(source, suffixes))
     if not found:
         raise ValueError(f"{source}: no {what} here (looked for {', '.join(sorted(suffixes))})")
-    return sorted(found, key=lambda file: (file.path, file.source))
+    return found
 
 
 def _inside(folder: Location, suffixes: Collection[str]) -> Iterator[InputFile]:
-    found = scan(folder, {*suffixes, *(suffix.lower() for suffix in CSV_SUFFIXES)})
+    files = scan(folder, {*suffixes, *(suffix.lower() for suffix in CSV_SUFFIXES)})
     start = f"{folder}".rstrip("/")
-    for name, mark in found.items():
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in suffixes:
-            yield _input_file(name, f"{start}/{name}", [mark, *(found.get(stem + s, "") for s in CSV_SUFFIXES)])
+    for _, together in groupby(files, key=lambda file: os.path.dirname(file[0])):
+        found = dict(together)
+        for name, mark in found.items():
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in suffixes:
+                yield _input_file(name, f"{start}/{name}", [mark, *(found.get(stem + s, "") for s in CSV_SUFFIXES)])
 
 
 def _single(file: Location, suffixes: Collection[str]) -> Iterator[InputFile]:
@@ -109,7 +193,7 @@ def _input_file(name: str, source: str, marks: Sequence[str]) -> InputFile:
     """Args: marks: the fingerprint of the file, then those of its possible CSVs."""
     encoded = os.fsencode(name)
     return InputFile(
-        key=hashlib.sha256(encoded).hexdigest()[:16],
+        key=hashlib.sha256(encoded).hexdigest()[:KEY_DIGITS],
         path=encoded.decode("utf8", "backslashreplace"),
         source=os.fsencode(source),
         fingerprint=marks[0],

@@ -162,7 +162,7 @@ class TaskRunner(Generic[I, R]):
     def _batch(self, batch: Sequence[I]) -> Iterator[tuple[I, R]]:
         todo = []
         for item in batch:
-            found = self.store.read(item.key)
+            found = self.store.read_loose(item.key)
             if found and found.run == self.job.run:  # a worker did it, and died of a later one
                 yield item, found
             else:

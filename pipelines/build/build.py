@@ -1,6 +1,7 @@
 """The dataset graph: videos → one task per video → segment files, index.parquet, videos.parquet, dataset.json.
 
 The task of a long video only divides it; its spans are tasks of their own, and their records are joined to its own.
+Where there are many small segment files, more tasks pack them into shards.
 
 Every input leaves a small record in DATASET/.build when it is done. A build that is killed and started again lists the
 inputs, skips those, and ends with the same rows: the outputs depend on the inputs and the configuration alone. With
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shlex
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -23,21 +25,23 @@ from typing import Any
 from lawdnet.audio.base import AudioExtractor
 from lawdnet.audio.silero import Silero
 from lawdnet.data.config import FORMAT_VERSION, SILERO, VOICING, BuildConfig, digest
-from lawdnet.data.finalize import finalize
 from lawdnet.data.group_by import check_paths, column_name, face_distance
 from lawdnet.data.manifest import BUILD, MANIFEST, SEGMENTS, Dataset
-from lawdnet.data.records import STATE, VideoRecord, read_records, video_records
+from lawdnet.data.publish import publish
+from lawdnet.data.records import STATE, VideoRecord, video_records
 from lawdnet.data.rules import parse_rule
+from lawdnet.data.settle import settle
 from lawdnet.data.span_records import join, span_records
 from lawdnet.data.transfer import refuse_inside
 from lawdnet.evaluation.face_embedding import FaceEmbedder
 from lawdnet.landmarks.base import prepare_landmarks
-from lawdnet.storage import Location, read_json, write_json
+from lawdnet.storage import Location, file_sizes, read_json, write_json
 from lawdnet.tasks import lock
-from lawdnet.tasks.inputs import InputFile, list_inputs
+from lawdnet.tasks.inputs import InputList, list_inputs
 from lawdnet.tasks.task import STALL_SECONDS, OnProgress
 from pipelines.build.networks import NetworkPool
-from pipelines.build.plan import Plan
+from pipelines.build.pack import pack
+from pipelines.build.plan import Plan, Work
 from pipelines.build.span import SpanItem, SpanTask, span_store
 from pipelines.build.task import (
     BuildJob,
@@ -97,16 +101,21 @@ def build(
         )
         extractors = extractors_of(config, job.weights_dir)
         marks = feature_marks(config, extractors)
-        job, plan = _plan(inputs, root, job, marks)
+        job, plan, work = _plan(inputs, root, job, marks, on_progress)
         _claim(source, root, config)
         with _networks(job, gpu) as pool:
-            work = partial(complete, job=job, gpu=gpu if pool else 0, on_progress=on_progress, execute=execute or pool)
-            records = work(VideoTask, items=plan.items, store=video_records(root), stored=plan.stored, name="build")
-            spans, stored = plan.spans(records, root)
+            do = partial(complete, job=job, gpu=gpu if pool else 0, on_progress=on_progress, execute=execute or pool)
+            videos = do(
+                VideoTask, items=work.items, store=video_records(root), stored={}, before=work.ready, name="build"
+            )
+            divided = work.divided | {key: record for key, record in videos if record.borders}
+            spans, stored = plan.spans(divided, work.items, root)
             if spans:
-                work(SpanTask, items=spans, store=span_store(root), stored=stored, name="build spans")
+                deque(do(SpanTask, items=spans, store=span_store(root), stored=stored, name="build spans"), maxlen=0)
                 _join(root, spans, config)
-        return finalize(root, config, _described(extractors, config), str(source), marks, plan.listed)
+        settled = settle(root, config, plan.listed)
+        pack(job, settled.videos, config.pack_files, execute)
+        return publish(root, config, _described(extractors, config), str(source), marks, settled)
 
 
 def _networks(job: BuildJob, gpu: float) -> AbstractContextManager[NetworkPool | None]:
@@ -120,8 +129,12 @@ def _networks(job: BuildJob, gpu: float) -> AbstractContextManager[NetworkPool |
 
 
 def _plan(
-    inputs: Sequence[InputFile], root: Location, job: BuildJob, marks: Mapping[str, str]
-) -> tuple[BuildJob, Plan]:
+    inputs: InputList,
+    root: Location,
+    job: BuildJob,
+    marks: Mapping[str, str],
+    on_progress: OnProgress[VideoRecord] | None,
+) -> tuple[BuildJob, Plan, Work]:
     """Check everything that can be checked before the work, and say what the work is.
 
     Raises:
@@ -129,7 +142,8 @@ def _plan(
     """
     config = job.config
     column = column_name(config.group_by)
-    check_paths([file.path for file in inputs], config.group_by, [file.columns.get(column, "") for file in inputs])
+    if config.group_by:
+        check_paths([file.path for file in inputs], config.group_by, [file.columns.get(column, "") for file in inputs])
     have_csv = [bool(file.csv_fingerprint) for file in inputs]
     finds_faces = prepare_landmarks(config.landmarks, have_csv, lambda name: source_of(config, name, job.weights_dir))
     if config.speech == SILERO:
@@ -137,19 +151,18 @@ def _plan(
     if face_distance(config.group_by):
         FaceEmbedder.find(weights_place(job.weights_dir))
     job = dataclasses.replace(job, sync_mark=_check_sync(job.sync, config, marks))
-    records = read_records(root)
-    _check_rules(config, bool(job.sync_mark) or any(record.sync for record in records.values()))
     plan = Plan(
         inputs=inputs,
-        records=records,
-        files={path.name for path in (root / SEGMENTS).glob("*.parquet")},
+        files=file_sizes(root / SEGMENTS, ".parquet").keys(),
         marks=marks,
         sync_mark=job.sync_mark,
         finds_faces=finds_faces,
         group_by=config.group_by,
     )
-    plan.check_gone(root)
-    return job, plan
+    work = plan.work(root, on_progress)
+    _check_rules(config, bool(job.sync_mark) or work.has_sync)
+    work.check_gone(root)
+    return job, plan, work
 
 
 def _join(root: Location, items: Sequence[SpanItem], config: BuildConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -43,6 +43,7 @@ from lawdnet.landmarks.openface import csv_of
 from lawdnet.networks import HasNetworks, Network
 from lawdnet.ranges import BLOCK_BYTES, BLOCKS
 from lawdnet.storage import Location, locate
+from lawdnet.tasks.batches import even_batches
 from lawdnet.tasks.inputs import CSV_SUFFIXES, InputFile, opened
 from lawdnet.tasks.task import Job, Task
 from lawdnet.types import Beat, Float32, Segment, Video
@@ -187,6 +188,11 @@ class VideoTask(Task[VideoItem, VideoRecord]):
         if not record.borders:
             metrics.count_video(record)
 
+    @staticmethod
+    def batches(items: Sequence[VideoItem], workers: int) -> Iterator[Sequence[VideoItem]]:
+        """One video at a time, or some short ones if there are very many."""
+        yield from even_batches(items, [storage.bytes_of(item.inputs[0]) for item in items], workers)
+
     def begin(self, item: VideoItem) -> VideoRecord:
         """The stored record where segments are only completed."""
         stored = self.store.read(item.key) if item.to_complete else None
@@ -325,9 +331,10 @@ class VideoTask(Task[VideoItem, VideoRecord]):
             return with_columns(table, cells)
 
         (name,) = record.files
-        file = self.root / SEGMENTS / name
-        with storage.local_copy(file, beat=self.beat) as old, storage.atomic(file, beat=self.beat) as temporary:
-            rewrite_segments(old, temporary, completed)
+        file, groups = self.root / SEGMENTS / name, [row.row_group for row in record.rows]
+        with storage.atomic(self.root / SEGMENTS / record.own_file, beat=self.beat) as temporary:
+            rewrite_segments(file, temporary, completed, groups)
+        record.place()
         for row, scores in zip(record.rows, scored, strict=False):  # none, or one for each row
             row.scores.update(scores)
 

@@ -171,14 +171,15 @@ def _upgrade_files(
         stall_seconds=stall_seconds,
     )
     ready = {item.key: item.record() for item in items if item.name not in todo}
-    done = complete(
+    work = complete(
         UpgradeTask, job, items, _records(out), ready, name="upgrade", on_progress=on_progress, execute=execute
     )
-    failed = [record for record in done.values() if record.reason]
+    done = [record for _, record in work]
+    failed = [record for record in done if record.reason]
     if failed:
         text = f"{len(failed)} of {len(items)} segment files could not be upgraded, the first is {failed[0].name}"
         raise ValueError(f"{old.root}: {text} ({failed[0].detail}); the rest is done, the next run tries these again")
-    return list(done.values())
+    return done
 
 
 def _records(root: Location) -> RecordStore[FileRecord]:

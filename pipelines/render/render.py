@@ -83,9 +83,10 @@ def render(
     with lock.held(root / RECORDS / lock.DRIVER):
         store = pair_records(root)
         valid = _valid(root, pairs, store.read_many(pair.key for pair in pairs))
-        done = complete(
+        work = complete(
             RenderTask, job, pairs, store, valid, name="render", gpu=gpu, on_progress=on_progress, execute=execute
         )
+        done = dict(work)
         records = [done[pair.key] for pair in pairs]
         _write_ledger(root, network, settings[0], records)
         _sweep(root, pairs)

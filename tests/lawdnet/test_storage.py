@@ -218,7 +218,7 @@ def test_fingerprints_follow_the_content(root: Location) -> None:
     assert fingerprint(path) == ""
     write_json(path, "one")
     one = fingerprint(path)
-    assert one == fingerprint(path) == scan(root, {".mp4"})["x.mp4"] != ""
+    assert one == fingerprint(path) == dict(scan(root, {".mp4"}))["x.mp4"] != ""
     assert fingerprints(path, [".csv", ".CSV"]) == [one, "", ""]
     write_json(path.with_suffix(".csv"), "x")
     write_json(root / "x.y.csv", "x")
@@ -291,7 +291,7 @@ def test_scan_skips_hidden_and_other_files(root: Location) -> None:
         "x.mp4/inside.mp4",
     ):
         write_json(root / name, name)
-    assert set(scan(root, {".mp4"})) == {"a.mp4", "B.MP4", "deep/er/c.mp4", "x.mp4/inside.mp4"}
+    assert set(dict(scan(root, {".mp4"}))) == {"a.mp4", "B.MP4", "deep/er/c.mp4", "x.mp4/inside.mp4"}
 
 
 def test_scan_of_links(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_scan_of_links(tmp_path: Path) -> None:
     (root / "self.mp4").symlink_to("self.mp4")
     (root / "dangling.mp4").symlink_to("nowhere")
     (root / "file.mp4").symlink_to(outside / "b.mp4")
-    found = scan(root, {".mp4"})
+    found = dict(scan(root, {".mp4"}))
     assert set(found) == {"real/a.mp4", "one/b.mp4", "self.mp4", "dangling.mp4", "file.mp4"}
     assert found["self.mp4"] == found["dangling.mp4"] == ""
     assert found["file.mp4"] == fingerprint(outside / "b.mp4")
@@ -326,13 +326,13 @@ def test_a_folder_that_cannot_be_read_is_reported(
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert set(scan(tmp_path, {".mp4"})) == {"good/a.mp4"}
+    assert set(dict(scan(tmp_path, {".mp4"}))) == {"good/a.mp4"}
     assert "locked: cannot be read (Permission denied)" in caplog.text
 
 
 def test_a_missing_bucket_gives_one_clear_line(s3: S3Server) -> None:
     with pytest.raises(ValueError, match="s3://no-such-bucket/videos: cannot be listed"):
-        scan(locate("s3://no-such-bucket/videos"), {".mp4"})
+        dict(scan(locate("s3://no-such-bucket/videos"), {".mp4"}))
     assert fingerprint(locate("s3://no-such-bucket/x.mp4")) == ""
 
 
@@ -376,3 +376,14 @@ def test_a_footer_is_read_once_until_the_file_changes(tmp_path: Path, monkeypatc
             with storage.parquet_file(path) as file:
                 assert file.read()["n"].to_pylist() == list(range(rows))
     assert given == [False, True, False, True]
+
+
+def test_the_footers_that_are_kept_have_a_limit(tmp_path: Path) -> None:
+    made = []
+    for number in range(3):
+        pq.write_table(pa.table({"n": range(5)}), path := tmp_path / f"{number}.parquet")
+        made.append(pq.read_metadata(path))
+    footers = storage.Footers(2 * made[0].serialized_size)
+    for name in ("0", "1", "0", "2"):
+        footers.keep(name, made[int(name)])
+    assert [footers.get(name) is not None for name in ("0", "1", "2")] == [True, False, True]

@@ -10,7 +10,7 @@ import pyarrow as pa
 from lawdnet.audio.mel import Mel
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.levels import encode_jpeg
-from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset, index_schema, manifest, write_index, write_videos
+from lawdnet.data.manifest import MANIFEST, SEGMENTS, Counts, Dataset, index_schema, manifest, write_index, write_videos
 from lawdnet.data.schema import write_segments
 from lawdnet.face.align import crop_face, fit_all, transform_points
 from lawdnet.storage import write_json
@@ -59,5 +59,7 @@ def drawn_dataset(root: Path, videos: dict[str, list[Segment]]) -> Dataset:
     write_videos(root, [])
     config = BuildConfig(crop_width=WIDTH, where=())
     extractors = {"mel": {"dim": 320, "model_sha256": None}}
-    write_json(root / MANIFEST, manifest(config, extractors, [], source="drawn", funnel=[], dataset_hash="drawn"))
+    write_json(
+        root / MANIFEST, manifest(config, extractors, Counts.of([]), source="drawn", funnel=[], dataset_hash="drawn")
+    )
     return Dataset(root)

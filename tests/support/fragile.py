@@ -14,7 +14,9 @@ from typing import Any
 import ray
 
 from lawdnet.data.records import VideoRecord
+from lawdnet.data.shards import ShardRecord
 from lawdnet.types import Beat
+from pipelines.build.pack import ShardItem, ShardTask
 from pipelines.build.task import BuildJob, VideoItem, VideoTask
 from pipelines.executor import map_items
 from pipelines.render.pairs import PairRecord, RenderPair
@@ -64,6 +66,23 @@ class FragileRenderTask(RenderTask):
         with count.open("a") as file:
             file.write("x")
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FragileShardTask(ShardTask):
+    """Dies once when its shard is written, and half of the records point at it."""
+
+    def run(self, item: ShardItem, record: ShardRecord) -> None:
+        died, written = self.root / "died", 0
+
+        def beat() -> None:
+            nonlocal written
+            written += (self.root / "segments" / item.name).exists()
+            if written == 3 and not died.exists():
+                died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        self.beat = beat
+        super().run(item, record)
 
 
 class TellingVideoTask(VideoTask):

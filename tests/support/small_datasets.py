@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.levels import encode_jpeg
-from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset, index_schema, manifest, write_index, write_videos
+from lawdnet.data.manifest import MANIFEST, SEGMENTS, Counts, Dataset, index_schema, manifest, write_index, write_videos
 from lawdnet.data.rules import apply_rules, parse_rules
 from lawdnet.data.schema import VIDEO_SCHEMA, write_segments
 from lawdnet.storage import write_json
@@ -78,7 +78,7 @@ def make_dataset(
     write_videos(root, rows)
     config = BuildConfig(crop_width=WIDTH, where=())
     funnel = [{"rule": step.rule, "dropped": step.dropped, "left": step.left} for step in steps]
-    info = manifest(config, {"mel": {"dim": 320}}, rows, source=source, funnel=funnel, dataset_hash="abc123")
+    info = manifest(config, {"mel": {"dim": 320}}, Counts.of(rows), source=source, funnel=funnel, dataset_hash="abc123")
     write_json(root / MANIFEST, info | {"rules": [str(rule) for rule in parse_rules(rules, names)]})
     return Dataset(root)
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.levels import encode_jpeg
-from lawdnet.data.manifest import MANIFEST, SEGMENTS, Dataset, manifest, write_index, write_videos
+from lawdnet.data.manifest import MANIFEST, SEGMENTS, Counts, Dataset, manifest, write_index, write_videos
 from lawdnet.data.schema import with_columns, write_segments
 from lawdnet.data.segments import video_id
 from lawdnet.data.transfer import index_of
@@ -76,7 +76,7 @@ def make_dataset(
     info = manifest(
         config,
         {"mel": {"dim": 4, "model_sha256": model}},
-        rows,
+        Counts.of(rows),
         source=source,
         funnel=[{"rule": "", "dropped": 0, "left": len(index)}],
         dataset_hash=sha(str(root) + str(videos))[:16],

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.disjoint import DisjointSets
 from lawdnet.data.faces import encode
 from lawdnet.data.group_by import check_paths, group_names
-from lawdnet.data.groups import assign_groups
+from lawdnet.data.groups import groups_of, re_encodings
+from lawdnet.data.ledger import SCHEMA, ledger_row
 from lawdnet.data.near_duplicates import STARTS
-from lawdnet.data.records import SegmentRow, VideoRecord
+from lawdnet.data.records import SegmentRow, VideoRecord, video_records
+from lawdnet.data.settle import reject_re_encoding, settle
 from lawdnet.data.split import split_draw, split_videos
 
 PATHS = ["ann/1/a.mp4", "ann/2/b.mp4", "s3://bucket/bob/c.mp4", "d.mp4"]
@@ -121,9 +126,11 @@ def record(path: str, motion: int | None = None, status: str = "accepted") -> Vi
 ONE, TWO = 0x0123456789ABCDEF, 0xFEDCBA9876543210
 
 
-def groups(records: dict[str, VideoRecord], **settings: str) -> dict[str, str]:
-    assign_groups(records, BuildConfig(**settings))  # type: ignore[arg-type]
-    return {key: record.group for key, record in records.items()}
+def groups(records: dict[str, VideoRecord], near_duplicates: str = "group", group_by: str = "") -> dict[str, str]:
+    videos = pa.Table.from_pylist([ledger_row(*entry) for entry in records.items() if entry[1].is_accepted], SCHEMA)
+    copies = re_encodings(videos) if near_duplicates == "group" else {}
+    found = groups_of(videos, BuildConfig(group_by=group_by), copies)
+    return dict.fromkeys(records, "") | dict(zip(videos["key"].to_pylist(), found, strict=True))
 
 
 def test_groups_of_folders_and_of_copies_are_joined() -> None:
@@ -162,14 +169,18 @@ def test_one_face_is_one_group_with_its_copies_and_names() -> None:
     assert groups(records, group_by="column:who") == {"a": "who", "b": "", "c": "", "d": "who", "e": "who"}
 
 
-def test_a_copy_is_rejected_if_wished_and_its_record_stands() -> None:
-    stored = {"1": record("a.mp4", ONE), "2": record("b.mp4", ONE), "3": record("c.mp4", TWO)}
-    records = dict(stored)
-    groups(records, near_duplicates="reject")
-    rejected = records["2"]
+def test_a_copy_is_rejected_if_wished_and_its_record_stands(tmp_path: Path) -> None:
+    store = video_records(tmp_path)
+    for key, made in {"1": record("a.mp4", ONE), "2": record("b.mp4", ONE), "3": record("c.mp4", TWO)}.items():
+        made.split = "train"
+        store.write(key, made)
+    settled = settle(tmp_path, BuildConfig(near_duplicates="reject", val_fraction=0.0), {})
+    assert settled.videos["path"].to_pylist() == ["a.mp4", "c.mp4"]
+    assert settled.re_encodings == {"2": "a.mp4"}
+    rejected = store.read("2")
+    assert rejected is not None
+    assert rejected.is_accepted, "it is as it was"
+    assert rejected.rows
+    reject_re_encoding(rejected, "a.mp4")
     assert (rejected.status, rejected.reason, rejected.video_id, rejected.segments) == ("rejected", "duplicate", "", 0)
     assert rejected.detail.startswith("a re-encoding of a.mp4: ")
-    assert records["1"].is_accepted
-    assert records["3"].is_accepted
-    assert stored["2"].is_accepted
-    assert stored["2"].rows

@@ -191,7 +191,7 @@ def test_a_selection_that_was_stopped_is_made_again(source: Dataset, tmp_path: P
     whole = files(write_selection(chosen, tmp_path / "undisturbed", copy=copy).root)
     if copy:
         with pytest.raises(KeyboardInterrupt):
-            write_selection(chosen, out, copy=True, on_video=stop)
+            write_selection(chosen, out, copy=True, on_file=stop)
         with pytest.raises(ValueError, match="no dataset here"):
             Dataset(out)
     write_selection(chosen, out, copy=copy)

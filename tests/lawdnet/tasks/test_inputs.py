@@ -81,7 +81,7 @@ def test_a_csv_that_comes_goes_or_changes_is_noticed(source: Location) -> None:
 def test_one_video(source: Location) -> None:
     fill(source)
     (whole,) = [row for row in list_inputs(source) if row.path == "UP.MP4"]
-    assert list_inputs(source / "UP.MP4") == [whole]
+    assert list(list_inputs(source / "UP.MP4")) == [whole]
 
 
 def test_the_row_of_a_video_is_what_it_was(tmp_path: Path) -> None:

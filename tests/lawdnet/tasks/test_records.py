@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
-from lawdnet.data.records import SegmentRow, VideoRecord, read_records, video_records
-from lawdnet.tasks.records import VERSION, RecordStore, Refusal, TaskRecord
+from lawdnet.data.records import SegmentRow, VideoRecord, video_records
+from lawdnet.storage import Location
+from lawdnet.tasks import records
+from lawdnet.tasks.records import PACKED, VERSION, RecordStore, Refusal, TaskRecord
 from lawdnet.types import RejectReason
+from tests.support.s3_server import S3Server
+from tests.support.stored import read_records
 
 SEGMENT = {"segment_id": "bob-3f36-0000", "index": 0, "track": 0, "start_frame": 0, "num_frames": 54, "row_group": 0,
            "scores": {"face_px": 55.5, "silence": 0.25}}  # fmt: skip
@@ -102,8 +106,75 @@ def test_a_rejection_takes_away_what_was_accepted_and_a_refusal_does_not() -> No
 
 
 def test_other_files_of_the_folder_are_no_records(tmp_path: Path) -> None:
-    store = RecordStore(tmp_path, TaskRecord)
+    store = RecordStore(tmp_path, TaskRecord, ("build.json",))
     store.write("a", TaskRecord(inputs=[]))
     (tmp_path / "build.json").write_text("{}")
     (tmp_path / "a.attempts").write_text("{}")
-    assert store.keys(skip=["build.json"]) == ["a"]
+    assert store.loose_keys() == ["a"]
+
+
+KEYS = ["aaa1", "aaa2", "aab1", "bbb1", "bbb2"]
+
+
+def filled(folder: Location) -> RecordStore[VideoRecord]:
+    store = video_records(folder)
+    for key in KEYS:
+        store.write(key, VideoRecord(inputs=[key], path=f"ü{key}.mp4", rows=[SegmentRow(**SEGMENT)]))
+    return store
+
+
+def test_many_records_are_packed_and_one_of_its_own_overrides(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    before = store.read_many(KEYS, brief=False)
+    assert list(store.pieces(brief=False, most_loose=len(KEYS))) == [before]
+    assert sorted(store.loose_keys()) == KEYS, "few stay as they are"
+    assert list(store.pieces(brief=False, most_loose=2)) == [before]
+    assert store.loose_keys() == []
+    assert sorted(path.name for path in (store.folder / PACKED).iterdir()) == ["aaa.json", "aab.json", "bbb.json"]
+    assert store.read_many([*KEYS, "other"], brief=False) == before
+    assert store.read("aaa3") is None
+    assert store.read_loose("aaa1") is None
+    changed = replace(before["aaa2"], split="val")
+    store.write("aaa2", changed)
+    assert store.read("aaa2") == changed
+    assert list(store.pieces(brief=False, most_loose=1)) == [before | {"aaa2": changed}]
+    assert store.loose_keys() == ["aaa2"]
+    untouched = {path: path.stat().st_mtime_ns for path in (store.folder / PACKED).glob("[!a]*")}
+    list(store.pieces(brief=False, most_loose=0))
+    assert store.loose_keys() == []
+    assert list(store.pieces(brief=False)) == [before | {"aaa2": changed}]
+    assert {path: path.stat().st_mtime_ns for path in untouched} == untouched, "only what has changed is written"
+
+
+def test_packing_can_be_stopped_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "PIECE", 2)
+    store = filled(tmp_path)
+    before = store.read_many(KEYS, brief=False)
+    pieces = store.pieces(brief=False, most_loose=0)
+    assert [next(pieces).keys() for _ in range(2)] == [{"aaa1", "aaa2"}, {"aab1", "bbb1", "bbb2"}]
+    pieces.close()
+    assert sorted(store.loose_keys()) == KEYS[2:]
+    monkeypatch.setattr(RecordStore, "_remove", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(store.pieces(brief=False, most_loose=0))
+    assert store.read_many(KEYS, brief=False) == before
+
+
+def test_a_packed_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    list(store.pieces(brief=False, most_loose=0))
+    path = store.folder / PACKED / "aaa.json"
+    for content in ("", "[]", '{"aaa1": {"version": 2}}'):
+        path.write_text(content)
+        for read in (lambda: store.read("aaa1"), lambda: list(store.pieces())):
+            with pytest.raises(ValueError, match=r"aaa\.json: cannot be read .*; delete it to do these items again"):
+                read()
+
+
+def test_records_are_packed_in_an_object_store(s3: S3Server) -> None:
+    store = filled(s3.root)
+    before = store.read_many(KEYS, brief=False)
+    assert list(store.pieces(brief=False, most_loose=0)) == [before]
+    assert store.loose_keys() == []
+    assert list(store.pieces(brief=False)) == [before]
+    assert store.read("bbb2") == before["bbb2"]

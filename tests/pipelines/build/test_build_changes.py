@@ -21,7 +21,7 @@ from lawdnet.audio.io import load_video_audio
 from lawdnet.audio.mel import Mel
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
-from lawdnet.data.records import SegmentRow, VideoRecord, read_records, video_records
+from lawdnet.data.records import SegmentRow, VideoRecord, video_records
 from lawdnet.data.schema import read_segment, table_to_segment
 from lawdnet.data.selection import check_files, choose, write_selection
 from lawdnet.landmarks.openface import read_csv, write_csv
@@ -35,6 +35,7 @@ from pipelines.train.train import train
 from tests.support.drawn_clip import copy
 from tests.support.in_process import map_in_process
 from tests.support.runs import tiny
+from tests.support.stored import read_records
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)
 
@@ -230,7 +231,7 @@ def test_scores_that_could_not_be_added_leave_the_old_ones(
     monkeypatch.setattr("pipelines.build.task._sync_scorer", lambda path: lambda *_: {"sync_offset": 1.0})
     with monkeypatch.context() as patch:
         patch.setattr(
-            "pipelines.build.task.rewrite_segments", lambda old, to, change: change(pq.read_table(old)) and 1 / 0
+            "pipelines.build.task.rewrite_segments", lambda old, to, change, _: change(pq.read_table(old)) and 1 / 0
         )
         failed = builds(sync=builds.root)
     assert failed.index().equals(before.index())
@@ -269,9 +270,9 @@ def test_what_is_done_is_read_under_the_lock(drawn: Path, builds: Builds, monkey
 
     def watched(root: Path) -> Any:
         read.append(driver.exists())
-        return read_records(root)
+        return video_records(root)
 
-    monkeypatch.setattr("pipelines.build.build.read_records", watched)
+    monkeypatch.setattr("pipelines.build.plan.video_records", watched)
     builds()
     assert read == [True]
     with held(driver), pytest.raises(ValueError, match="is working on it"):
@@ -286,7 +287,7 @@ def test_the_old_dataset_stands_until_the_new_one_does(
     old = builds()
     shifted_csv(drawn, path.with_suffix(".csv"), 2)
     with monkeypatch.context() as patch:
-        patch.setattr("lawdnet.data.finalize.write_index", raise_full_disk)
+        patch.setattr("lawdnet.data.publish.write_pieces", raise_full_disk)
         with pytest.raises(OSError, match="disk is full"):
             builds()
     check_files(old)

@@ -66,7 +66,7 @@ def test_no_folder_is_on_both_sides(source: Path, tmp_path: Path, monkeypatch: p
     between = (split_draw(low) + split_draw(middle)) / 2
     grouped = config(group_by="folder", near_duplicates="keep", val_fraction=between)
     with monkeypatch.context() as patch:
-        patch.setattr("lawdnet.data.finalize.rewrite_segments", nothing)  # workers draw from the group's name
+        patch.setattr("lawdnet.data.settle.rewrite_segments", nothing)  # workers draw from the group's name
         dataset = build(source, tmp_path / "dataset", grouped, execute=map_in_process)
     found = sides(dataset, PATHS)
     assert {path.partition("/")[0] for path, side in found.items() if side == "val"} == {low}
@@ -147,7 +147,7 @@ def test_groups_stand_in_a_column_of_the_list(source: Path, tmp_path: Path, monk
     share = (split_draw("one") + split_draw("two")) / 2
     listed = config(group_by="column:speaker", near_duplicates="keep", val_fraction=share)
     with monkeypatch.context() as patch:
-        patch.setattr("lawdnet.data.finalize.rewrite_segments", nothing)  # workers draw from the group's name
+        patch.setattr("lawdnet.data.settle.rewrite_segments", nothing)  # workers draw from the group's name
         dataset = build(table, tmp_path / "dataset", listed, execute=map_in_process)
     found = sides(dataset, PATHS)
     assert {path: rows(dataset)[path]["group"] for path in PATHS} == people

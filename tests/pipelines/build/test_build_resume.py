@@ -18,7 +18,7 @@ import pytest
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
-from lawdnet.data.records import read_records
+from lawdnet.tasks import batches
 from lawdnet.tasks.attempts import MAX_ATTEMPTS, Attempt, Attempts
 from lawdnet.tasks.disk import DiskFull
 from lawdnet.tasks.inputs import list_inputs
@@ -28,6 +28,7 @@ from pipelines.build.task import BuildJob, VideoItem, VideoTask
 from tests.support.drawn_clip import copy
 from tests.support.fragile import fragile
 from tests.support.in_process import map_in_process
+from tests.support.stored import read_records
 
 CONFIG = BuildConfig(crop_width=80)
 NAMES = [f"{letter}.mp4" for letter in "abcdef"]
@@ -111,6 +112,32 @@ def test_poison_and_hangs_are_quarantined(
     assert [Path(name).name for name in again] == ["poison.mp4"]
     rows = {row["path"]: row for row in dataset.videos().to_pylist()}
     assert (rows["poison.mp4"]["status"], rows["hangs.mp4"]["status"]) == ("accepted", "rejected")
+
+
+def test_one_of_a_batch_takes_its_worker_with_it(
+    source: Path, drawn: Path, undisturbed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others of its batch are built once each, and their records are told."""
+    with_bad = tmp_path / "source"
+    for name in [*NAMES, "poison.mp4"]:
+        copy(drawn, with_bad / name)
+    monkeypatch.setattr(batches, "MOST_BATCHES", 2)
+    monkeypatch.setattr(batches, "BATCHES_PER_WORKER", 1)
+    seen: list[str] = []
+    sizes: list[int] = []
+
+    def grouped(task: Any, job: Any, items: list[VideoItem], **options: Any) -> Any:
+        sizes.extend(len(batch) for batch in task.batches(items, 2))
+        return fragile(task, job, items, **options)
+
+    dataset = build(
+        with_bad, tmp_path / "dataset", CONFIG, execute=grouped, on_progress=lambda p: seen.append(p.record.path)
+    )
+    assert max(sizes) > 2, "several share a batch"
+    rows = {row["path"]: row for row in dataset.videos().to_pylist()}
+    assert (rows["poison.mp4"]["status"], rows["poison.mp4"]["reason"]) == ("rejected", "crash")
+    assert content(dataset)[:2] == content(undisturbed)[:2]
+    assert sorted(seen) == sorted([*NAMES, "poison.mp4"])
 
 
 def test_a_full_disk_stops_the_build(

@@ -16,7 +16,6 @@ from lawdnet.data import spans
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
 from lawdnet.data.merge import merge
-from lawdnet.data.records import read_records
 from lawdnet.data.schema import read_segment, table_to_segment
 from lawdnet.synthetic import write_talking_head
 from lawdnet.types import Rejected, RejectReason, Segment
@@ -25,6 +24,7 @@ from pipelines.build.span import SpanTask
 from pipelines.build.task import VideoTask
 from tests.support.in_process import map_in_process
 from tests.support.s3_server import S3Server
+from tests.support.stored import read_records
 
 SECONDS = 24
 FRAMES = 25 * SECONDS

@@ -9,13 +9,13 @@ import pytest
 
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
-from lawdnet.data.records import read_records
 from lawdnet.data.schema import read_segment, table_to_segment
 from lawdnet.types import UInt8
 from lawdnet.video import VideoWriter
 from pipelines.build.build import build
 from tests.support.drawn_clip import copy
 from tests.support.in_process import map_in_process
+from tests.support.stored import read_records
 
 WEIGHTS = Path(__file__).resolve().parents[3].parent / "shared" / "weights"
 needs_network = pytest.mark.skipif(
