@@ -14,12 +14,10 @@ import logging
 import os
 import re
 import tempfile
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
@@ -27,6 +25,7 @@ import pyarrow.parquet as pq
 from pyarrow import ArrowInvalid
 
 from lawdnet import ranges
+from lawdnet.footers import Footers
 from lawdnet.install import install_hint
 from lawdnet.types import Beat, no_beat
 
@@ -40,8 +39,8 @@ Location: TypeAlias = "Path | UPath"
 
 REQUESTS = 32
 """Number of small files requested concurrently: each costs little but the wait for a response."""
-FOOTER_BYTES = 12 << 20
-"""Of the footers of Parquet files that a process keeps, as they are stored; in memory they take eight times as much."""
+FOOTERS = Footers(12 << 20)
+"""Of the Parquet files that this process has read; in memory they take eight times as many bytes."""
 CHUNK = 1 << 20
 """Bytes read at a time for a checksum."""
 EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "memory": "s3"}
@@ -208,33 +207,6 @@ def parquet_file(path: Location) -> pq.ParquetFile:
     if name:
         FOOTERS.keep(name, file.metadata)
     return file
-
-
-class Footers:
-    """The footers that were used last, up to a number of bytes; safe for threads."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._bytes = 0
-        self._known: OrderedDict[str, pq.FileMetaData] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, name: str) -> pq.FileMetaData | None:
-        """Return the footer that was kept under a name."""
-        return self._known.get(name)
-
-    def keep(self, name: str, footer: pq.FileMetaData) -> None:
-        """Keep a footer that is used now; those that were not used for longest go."""
-        with self._lock:
-            self._bytes += footer.serialized_size
-            if (same := self._known.pop(name, None)) is not None:
-                self._bytes -= same.serialized_size
-            self._known[name] = footer
-            while self._bytes > self._limit and len(self._known) > 1:
-                self._bytes -= self._known.popitem(last=False)[1].serialized_size
-
-
-FOOTERS = Footers(FOOTER_BYTES)
 
 
 def sha256(path: Location, *, beat: Beat = no_beat) -> str:

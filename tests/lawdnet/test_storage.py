@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lawdnet import storage
+from lawdnet.footers import Footers
 from lawdnet.storage import (
     Location,
     atomic,
@@ -383,7 +384,7 @@ def test_the_footers_that_are_kept_have_a_limit(tmp_path: Path) -> None:
     for number in range(3):
         pq.write_table(pa.table({"n": range(5)}), path := tmp_path / f"{number}.parquet")
         made.append(pq.read_metadata(path))
-    footers = storage.Footers(2 * made[0].serialized_size)
+    footers = Footers(2 * made[0].serialized_size)
     for name in ("0", "1", "0", "2"):
         footers.keep(name, made[int(name)])
     assert [footers.get(name) is not None for name in ("0", "1", "2")] == [True, False, True]
