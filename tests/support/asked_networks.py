@@ -14,7 +14,7 @@ import numpy as np
 
 from lawdnet.landmarks.base import BATCH, SOURCES, Frames, in_batches
 from lawdnet.networks import Network
-from lawdnet.types import Face, Float32, UInt8, Video
+from lawdnet.types import Beat, Face, Float32, UInt8, Video
 from pipelines.build.task import BuildJob, VideoTask, networks_of
 
 RAISES, HANGS, DIES = 96, 112, 144
@@ -60,15 +60,17 @@ class AskedFaces:
         return [self.points_68x2 + small_HW3.mean(dtype=np.float32) / 100 for small_HW3 in small_BHW3]
 
 
-SOURCES[AskedFaces.name] = AskedFaces
-
-
 class AskingTask(VideoTask):
-    """A task whose workers import this module."""
+    """A task whose workers know the source."""
+
+    def __init__(self, job: BuildJob, beat: Beat) -> None:
+        SOURCES[AskedFaces.name] = AskedFaces
+        super().__init__(job, beat)
 
 
 def networks(job: BuildJob) -> dict[str, Network]:
-    """The networks of a build, in a process that imports this module."""
+    """The networks of a build, in a process that knows the source."""
+    SOURCES[AskedFaces.name] = AskedFaces
     return networks_of(job)
 
 

@@ -18,6 +18,7 @@ import ray
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
 from lawdnet.landmarks import make_source
+from lawdnet.landmarks.base import SOURCES
 from lawdnet.networks import Network
 from lawdnet.types import Rejected, RejectReason
 from lawdnet.video import VideoWriter, probe
@@ -27,13 +28,18 @@ from pipelines.build.network_worker import NetworkWorker
 from pipelines.build.networks import RemoteNetworks
 from pipelines.build.task import BuildJob
 from tests.pipelines.build.test_build_resume import content
-from tests.support.asked_networks import DIES, HANGS, RAISES, AskingTask, asking, processes
+from tests.support.asked_networks import DIES, HANGS, RAISES, AskedFaces, AskingTask, asking, processes
 from tests.support.drawn_clip import copy
 from tests.support.in_process import map_in_process
 from tests.support.tiny_networks import need, whisper_variables, write_hubert, write_whisper
 
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = ["a.mp4", "b.mp4", "c.mp4"]
+
+
+@pytest.fixture(autouse=True)
+def _known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, AskedFaces.name, AskedFaces)
 
 
 @pytest.fixture(scope="module")
