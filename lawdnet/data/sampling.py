@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from lawdnet.audio.base import windows
+from lawdnet.data.augment import Look, draw_look
 from lawdnet.data.levels import frames_column, level_for
 from lawdnet.data.lips import lip_points, lip_shapes
 from lawdnet.data.references import diverse, looks, resting_start
@@ -60,6 +61,8 @@ class SampleSpec:
     """Whether each sample also has the audio and the shape of the lips of other frames, and the place of its own."""
     audio_dropout: float = 0.0
     """Share of the channels of `lip_audio` that are hidden, others for every frame."""
+    augment: bool = False
+    """Whether samples are mirrored and shown in other light; see `lawdnet.data.augment`."""
     references: str = "random"
     """`random` or `diverse`; see `lawdnet.data.references`."""
     windows: int = 1
@@ -112,6 +115,8 @@ class Draw:
     """R frames from anywhere in the segment, whose audio and lips are wanted."""
     dropout: int = 0
     """Seed of what is hidden of the heard frames' audio."""
+    look: Look | None = None
+    """How it is changed; None leaves it as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +201,9 @@ def draw(rng: np.random.Generator, num_frames: int, spec: SampleSpec, faces: Fac
     resting = resting_start(faces.look_TL[:, 0], start, starts) if faces and spec.contrast else None
     heard = rng.integers(num_frames, size=HEARD_FRAMES).tolist() if spec.lips else ()
     dropout = int(rng.integers(1 << 32)) if spec.audio_dropout else 0
+    look = draw_look(rng) if spec.augment else None
     quiet = other if resting is None else resting
-    return Draw(start, tuple(frames), references, other, quiet, tuple(heard), dropout)
+    return Draw(start, tuple(frames), references, other, quiet, tuple(heard), dropout, look)
 
 
 def _random_references(rng: np.random.Generator, clip: int, clips: int) -> tuple[int, ...]:
@@ -314,6 +320,10 @@ def make_sample(loaded: Loaded, chosen: Draw, spec: SampleSpec) -> dict[str, np.
         sample["lip_points"] = loaded.lips.points_T40[frames]
         if spec.audio_dropout:
             sample["lip_audio"] = _hide(sample["lip_audio"], spec.audio_dropout, chosen.dropout)
+    if chosen.look:
+        change = {"source": chosen.look.images, "reference": chosen.look.images}
+        change |= {"lips": chosen.look.lips, "lip_points": chosen.look.lips}
+        sample |= {name: change[name](sample[name]) for name in change.keys() & sample.keys()}
     if loaded.sync_TC is not None:
         sample["sync_audio"] = _rows(loaded.sync_TC, chosen.clip_start)
         if spec.contrast:

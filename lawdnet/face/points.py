@@ -38,6 +38,8 @@ OUTER_EYE_CORNERS = [36, 45]
 """The distance between these two is the unit of length in which faces of different sizes are compared."""
 
 MOUTH = slice(48, 68)
+MIRRORED_MOUTH = [6, 5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 16, 15, 14, 13, 12, 19, 18, 17]
+"""Where each of the 20 mouth landmarks in a mirror is among those of the true face."""
 MOUTH_CORNERS = [48, 54]
 OUTER_LIP_UPPER = [48, 49, 50, 51, 52, 53, 54]
 """From corner to corner, left to right, as the three below."""

@@ -49,6 +49,8 @@ class TrainConfig:
     """Let the loss `lips` alone teach the audio encoder, where a stage has it, and not the images, but for those whose
     lips are not known. From a few people it learns their recordings by heart otherwise: what it hears of strangers gets
     worse again."""
+    augment: bool = False
+    """Whether samples of generator stages are mirrored and shown in other light."""
     audio_dropout: float = 0.0
     """Share of the audio feature's channels that are hidden from the loss `lips`, others for every frame; also against
     learning by heart."""
@@ -151,6 +153,7 @@ class TrainConfig:
             sync=self.sync_feature if uses_sync else None,
             contrast=stage.kind == "syncnet",
             lips=stage.kind == "gan" and max(stage.weights.lips, stage.weights.read) > 0,
+            augment=self.augment and stage.kind == "gan",
             audio_dropout=self.audio_dropout if stage.kind == "gan" else 0.0,
             references=self.references,
             windows=self.sync_windows if stage.kind == "syncnet" else 1,

@@ -252,3 +252,16 @@ def test_every_round_takes_each_segment_once_in_an_order_of_its_own(stored: list
     rounds = [ids[start : start + 8] for start in range(0, len(ids), 8)]
     assert [sorted(names) for names in rounds] == [[f"s{i}" for i in range(8)]] * 6
     assert len({tuple(names) for names in rounds}) > 1
+
+
+def test_looks_change_the_images_and_nothing_else_of_what_is_drawn(stored: list[SegmentRef]) -> None:
+    work = Work(epoch=0, first_batch=0, skip=0, segments=tuple(stored))
+    plain, changed, again = (
+        list(draw_batches(work, spec, seed=1, stored_width=40))
+        for spec in (CLIP, replace(CLIP, augment=True), replace(CLIP, augment=True))
+    )
+    for one, two, three in zip(plain, changed, again, strict=True):
+        for name, values in one.items():
+            is_image = name in ("source", "reference")
+            assert np.array_equal(values, two[name]) != is_image, name
+            assert np.array_equal(two[name], three[name]), name
