@@ -321,9 +321,8 @@ def make_sample(loaded: Loaded, chosen: Draw, spec: SampleSpec) -> dict[str, np.
         if spec.audio_dropout:
             sample["lip_audio"] = _hide(sample["lip_audio"], spec.audio_dropout, chosen.dropout)
     if chosen.look:
-        change = {"source": chosen.look.images, "reference": chosen.look.images}
-        change |= {"lips": chosen.look.lips, "lip_points": chosen.look.lips}
-        sample |= {name: change[name](sample[name]) for name in change.keys() & sample.keys()}
+        sample |= {name: chosen.look.images(sample[name]) for name in ("source", "reference") if name in sample}
+        sample |= {name: chosen.look.lips(sample[name]) for name in ("lips", "lip_points") if name in sample}
     if loaded.sync_TC is not None:
         sample["sync_audio"] = _rows(loaded.sync_TC, chosen.clip_start)
         if spec.contrast:
