@@ -33,13 +33,11 @@ def direct(source: Path, root: Path) -> float:
     from lawdnet.tasks.task import TaskRunner
     from pipelines.build.task import BuildJob, VideoItem, VideoTask
 
-    runner = TaskRunner(VideoTask, BuildJob(config=CONFIG, root=str(root)))
     items = [VideoItem.of(file) for file in list_inputs(source)]
-    list(runner(items[:1]))
-    timed = items[1:] or items
+    list(TaskRunner(VideoTask, BuildJob(config=CONFIG, root=str(root / "warm-up")))(items[:1]))
     began = time.perf_counter()
-    list(runner(timed))
-    return (time.perf_counter() - began) * len(items) / len(timed)
+    list(TaskRunner(VideoTask, BuildJob(config=CONFIG, root=str(root / "dataset")))(items))
+    return time.perf_counter() - began
 
 
 def on_nodes(source: Path, root: Path, nodes: int, span_seconds: int) -> dict[str, float]:
