@@ -127,6 +127,7 @@ def map_items(
     with resources.cluster(), _errors_allowed(), resources.beside_training(gpu > 0 or beside_gpus):
         workers = per_cpu * resources.workers(gpu)
         batches = task.batches(items, workers)
+        # bytes, as Ray would keep a Python object for every value; they come from this driver alone
         rows = [{"items": pickle.dumps([asdict(item) for item in batch])} for batch in batches]  # type: ignore[call-overload]
         # on a cluster that others use, no more workers at once than there is work
         room = len(rows) if resources.can_grow() else min(workers, len(rows))

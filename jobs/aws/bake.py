@@ -37,6 +37,7 @@ class Recipe:
     """What one image is made of."""
 
     group: str
+    region: str
     image: str
     """The image to start from."""
     machine: str
@@ -69,6 +70,7 @@ class Recipe:
         own = config["head_setup_commands"] if group == config["head_node_type"] else []
         return cls(
             group=group,
+            region=config["provider"]["region"],
             image=node["ImageId"],
             machine=machine or node["InstanceType"],
             disks=node["BlockDeviceMappings"],
@@ -199,8 +201,7 @@ def main(
         import boto3
     except ImportError as error:
         raise ValueError("baking needs boto3: pip install -c constraints.txt boto3") from error
-    region = yaml.safe_load(cluster.read_text(encoding="utf8"))["provider"]["region"]
-    ec2 = boto3.client("ec2", region_name=region)
+    ec2 = boto3.client("ec2", region_name=recipes[0].region)
     for recipe in recipes:
         console.say(f"{recipe.group}: baking {recipe.name}, up to {minutes:g} minutes")
         typer.echo(f"{recipe.group}: ImageId: {bake(ec2, recipe, minutes=minutes)}")

@@ -12,8 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lawdnet.models.device import pick_device
 from lawdnet.networks import in_order
 from lawdnet.types import AUDIO_CONTEXT, FPS, Beat, Float32, Rejected, RejectReason, no_beat
+
+GPU_BATCH = 8
+"""Chunks of audio that a GPU processes at once, if nothing else is asked for."""
 
 
 class AudioExtractor(Protocol):
@@ -151,6 +155,11 @@ class Chunking:
             raise ValueError(
                 f"chunks of {self.rows} rows with a context of {self.context}, {self.batch} at once, are not possible"
             )
+
+
+def chunks_at_once(wanted: int | None, device: str) -> int:
+    """Return how many chunks a torch network processes at once. Args: wanted: None lets the device decide."""
+    return wanted or (GPU_BATCH if pick_device(device).type == "cuda" else 1)
 
 
 def in_chunks(

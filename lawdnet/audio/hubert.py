@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lawdnet.audio.base import Chunking, check_mono, in_chunks
+from lawdnet.audio.base import GPU_BATCH, Chunking, check_mono, chunks_at_once, in_chunks
 from lawdnet.audio.mfcc import Float64
 from lawdnet.models.device import pick_device
 from lawdnet.networks import Network
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 MODEL = "facebook/hubert-base-ls960"
 TYPES = ("hubert", "wav2vec2", "wavlm")
-GPU_BATCH = 8
-"""Chunks that a GPU processes at once."""
 BLOCK = 480_000
 """Samples (30 s) processed at a time, to bound memory."""
 PATCHES = 100_000
@@ -121,8 +119,8 @@ class Hubert:
             return np.asarray(rows_BRC)[:, :: SAMPLES_PER_FRAME // self._hop]
 
         moments_QP = self._moments(samples, rows * SAMPLES_PER_FRAME + margin)
-        batch = self.batch or (GPU_BATCH if pick_device(self.device).type == "cuda" else 1)
-        return in_chunks(run, rows, self.feature_dim, replace(self.chunking, batch=batch), beat, self.calls)
+        chunking = replace(self.chunking, batch=chunks_at_once(self.batch, self.device))
+        return in_chunks(run, rows, self.feature_dim, chunking, beat, self.calls)
 
     def _moments(self, samples: Callable[[int, int], Float32], total: int) -> Float64:
         """Return what the group norm of the first layer needs to know of the whole audio; see `SpeechModel.run`."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lawdnet.audio.base import Chunking, check_mono, in_chunks
+from lawdnet.audio.base import GPU_BATCH, Chunking, check_mono, chunks_at_once, in_chunks
 from lawdnet.audio.mel import mel_filters
 from lawdnet.models.device import pick_device
 from lawdnet.networks import Network
@@ -30,8 +30,6 @@ STEPS = SAMPLES_PER_FRAME // HOP
 LEAST_POWER = 1e-10
 RANGE = 8.0
 """Powers of ten between the loudest value of the audio and the floor."""
-GPU_BATCH = 8
-"""Chunks that a GPU processes at once."""
 BLOCK = 6000
 """Spectrogram frames (60 s) processed at a time, to bound memory."""
 
@@ -94,8 +92,8 @@ class Whisper:
             )
             return np.asarray(self.networks["speech"].compute(mel_BML))[:, :length]
 
-        batch = self.batch or (GPU_BATCH if pick_device(self.device).type == "cuda" else 1)
-        return in_chunks(run, rows, self.feature_dim, replace(self.chunking, batch=batch), beat, self.calls)
+        chunking = replace(self.chunking, batch=chunks_at_once(self.batch, self.device))
+        return in_chunks(run, rows, self.feature_dim, chunking, beat, self.calls)
 
     def _rows(self, mel_BML: Float32) -> Float32:
         """Return B×L/4×C: every second row of the encoder."""

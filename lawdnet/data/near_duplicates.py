@@ -91,7 +91,7 @@ def encode(hashers: Iterable[MotionHasher]) -> str:
     found: dict[int, str] = {}
     for hasher in hashers:
         found = hasher.hashes() | found
-    return " ".join(f"{start}:{found[start]}" for start in sorted(found))
+    return _text(found)
 
 
 def join_hashes(texts: Iterable[str]) -> str:
@@ -99,7 +99,11 @@ def join_hashes(texts: Iterable[str]) -> str:
     found: dict[int, str] = {}
     for start, _, digits in (part.partition(":") for text in texts for part in text.split()):
         found.setdefault(int(start), digits)
-    return " ".join(f"{start}:{found[start]}" for start in sorted(found))
+    return _text(found)
+
+
+def _text(digits: Mapping[int, str]) -> str:
+    return " ".join(f"{start}:{digits[start]}" for start in sorted(digits))
 
 
 def near_duplicates(hashes: Mapping[K, str]) -> dict[K, K]:

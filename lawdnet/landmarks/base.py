@@ -50,8 +50,7 @@ class LandmarkSource(Protocol):
         """Yield the faces of every tick, in order; an empty list if there are none.
 
         Frames are pulled as needed, at most one batch ahead (one per call, where several are made at once), and always
-        to the end. A source frame that is shown at
-        several ticks is processed once.
+        to the end. A source frame that is shown at several ticks is processed once.
 
         Args:
             video: as probed; `num_frames` and `shown_T` are those of the ticks that are asked for, which may be a part.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 SECONDS = 3.0
@@ -17,3 +18,10 @@ def copy(drawn: Path, to: Path, *, csv: bool = True) -> Path:
     if csv:
         shutil.copy(drawn.with_suffix(".csv"), to.with_suffix(".csv"))
     return to
+
+
+def copies(drawn: Path, folder: Path, names: Iterable[str], *, csv: bool = True) -> Path:
+    """Fill a folder with the clip under several names, and return it."""
+    for name in names:
+        copy(drawn, folder / name, csv=csv)
+    return folder

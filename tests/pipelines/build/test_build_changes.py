@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
-import threading
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,7 +19,7 @@ from lawdnet.audio.io import load_video_audio
 from lawdnet.audio.mel import Mel
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import Dataset
-from lawdnet.data.records import SegmentRow, VideoRecord, video_records
+from lawdnet.data.records import video_records
 from lawdnet.data.schema import read_segment, table_to_segment
 from lawdnet.data.selection import check_files, choose, write_selection
 from lawdnet.landmarks.openface import read_csv, write_csv
@@ -35,7 +33,6 @@ from pipelines.train.train import train
 from tests.support.drawn_clip import copy
 from tests.support.in_process import map_in_process
 from tests.support.runs import tiny
-from tests.support.stored import read_records
 
 CONFIG = BuildConfig(crop_width=80, val_fraction=0.0)
 
@@ -298,25 +295,6 @@ def test_the_old_dataset_stands_until_the_new_one_does(
 
 def raise_full_disk(*_: object) -> None:
     raise OSError("the disk is full")
-
-
-def test_records_are_asked_for_many_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In an object store each takes a while to come."""
-    store = video_records(tmp_path)
-    row = SegmentRow("a-0000", index=0, track=0, start_frame=0, num_frames=54, row_group=0, scores={})
-    for name in "abcd":
-        store.write(name, VideoRecord(inputs=[], path=name, status="accepted", rows=[row]))
-    together = threading.Barrier(4)
-    decode_json = json.loads
-
-    def slow(content: bytes) -> Any:
-        together.wait(timeout=10)
-        return decode_json(content)
-
-    monkeypatch.setattr("lawdnet.tasks.records.json.loads", slow)
-    assert [record.rows for record in read_records(tmp_path).values()] == [[]] * 4
-    found = store.read_many("abcd", brief=False)
-    assert {key: record.rows for key, record in found.items()} == {key: [row] for key in "abcd"}
 
 
 def test_what_killed_workers_left_is_removed(drawn: Path, builds: Builds) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,13 @@ import pytest
 from lawdnet.data import publish, spill
 from lawdnet.data.config import BuildConfig
 from lawdnet.data.manifest import INDEX, VIDEOS, Dataset
-from lawdnet.data.records import video_records
+from lawdnet.data.records import SegmentRow, VideoRecord, video_records
 from lawdnet.tasks import inputs, records
 from lawdnet.tasks.inputs import list_inputs
 from lawdnet.tasks.task import Progress
 from pipelines.build.build import build
 from pipelines.build.upgrade import upgrade
-from tests.support.drawn_clip import copy
+from tests.support.drawn_clip import copies, copy
 from tests.support.format_2 import as_format_2
 from tests.support.in_process import map_in_process
 from tests.support.stored import read_records
@@ -31,9 +33,7 @@ LETTERS = "abcdefgh"
 
 @pytest.fixture(scope="module")
 def source(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("source")
-    for letter in LETTERS:
-        copy(drawn, folder / f"{letter}.mp4")
+    folder = copies(drawn, tmp_path_factory.mktemp("source"), (f"{letter}.mp4" for letter in LETTERS))
     copy(drawn, folder / "no_landmarks.mp4", csv=False)
     (folder / "empty.mp4").touch()
     return folder
@@ -137,3 +137,22 @@ def test_an_upgraded_copy_has_the_packed_records(source: Path, tmp_path: Path, s
     building.root = tmp_path / "new"
     assert timeless(building()) == whole
     assert building.worked_on == []
+
+
+def test_records_are_asked_for_many_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an object store each takes a while to come."""
+    store = video_records(tmp_path)
+    row = SegmentRow("a-0000", index=0, track=0, start_frame=0, num_frames=54, row_group=0, scores={})
+    for name in "abcd":
+        store.write(name, VideoRecord(inputs=[], path=name, status="accepted", rows=[row]))
+    together = threading.Barrier(4)
+    decode_json = json.loads
+
+    def slow(content: bytes) -> Any:
+        together.wait(timeout=10)
+        return decode_json(content)
+
+    monkeypatch.setattr("lawdnet.tasks.records.json.loads", slow)
+    assert [record.rows for record in read_records(tmp_path).values()] == [[]] * 4
+    found = store.read_many("abcd", brief=False)
+    assert {key: record.rows for key, record in found.items()} == {key: [row] for key in "abcd"}

@@ -29,7 +29,7 @@ from pipelines.build.networks import RemoteNetworks
 from pipelines.build.task import BuildJob
 from tests.pipelines.build.test_build_resume import content
 from tests.support.asked_networks import DIES, HANGS, RAISES, AskedFaces, AskingTask, asking, processes
-from tests.support.drawn_clip import copy
+from tests.support.drawn_clip import copies, copy
 from tests.support.in_process import map_in_process
 from tests.support.tiny_networks import need, whisper_variables, write_hubert, write_whisper
 
@@ -53,10 +53,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("source")
-    for name in NAMES:
-        copy(drawn, folder / name, csv=False)
-    return folder
+    return copies(drawn, tmp_path_factory.mktemp("source"), NAMES, csv=False)
 
 
 @pytest.fixture(scope="module")

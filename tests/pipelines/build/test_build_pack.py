@@ -28,7 +28,7 @@ from pipelines.build.pack import ShardTask
 from pipelines.build.task import VideoTask
 from pipelines.build.upgrade import upgrade
 from pipelines.executor import map_items
-from tests.support.drawn_clip import copy
+from tests.support.drawn_clip import copies, copy
 from tests.support.format_2 import as_format_2
 from tests.support.fragile import FragileShardTask
 from tests.support.in_process import map_in_process
@@ -42,10 +42,7 @@ FEWER = {"mel": {"hops": "mean"}}
 
 @pytest.fixture(scope="module")
 def source(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("source")
-    for name in NAMES:
-        copy(drawn, folder / name)
-    return folder
+    return copies(drawn, tmp_path_factory.mktemp("source"), NAMES)
 
 
 @pytest.fixture(scope="module")

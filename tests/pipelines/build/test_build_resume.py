@@ -25,7 +25,7 @@ from lawdnet.tasks.inputs import list_inputs
 from lawdnet.tasks.task import TaskRunner
 from pipelines.build.build import build
 from pipelines.build.task import BuildJob, VideoItem, VideoTask
-from tests.support.drawn_clip import copy
+from tests.support.drawn_clip import copies, copy
 from tests.support.fragile import fragile
 from tests.support.in_process import map_in_process
 from tests.support.stored import read_records
@@ -53,10 +53,7 @@ def content(dataset: Dataset) -> tuple[dict[str, str], pa.Table, pa.Table, str]:
 
 @pytest.fixture(scope="module")
 def source(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("source")
-    for name in NAMES:
-        copy(drawn, folder / name)
-    return folder
+    return copies(drawn, tmp_path_factory.mktemp("source"), NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from lawdnet.tasks import lock
 from lawdnet.types import Segment
 from pipelines.build.build import build
 from pipelines.build.upgrade import Upgraded, upgrade
-from tests.support.drawn_clip import copy
+from tests.support.drawn_clip import copies, copy
 from tests.support.format_2 import COLUMNS, as_format_2
 from tests.support.in_process import map_in_process
 from tests.support.s3_server import S3Server
@@ -40,10 +40,7 @@ NAMES = ("a.mp4", "b.mp4", "c.mp4")
 
 @pytest.fixture(scope="module")
 def source(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("source")
-    for name in NAMES:
-        copy(drawn, folder / name)
-    return folder
+    return copies(drawn, tmp_path_factory.mktemp("source"), NAMES)
 
 
 @pytest.fixture(scope="module")
