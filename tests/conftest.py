@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ os.environ["LAWDNET_OFFLINE"] = "1"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="lawdnet-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 os.environ.pop("LAWDNET_WEIGHTS", None)
+
+# a shell lets what it starts in the background ignore Ctrl-C, and all that this starts would inherit it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # tiny networks gain nothing from threads, and lose much where another process wants the cores
 torch.set_num_threads(1)

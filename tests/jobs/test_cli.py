@@ -209,12 +209,15 @@ def test_ctrl_c_is_130(tmp_path: Path) -> None:
     code = "from jobs.cli import main; main()"
     arguments = ["synth", str(tmp_path), "--videos", "1000", "--seconds", "60"]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while not any(tmp_path.iterdir()):
-        assert time.monotonic() < deadline, "drawing did not start"
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    try:
+        deadline = time.monotonic() + 30
+        while not any(tmp_path.iterdir()):
+            assert time.monotonic() < deadline, "drawing did not start"
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert errors.strip() == "stopped; run the same command again to resume"
     assert not list(tmp_path.glob("*.mp4")), "an unfinished video must not remain"
